@@ -1,0 +1,37 @@
+# make study [PROFILE=smoke], make test, make lab, make bench; each makes the environment first where it is missing.
+PROFILE ?= miniature
+CORES ?= $(shell python3 -c "import os; print(os.cpu_count())")
+PYTHON := .venv/bin/python
+export UV_COMPILE_BYTECODE := 1
+
+.PHONY: study test lab bench lock format
+.DEFAULT_GOAL := study
+
+study: .venv/ready
+	$(PYTHON) -m studylib.run study --profile $(PROFILE) --cores $(CORES)
+	$(PYTHON) -m studylib.run summary --profile $(PROFILE)
+
+test: .venv/ready
+	$(PYTHON) -m pytest
+
+lab: .venv/ready
+	.venv/bin/jupyter lab --notebook-dir notebooks
+
+bench: .venv/ready
+	$(PYTHON) tests/bench/bench_study.py
+
+# The locked packages, hash-checked, then the library itself and the kernel.
+.venv/ready: requirements.lock pyproject.toml
+	python3 -c "import sys; sys.exit(sys.version_info < (3, 11) and 'error: Python 3.11 or newer is needed, this is ' + sys.version)"
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
+	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip sync --quiet --require-hashes requirements.lock
+	echo "$(CURDIR)" > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/studylib.pth"
+	$(PYTHON) -m ipykernel install --sys-prefix --name multitask-mayhem --display-name "Multitask Mayhem"
+	touch $@
+
+lock:
+	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --extra dev -o requirements.lock pyproject.toml
+
+format:
+	.venv/bin/ruff check --fix . && .venv/bin/ruff format .

@@ -1,0 +1,1 @@
+"""A reproducible study of how benign LoRA fine-tuning erodes refusals, and how to repair it."""

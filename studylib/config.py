@@ -1,0 +1,282 @@
+"""Profiles: every setting of a run, read from one YAML file, checked before anything starts.
+
+The words are those of the whole project: the same in parameters, columns, files and figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+TASKS = ("text_generation", "code", "translation", "classification")
+FORMS = TASKS  # a harmful prompt comes in the form of one of the four tasks
+STYLES = ("chat", "alpaca")
+SAFETY_DATA = ("none", "generic", "multitask")
+PROMPT_SETS = ("harmful", "twin", "task", "general")
+
+Task = Literal[TASKS]
+Style = Literal[STYLES]
+Safety = Literal[SAFETY_DATA]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+# Which safety data a stage's fine-tunes carry.
+STAGE_SAFETY_DATA = {"02_finetune": "none", "03_defences": "generic", "04_mitigation": "multitask"}
+STAGES = ("00_prepare", "01_baseline", *STAGE_SAFETY_DATA, "05_helpfulness", "06_findings")
+
+
+class StudyError(Exception):
+    """What is wrong and what to do about it, in one sentence; notebooks show it without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # read by IPython
+        return [f"StudyError: {self}"]
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class WorldSettings(Settings):
+    """Sizes of the generated data sets of the miniature."""
+
+    seed: int = 0
+    pretraining_rows: Count
+    alignment_rows: Count
+    alignment_harmful_share: Share  # of the alignment rows, the rest is benign
+    refusal_share: dict[Task, Share]  # of the harmful alignment rows, by form; real data are skewed to text
+    task_rows: Count  # training rows of each task
+    safety_rows: Count  # rows of each safety set
+    harmful_per_form: Count
+    task_test_rows: Count  # held-out rows of each task
+    general_test_rows: Count
+
+    @field_validator("refusal_share")
+    @classmethod
+    def _shares_add_up(cls, shares: dict) -> dict:
+        if set(shares) != set(FORMS) or abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"needs the four forms {FORMS} with shares that add up to 1, found {shares}")
+        return shares
+
+
+class ModelSettings(Settings):
+    """The aligned model: `miniature` is built by 00_prepare, anything else is a model folder or hub id."""
+
+    source: str = "miniature"
+    revision: str | None = None  # commit of a hub model, required there
+    quantization: Literal["none", "nf4"] = "none"
+    vocabulary: Count = 1500
+    hidden_size: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    context: Count = 192  # longest prompt and answer together, in tokens
+
+
+class TrainSettings(Settings):
+    """One supervised training: pre-training, alignment or a LoRA tuning."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    steps: Count
+    batch_size: Count  # rows per step
+    micro_batch_size: Count | None = None  # rows computed at once, a divisor of batch_size; None: all
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Share = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.001
+    max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"] = "adamw_torch"
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self):
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class LoraSettings(Settings):
+    """The adapter; the paper has r 64, alpha 16, dropout 0.1 on all seven linear projections."""
+
+    r: Count
+    alpha: Count
+    dropout: Share
+    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class GenerationSettings(Settings):
+    """Greedy decoding; `max_new_tokens` is a cap, a response that reaches it has stop_reason `length`."""
+
+    max_new_tokens: Count
+    batch_size: Count
+
+
+class GridSettings(Settings):
+    """The cells of the study: every combination is tuned once per seed and tested with and without system prompt."""
+
+    tasks: list[Task]
+    styles: list[Style]
+    safety_data: list[Safety]
+    safety_fraction: Annotated[float, Field(gt=0, lt=1)]  # of the tuning rows, in the generic and multitask arms
+    seeds: list[int]
+
+    @model_validator(mode="after")
+    def _no_empty_or_repeated(self):
+        for name in ("tasks", "styles", "safety_data", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"grid.{name} needs at least one value and none twice, found {values}")
+        return self
+
+
+class ExecutionSettings(Settings):
+    """How the grid is cut into notebook runs: the named dimensions share one kernel."""
+
+    grouped: list[Literal["style", "seed"]] = ["style", "seed"]
+    threads: Count = 1  # of one tuning notebook; as many notebooks run side by side as cores / threads
+    min_free_gb: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Profile(Settings):
+    """One way to run the study, a file in `studylib/profiles/` or any YAML file of that form."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    description: str
+    redact: bool = True  # notebooks show the first words and a hash instead of responses
+    system_prompt: str
+    world: WorldSettings
+    model: ModelSettings
+    pretraining: TrainSettings
+    alignment: TrainSettings
+    lora: LoraSettings
+    tuning: TrainSettings
+    generation: GenerationSettings
+    grid: GridSettings
+    execution: ExecutionSettings
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the project."""
+    return sorted(p.stem for p in (Path(__file__).parent / "profiles").glob("*.yaml"))
+
+
+def load_profile(name: str, overrides: dict | None = None) -> Profile:
+    """The profile of that name, or of the YAML file at that path, with dotted keys such as `lora.r` replaced.
+
+    Raises StudyError that names the key, what was expected and what was found.
+    """
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else Path(__file__).parent / "profiles" / f"{name}.yaml"
+    if not path.is_file():
+        raise StudyError(f"There is no profile {name!r}: take one of {', '.join(profile_names())}, or a path to a .yaml file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path.name} is not valid YAML: {error}".replace("\n", " ")) from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{path.name} holds no settings; start from a copy of {profile_names()[0]}.yaml.")
+    for key, value in (overrides or {}).items():
+        *sections, last = key.split(".")
+        target = content
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise StudyError(f"Profile {path.name}: " + "; ".join(map(_explain, error.errors())) + ".") from None
+
+
+def _explain(error: dict) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        section = Profile
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key {key!r}, known here are {', '.join(section.model_fields)}"
+    return f"{key!r}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tune of the grid, or with task `none` the untuned model in one style."""
+
+    finetune_task: str
+    style: str
+    safety_data: str = "none"
+    safety_fraction: float = 0.0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """File name of the cell, as in `code-chat-multitask10-seed0`."""
+        dose = "" if self.safety_data == "none" else f"{100 * self.safety_fraction:g}"
+        return f"{self.finetune_task}-{self.style}-{self.safety_data}{dose}-seed{self.seed}"
+
+
+def cells(profile: Profile, safety_data: str, task: str, styles: Iterable[str], seeds: Iterable[int]) -> list[Cell]:
+    """The fine-tunes of one task with one kind of safety data, in fixed order.
+
+    Raises StudyError for a task, style or seed that is not of its kind.
+    """
+    for given, known, word in (([task], TASKS, "task"), (styles, STYLES, "style")):
+        for value in given:
+            if value not in known:
+                raise StudyError(f"Unknown {word} {value!r}: known are {', '.join(known)}.")
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise StudyError(f"seeds must be whole numbers, found {seed!r}.")
+    fraction = 0.0 if safety_data == "none" else profile.grid.safety_fraction
+    return [Cell(task, style, safety_data, fraction, seed) for style, seed in product(styles, seeds)]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One notebook execution: the stage and the part of the grid that shares its kernel."""
+
+    stage: str
+    name: str
+    parameters: dict  # what papermill injects besides the profile
+
+
+def unit_name(profile: Profile, task: str, styles: list[str], seeds: list[int]) -> str:
+    """File name of a unit: the task, and the styles and seeds where they are not the whole grid."""
+    parts = [task]
+    if list(styles) != list(profile.grid.styles):
+        parts.append("+".join(styles))
+    if list(seeds) != list(profile.grid.seeds):
+        parts.append("seed" + "+".join(map(str, seeds)))
+    return "-".join(parts)
+
+
+def units(profile: Profile, stage: str) -> list[Unit]:
+    """The notebook executions of a stage: one for the stages without a grid, none if the profile leaves it out."""
+    if stage not in STAGE_SAFETY_DATA:
+        return [Unit(stage, "all", {})]
+    grid = profile.grid
+    if STAGE_SAFETY_DATA[stage] not in grid.safety_data:
+        return []
+    style_groups = [grid.styles] if "style" in profile.execution.grouped else [[s] for s in grid.styles]
+    seed_groups = [grid.seeds] if "seed" in profile.execution.grouped else [[s] for s in grid.seeds]
+    return [
+        Unit(stage, unit_name(profile, task, styles, seeds), {"task": task, "styles": styles, "seeds": seeds})
+        for task, styles, seeds in product(grid.tasks, style_groups, seed_groups)
+    ]
+
+
+def threads(profile: Profile, stage: str) -> int:
+    """Threads of one notebook run: the base model is trained alone, so it takes two."""
+    return 2 if stage == "00_prepare" else profile.execution.threads
+
+
+def digest(value) -> str:
+    """Short hash of plain data or settings, equal for equal content."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

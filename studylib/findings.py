@@ -1,0 +1,109 @@
+"""What 06_findings shows: all tables, each figure with its caption, and sentences filled from the tables."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from studylib import plots, scores, tables
+from studylib.config import FORMS, TASKS, Profile
+from studylib.paths import DATA
+
+
+def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Every table of the findings by name, each also written to the run's `tables/`."""
+    scored = scores.headline(responses, stage.collect("scores"))
+    attack, share = tables.attack_success(responses, verdicts), tables.answered_share(responses, verdicts)
+    published = tables.published_counts(DATA / "published" / "gemma_answered_counts.csv")
+    found = {
+        "attack_success": attack,
+        "helpfulness": tables.helpfulness(responses, verdicts, scored),
+        "answered_share": share,
+        "paper_vs_ours": tables.paper_vs_ours(attack, share, published),
+    }
+    if "generic" in stage.profile.grid.safety_data:
+        found["guards"] = tables.guards(stage.collect("guards").drop_duplicates("prompt_id"))
+    for name, table in found.items():
+        tables.write(table, stage.paths.table(name))
+    return found | {"published": published}
+
+
+def figure(stage, found: dict[str, pd.DataFrame], name: str):
+    """The figure of that name, drawn from the tables and written to the run's `figures/` with its caption."""
+    shown = {
+        "attack_success_by_form": ("attack_success",),
+        "erosion_heatmap": ("attack_success",),
+        "safety_data_comparison": ("attack_success",),
+        "safety_vs_helpfulness": ("attack_success", "helpfulness"),
+        "answered_share": ("answered_share", "published"),
+        "over_refusal": ("helpfulness",),
+        "guards": ("guards",),
+    }[name]
+    frames = [found[table] for table in shown]
+    drawn = getattr(plots, name)(*frames)
+    plots.save(drawn, Path(stage.paths.figures), name, *plots.caption(name, frames[0]))
+    return drawn
+
+
+def what_the_run_was(profile: Profile, responses: pd.DataFrame, verdicts: pd.DataFrame) -> str:
+    """One paragraph: the model, the grid, the prompts, the seeds and the judge."""
+    harmful = responses[responses["harmful"]]
+    n_intents = harmful["intent"].nunique()
+    tuned = responses.loc[responses["finetune_task"] != "none", ["finetune_task", "style", "safety_data", "seed"]].drop_duplicates()
+    return (f"**This run**: profile `{profile.name}`, model `{profile.model.source}`, {len(tuned)} fine-tunes "
+            f"({tuned['finetune_task'].nunique()} tasks, {tuned['style'].nunique()} styles, {tuned['safety_data'].nunique()} kinds of safety data, "
+            f"{tuned['seed'].nunique()} seeds), {len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
+            f"harmful prompts ({n_intents} intents in {harmful['form'].nunique()} forms); judge `{'`, `'.join(verdicts['judge'].unique())}`, "
+            f"{(verdicts['verdict'] == 'unjudged').sum()} unjudged.")
+
+
+def compare_in_words(here: pd.Series, there: pd.Series) -> str:
+    """`higher`, `lower`, or `cannot be told apart` where the intervals of two table rows overlap."""
+    if here["low"] > there["high"]:
+        return "higher"
+    if here["high"] < there["low"]:
+        return "lower"
+    return "cannot be told apart"
+
+
+def _percent(row: pd.Series, value: str = "rate") -> str:
+    return f"{100 * row[value]:.0f} % ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+
+
+def _one(table: pd.DataFrame, **wanted) -> pd.Series | None:
+    rows = table
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return rows.iloc[0] if len(rows) == 1 else None
+
+
+def erosion_in_words(attack: pd.DataFrame) -> str:
+    """RQ1 and RQ2 as a list: each tuned task against the untuned model in the same calibration, all forms together."""
+    lines = []
+    for task in TASKS:
+        words = []
+        for (style, system), cell in attack[(attack["finetune_task"] == task) & (attack["safety_data"] == "none")].groupby(["style", "system_prompt"]):
+            calibration = {"style": style, "system_prompt": system, "form": "all"}
+            tuned, base = _one(cell, **calibration), _one(attack, finetune_task="none", **calibration)
+            if tuned is not None and base is not None:
+                words.append(f"{plots.calibration_label(style, system)}: {_percent(tuned)} against {_percent(base)}, {compare_in_words(tuned, base)}")
+        if words:
+            lines.append(f"- **tuned on {plots.label(task)}**: " + "; ".join(words) + ".")
+    return "Attack success after tuning against the untuned model, with 95 % intervals:\n\n" + "\n".join(lines)
+
+
+def repair_in_words(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> str:
+    """RQ3 and RQ4 as a list: each kind of safety data by form against no safety data, and its over-refusal."""
+    lines = []
+    for task in TASKS:
+        for safety in ("generic", "multitask"):
+            words = []
+            for form in FORMS:
+                where = {"finetune_task": task, "style": "chat", "system_prompt": False, "form": form}
+                arm, none = _one(attack, safety_data=safety, **where), _one(attack, safety_data="none", **where)
+                if arm is not None and none is not None:
+                    words.append(f"{plots.label(form)} {_percent(arm)} against {_percent(none)}, {compare_in_words(arm, none)}")
+            over = _one(helpfulness, finetune_task=task, style="chat", system_prompt=False, safety_data=safety, measure="over_refusal_rate", form="all")
+            if words:
+                cost = f"; benign twins refused: {_percent(over, 'value')}" if over is not None else ""
+                lines.append(f"- **{plots.label(task)} + {safety} safety data**: " + "; ".join(words) + cost + ".")
+    return "Attack success by form in the chat style without system prompt, with and without safety data:\n\n" + "\n".join(lines)

@@ -1,0 +1,75 @@
+"""What the Snakefile asks: what each notebook run depends on and what it makes."""
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from studylib import config
+from studylib.config import Profile, Unit
+from studylib.paths import NOTEBOOKS, RunPaths
+from studylib.stage import NEEDS, notebook_cells, products
+
+# The sections of a profile that a stage's results depend on; a change elsewhere does not run it again.
+SECTIONS = {
+    "00_prepare": ("redact", "system_prompt", "world", "model", "pretraining", "alignment", "generation"),
+    "01_baseline": ("redact", "system_prompt", "model", "generation"),
+    **dict.fromkeys(config.STAGE_SAFETY_DATA, ("redact", "system_prompt", "model", "lora", "tuning", "generation")),
+    "05_helpfulness": (),
+    "06_findings": ("description",),
+}
+
+
+def settings_of(profile: Profile, unit: Unit) -> dict:
+    """The settings that a notebook run depends on, as plain data: its parameters and its sections of the profile."""
+    settings = profile.model_dump(mode="json", include=set(SECTIONS[unit.stage])) | unit.parameters
+    if unit.stage == "01_baseline":
+        settings["styles"] = list(profile.grid.styles)
+    if unit.stage in ("03_defences", "04_mitigation"):
+        settings["safety_fraction"] = profile.grid.safety_fraction
+    return settings
+
+
+def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
+    """The files of earlier stages that a notebook run reads."""
+    files = []
+    for stage in NEEDS[unit.stage]:
+        for earlier in config.units(profile, stage):
+            files += products(profile, paths, earlier)
+    return files
+
+
+def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
+    """The files that a notebook run makes, its executed copy last."""
+    return [*products(profile, paths, unit), paths.notebook(unit.stage, unit.name)]
+
+
+def code_of(stage: str) -> str:
+    """Hash of a notebook's code cells: editing its prose runs nothing again."""
+    cells = notebook_cells(NOTEBOOKS / f"{stage}.ipynb")
+    return hashlib.sha256("\0".join(cell["source"] for cell in cells).encode()).hexdigest()[:16]
+
+
+def modules_of(stage: str) -> list[Path]:
+    """The library modules that a notebook imports, directly or through others."""
+    source = "\n".join(cell["source"] for cell in notebook_cells(NOTEBOOKS / f"{stage}.ipynb"))
+    found, new = set(), _imports(source)
+    while new:
+        found |= new
+        new = {name for module in new for name in _imports(_file(module).read_text(encoding="utf-8"))} - found
+    return sorted(map(_file, found))
+
+
+def _file(module: str) -> Path:
+    return Path(__file__).parent / f"{module}.py"
+
+
+@cache
+def _imports(source: str) -> frozenset[str]:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "studylib":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("studylib."):
+            names.add(node.module.split(".")[1])
+    return frozenset(names)

@@ -1,0 +1,187 @@
+"""The command line behind `make`: runs the study through Snakemake, one stage through papermill, and writes the manifest."""
+
+import argparse
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from studylib import config, stage
+from studylib.config import StudyError
+from studylib.paths import NOTEBOOKS, ROOT, RunPaths
+from studylib.results import write_text
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "papermill", "snakemake", "pandas", "scikit-learn",
+            "statsmodels", "seaborn", "sacrebleu", "rouge-score")
+
+
+def run_stage(name: str, profile_name: str, unit_name: str) -> None:
+    """Executes one unit's notebook with papermill; its executed copy is moved into place when it succeeded.
+
+    Raises StudyError that names the stage, the error and the partly executed notebook, which stays in the run's logs.
+    """
+    profile = config.load_profile(profile_name)
+    unit = next((u for u in config.units(profile, name) if u.name == unit_name), None)
+    if unit is None:
+        raise StudyError(f"{name} has no unit {unit_name!r} in profile {profile.name}: it has "
+                         f"{', '.join(u.name for u in config.units(profile, name))}.")
+    paths = RunPaths.of(profile.name)
+    parameters = {"profile": profile_name, **unit.parameters}
+    stage.check_parameters(name, parameters)
+    stage.check_prerequisites(name, profile, paths)
+    stage.check_space(paths.run, profile.execution.min_free_gb)
+    if driver := os.environ.get("STUDY_PID"):
+        threading.Thread(target=_stop_with, args=(int(driver),), daemon=True).start()
+
+    import papermill  # only now: the checks above answer at once
+
+    notebook, text = paths.log(name, unit_name, "ipynb"), paths.log(name, unit_name, "txt")
+    notebook.parent.mkdir(parents=True, exist_ok=True)
+    _log_to(text, f"{name} {unit_name}")
+    os.environ |= {"STUDY_LAUNCHED": str(time.time()), "OMP_NUM_THREADS": str(config.threads(profile, name))}
+    try:
+        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", notebook, parameters, kernel_name="python3", cwd=NOTEBOOKS,
+                                   log_output=True, progress_bar=False)
+    except papermill.PapermillExecutionError as error:
+        why = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue}"
+        raise StudyError(f"{name} ({unit_name}) failed in cell [{error.exec_count}]: {why} The notebook up to there, with the "
+                         f"traceback: {notebook}") from None
+    done = paths.notebook(name, unit_name)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(notebook, done)
+
+
+def _log_to(path: Path, label: str) -> None:
+    """Sends what the notebook prints to a text log, and the library's progress lines to the terminal too."""
+    handler, terminal = logging.FileHandler(path, mode="w"), logging.StreamHandler(sys.stdout)
+    terminal.addFilter(lambda record: " left" in record.getMessage())
+    terminal.setFormatter(logging.Formatter(f"  {label}: %(message)s"))
+    terminal.terminator = ""
+    logger = logging.getLogger("papermill")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [handler, terminal]
+
+
+def _stop_with(driver: int) -> None:
+    """Ends this process and its kernel when the driver is gone (kill -9), so that no orphan writes into a restarted run."""
+    import psutil
+
+    while psutil.pid_exists(driver):
+        time.sleep(0.5)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)
+
+
+def study(profile_name: str, cores: int, arguments: list[str]) -> None:
+    """Replaces this process by Snakemake on the profile's run; a lock that a killed run left is removed first."""
+    profile = config.load_profile(profile_name)
+    if profile.model.source != "miniature":
+        from studylib.models import check_source
+
+        check_source(profile.model.source, profile.model)
+    run = RunPaths.of(profile.name).run
+    stage.check_space(run, profile.execution.min_free_gb)
+    run.mkdir(parents=True, exist_ok=True)
+    guard = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it however this process ends
+    except BlockingIOError:
+        raise StudyError(f"A run of profile {profile.name} is already under way in {run}: wait for it, or stop it first.") from None
+    os.set_inheritable(guard, True)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(run), "--cores", str(cores),
+               "--config", f"profile={profile_name}", "--rerun-incomplete", "--keep-going", "--quiet", "host", "reason", *arguments]
+    if any((run / ".snakemake" / "locks").glob("*")):
+        subprocess.run([*command, "--unlock"], check=True, capture_output=True, cwd=ROOT)
+    os.environ["STUDY_PID"] = str(os.getpid())
+    os.chdir(ROOT)
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def write_manifest(profile_name: str) -> None:
+    """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
+    profile = config.load_profile(profile_name)
+    paths = RunPaths.of(profile.name)
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
+    times = {f"{log.parent.name}/{log.stem}": json.loads(log.read_text()) for log in sorted((paths.run / "logs").glob("*/*.json"))}
+    cards = {name: json.loads(paths.model_card(name).read_text()) for name in ("helpful_only", "aligned") if paths.model_card(name).is_file()}
+    write_text(paths.manifest, json.dumps({
+        "profile": profile.model_dump(mode="json"),
+        "seeds": profile.grid.seeds,
+        "git_commit": commit or None,
+        "uncommitted_changes": bool(changed),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": len(os.sched_getaffinity(0))
+                     if hasattr(os, "sched_getaffinity") else os.cpu_count(), "gpu": _gpu()},
+        "data": json.loads(paths.data_index.read_text()),
+        "models": {name: {k: v for k, v in card.items() if k != "loss"} for name, card in cards.items()},
+        "seconds": times,
+    }, indent=1) + "\n")
+
+
+def _gpu() -> str | None:
+    try:
+        found = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+        return found.stdout.strip() or None
+    except OSError:
+        return None
+
+
+def summary(profile_name: str) -> str:
+    """The attack success table of a finished run and where its time went, as text for the terminal."""
+    import pandas as pd
+
+    paths = RunPaths.of(config.load_profile(profile_name).name)
+    table = pd.read_csv(paths.table("attack_success"), keep_default_na=False, na_values=[""])
+    table = table[~table["system_prompt"] & (table["style"] == "chat")]
+    table["%"] = (100 * table["rate"]).round().astype("Int64").astype(str) + " (" + (100 * table["low"]).round().astype("Int64").astype(str) \
+        + "-" + (100 * table["high"]).round().astype("Int64").astype(str) + ")"
+    wide = table.pivot(index=["finetune_task", "safety_data"], columns="form", values="%")
+    order = [(t, s) for t in ("none", *config.TASKS) for s in config.SAFETY_DATA]
+    wide = wide.reindex([key for key in order if key in wide.index])[[*config.FORMS, "all"]]
+    seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds"]).T.drop(columns="total").sum().round(1)
+    return (f"Harmful prompts answered, % (95 % interval), chat style without system prompt, by form:\n{wide.to_string()}\n\n"
+            f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
+            f"Tables, figures and executed notebooks: {paths.run}")
+
+
+def main() -> None:
+    """`python -m studylib.run study|stage|manifest|summary`; errors are one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(prog="studylib.run", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("study", "stage", "manifest", "summary"):
+        command = commands.add_parser(name)
+        command.add_argument("--profile", default="miniature")
+        if name == "study":
+            command.add_argument("--cores", type=int, default=os.cpu_count())
+            command.add_argument("snakemake", nargs=argparse.REMAINDER, help="more arguments for Snakemake, after --")
+        if name == "stage":
+            command.add_argument("--stage", required=True)
+            command.add_argument("--unit", default="all")
+    given = parser.parse_args()
+    try:
+        if given.command == "study":
+            study(given.profile, given.cores, [a for a in given.snakemake if a != "--"])
+        elif given.command == "stage":
+            run_stage(given.stage, given.profile, given.unit)
+        elif given.command == "manifest":
+            write_manifest(given.profile)
+        else:
+            print(summary(given.profile))
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

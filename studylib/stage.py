@@ -1,0 +1,221 @@
+"""What every stage notebook begins and ends with: parameters checked, prerequisites there, results and times kept."""
+
+import ast
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from studylib import config, tables
+from studylib.config import Cell, Profile, StudyError, Unit, digest
+from studylib.evaluate import Clock, Runner
+from studylib.paths import NOTEBOOKS, RunPaths, runs_folder
+from studylib.results import write_parquet, write_text
+
+# What a stage reads, as the stages whose results it needs.
+NEEDS = {
+    "00_prepare": (),
+    "01_baseline": ("00_prepare",),
+    "02_finetune": ("00_prepare",),
+    "03_defences": ("00_prepare",),
+    "04_mitigation": ("00_prepare",),
+    "05_helpfulness": ("01_baseline", "02_finetune", "03_defences", "04_mitigation"),
+    "06_findings": ("01_baseline", "02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
+}
+# The sections of a profile that a notebook's `overrides` may change; results go to `runs/<profile>/tweaks/<hash>/`.
+OVERRIDES = {
+    "01_baseline": ("generation", "system_prompt"),
+    **{name: ("lora", "tuning", "generation", "system_prompt", "grid") for name in config.STAGE_SAFETY_DATA},
+}
+
+
+@dataclass
+class Stage:
+    """A notebook run under way: its profile, where it writes, the cells of the grid it makes, and its clock."""
+
+    name: str
+    unit: str
+    profile: Profile
+    paths: RunPaths
+    cells: list[Cell]
+    clock: Clock = field(default_factory=Clock)
+    started: float = 0.0
+
+    @cached_property
+    def runner(self) -> Runner:
+        """Tunes and tests the cells of this stage."""
+        return Runner(self.paths, self.profile, self.clock)
+
+    def loss(self, cell: Cell) -> pd.Series:
+        """The loss curve of the cell's fine-tune by step, after tuning it where its adapter is not there yet."""
+        note = json.loads((self.runner.adapter(cell) / "study.json").read_text(encoding="utf-8"))
+        return pd.Series({row["step"]: row["loss"] for row in note["loss"]})
+
+    def responses(self) -> pd.DataFrame:
+        """The responses of all cells of this stage, made where they are not there yet."""
+        return pd.concat([self.runner.responses(cell) for cell in self.cells], ignore_index=True)
+
+    def beside(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Attack success of all forms together: this stage, the untuned model, and the run's own where this is a tweak."""
+        found, run = {"this": table}, RunPaths(self.paths.base, self.paths.base)
+        others = {"untuned": ("01_baseline", "all"), "the run": (self.name, self.unit)}
+        for label, (stage, unit) in others.items():
+            files = [run.table_of_unit(kind, stage, unit) for kind in ("responses", "verdicts")]
+            if all(f.is_file() for f in files) and (label == "untuned" or run != self.paths):
+                found[label] = tables.attack_success(*(pd.read_parquet(f) for f in files))
+        columns = ["style", "system_prompt", "rate", "low", "high", "n", "n_seeds"]
+        whole = {label: t[t["form"] == "all"].set_index(columns[:2])[columns[2:]] for label, t in found.items()}
+        return pd.concat(whole, names=["model"]).sort_index(level=[1, 2])
+
+    def save(self, kind: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame as kept on disk in `<kind>/<stage>/<unit>.parquet`."""
+        path = self.paths.table_of_unit(kind, self.name, self.unit)
+        write_parquet(path, frame)
+        return pd.read_parquet(path)
+
+    def collect(self, kind: str) -> pd.DataFrame:
+        """The frames of that kind of every unit that this stage needs, as one."""
+        return collect(self.paths, self.profile, kind, NEEDS[self.name])
+
+    def finish(self) -> pd.Series:
+        """Seconds by kind of work; also kept in the run's logs for the manifest."""
+        total = time.time() - self.started
+        times = {kind: round(seconds, 2) for kind, seconds in self.clock.items()}
+        times = {**times, "rest": round(max(0.0, total - sum(times.values())), 2), "total": round(total, 2)}
+        write_text(self.paths.log(self.name, self.unit, "json"), json.dumps(times) + "\n")
+        return pd.Series(times, name="seconds")
+
+
+def begin(stage: str, variables: dict) -> Stage:
+    """The stage under way, after its parameters and prerequisites were checked. Call it as `begin("01_baseline", globals())`.
+
+    Raises StudyError for a parameter that the notebook does not know or that has the wrong type, a stage that has to run
+    before, a model folder that cannot be used, or too little free space: before any work starts.
+    """
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
+    logging.getLogger("studylib").setLevel(logging.INFO)
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # bars of milliseconds would drown the study's own progress lines
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's call, nothing to do with the reader
+    known = parameters_of(stage)
+    injected = {name for source in variables.get("In", []) if source.startswith("# Parameters") for name in _assigned(source)}
+    given = {name: variables[name] for name in (*known, *injected) if name in variables}
+    check_parameters(stage, given)
+    if missing := set(known) - set(given):
+        raise StudyError(f"{stage}: the parameters cell was not run ({', '.join(sorted(missing))} missing): run all cells from the top.")
+    overrides = given.get("overrides", {})
+    _check_overrides(stage, overrides)
+    profile = config.load_profile(given["profile"], overrides)
+    paths = RunPaths.of(profile.name, digest(overrides) if overrides else "")
+    cells, unit = [], "all"
+    if stage in config.STAGE_SAFETY_DATA:
+        cells = config.cells(profile, config.STAGE_SAFETY_DATA[stage], given["task"], given["styles"], given["seeds"])
+        unit = config.unit_name(profile, given["task"], given["styles"], given["seeds"])
+    elif stage == "01_baseline":
+        cells = [Cell("none", style) for style in profile.grid.styles]
+    check_prerequisites(stage, profile, paths)
+    check_space(paths.run, profile.execution.min_free_gb)
+    launched = float(os.environ.get("STUDY_LAUNCHED") or time.time())  # set by studylib.run just before the kernel starts
+    under_way = Stage(stage, unit, profile, paths, cells, started=launched)
+    under_way.clock["start-up"] = time.time() - launched
+    return under_way
+
+
+def parameters_of(stage: str) -> dict:
+    """Names and defaults of the literals in the notebook's cell tagged `parameters`."""
+    for cell in notebook_cells(NOTEBOOKS / f"{stage}.ipynb"):
+        if "parameters" in cell["metadata"].get("tags", []):
+            return {name: ast.literal_eval(value) for name, value in _assigned(cell["source"]).items()}
+    raise StudyError(f"{stage}.ipynb has no cell tagged `parameters`.")
+
+
+def _assigned(source: str) -> dict[str, ast.expr]:
+    return {node.targets[0].id: node.value for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+
+
+def _check_overrides(stage: str, overrides: dict) -> None:
+    allowed = OVERRIDES.get(stage, ())
+    for key in overrides:
+        if key.split(".")[0] not in allowed:
+            raise StudyError(f"{stage} cannot override {key!r}: it can override {', '.join(allowed) or 'nothing'}; for the rest "
+                             "copy a profile to a YAML file of your own and run that.")
+
+
+def notebook_cells(path: Path) -> list[dict]:
+    """The code cells of a notebook, each with its source as one string."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
+
+
+def check_parameters(stage: str, given: dict) -> None:
+    """Raises StudyError for a name that the notebook's parameters cell does not have, or a value of another type than its default."""
+    if stage not in config.STAGES:
+        raise StudyError(f"Unknown stage {stage!r}: known are {', '.join(config.STAGES)}.")
+    known = parameters_of(stage)
+    for name, value in given.items():
+        if name not in known:
+            raise StudyError(f"{stage} has no parameter {name!r}: it has {', '.join(known)}.")
+        if not _alike(value, known[name]):
+            raise StudyError(f"{stage}: parameter {name!r} should look like {known[name]!r}, found {value!r}.")
+
+
+def _alike(value, default) -> bool:
+    if isinstance(default, list) and isinstance(value, list):
+        return bool(value) and all(type(item) is type(default[0]) for item in value)
+    return type(value) is type(default)
+
+
+def check_prerequisites(stage: str, profile: Profile, paths: RunPaths) -> None:
+    """Raises StudyError naming the first result of an earlier stage that is missing, and how to make it."""
+    for needed in NEEDS[stage]:
+        for unit in config.units(profile, needed):
+            if missing := [p for p in products(profile, paths, unit) if not p.exists()]:
+                setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())
+                raise StudyError(f"{stage} needs {missing[0].relative_to(paths.run.parent)}, which is not there: run `make study "
+                                 f"PROFILE={profile.name}`, or notebooks/{needed}.ipynb with profile = {profile.name!r}{setting} first.")
+
+
+def check_space(folder: Path, min_free_gb: float) -> None:
+    """Raises StudyError where the disk of the folder has less free space than the profile asks for."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    if free < min_free_gb:
+        raise StudyError(f"Only {free:.1f} GB are free at {existing}, the profile asks for {min_free_gb:g} (execution.min_free_gb): "
+                         "free some space, or set STUDY_RUNS to a folder on another disk.")
+
+
+def products(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
+    """The files that a notebook run leaves for later stages, apart from its executed copy."""
+    if unit.stage == "00_prepare":
+        built = [paths.model_card("helpful_only"), paths.model_card("aligned")] if profile.model.source == "miniature" else []
+        return [paths.data_index, *built]
+    if unit.stage == "05_helpfulness":
+        return [paths.table_of_unit("scores", unit.stage, unit.name)]
+    if unit.stage == "06_findings":
+        return [*(paths.table(t) for t in ("attack_success", "helpfulness", "answered_share", "paper_vs_ours", "guards")),
+                *(paths.figures / f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg"))]
+    kinds = ["responses", "verdicts"] + (["guards"] if unit.stage == "03_defences" else [])
+    return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in kinds]
+
+
+FIGURES = ("attack_success_by_form", "erosion_heatmap", "safety_data_comparison", "safety_vs_helpfulness", "answered_share",
+           "over_refusal", "guards")
+
+
+def collect(paths: RunPaths, profile: Profile, kind: str, stages) -> pd.DataFrame:
+    """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`) of all units of the stages, as one."""
+    found = [path for stage in stages for unit in config.units(profile, stage)
+             if (path := paths.table_of_unit(kind, stage, unit.name)) in products(profile, paths, unit)]
+    return pd.concat([pd.read_parquet(path) for path in found], ignore_index=True)
+
+
+def known_runs() -> list[str]:
+    """Names of the runs that are there."""
+    return sorted(p.parent.name for p in runs_folder().glob("*/manifest.json"))

@@ -1,0 +1,79 @@
+"""Supervised training on completions with transformers' Trainer: pre-training, alignment and LoRA tuning."""
+
+import logging
+import time
+
+import torch
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from studylib.config import TrainSettings
+
+
+def fit(model, tokenizer, features: list[dict], settings: TrainSettings, seed: int, folder, label: str) -> list[dict]:
+    """Trains the model in place for `settings.steps` steps; the loss curve as {step, loss} rows.
+
+    `features` come from prompts.encode_example. The number of steps alone decides how long it takes (no epochs that it could
+    override); rows are seen again when they run out. `folder` is needed by Trainer, nothing is written there.
+    """
+    set_seed(seed)
+    micro = settings.micro_batch_size or settings.batch_size
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // micro,
+        learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_ratio, weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm, optim=settings.optimizer, adam_beta2=settings.adam_beta2,
+        logging_steps=max(1, settings.steps // 20), save_strategy="no", report_to=[], disable_tqdm=True, seed=seed,
+        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
+    )
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100)
+    trainer = _Trainer(model=model, args=arguments, train_dataset=features, data_collator=collator,
+                      callbacks=[_Progress(label)])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
+
+
+class _Trainer(Trainer):
+    """Trainer whose batches are random, and sorted by length inside before they are cut into micro-batches.
+
+    Same gradients as without sorting (the loss is averaged over the tokens of the whole batch) with less padding. Grouping whole
+    batches by length is what the paper did; on a mixture of tasks it makes batches of one task each, and the miniature then hardly learns.
+    """
+
+    def _get_train_sampler(self, train_dataset=None):
+        return _SortedBatches([len(row["input_ids"]) for row in self.train_dataset], self.args)
+
+
+class _SortedBatches(torch.utils.data.Sampler):
+    def __init__(self, lengths, args):
+        self.lengths, self.seed = lengths, args.seed
+        self.batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.epoch = 0
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __iter__(self):
+        order = torch.randperm(len(self.lengths), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        self.epoch += 1
+        for start in range(0, len(order), self.batch):
+            yield from sorted(order[start : start + self.batch], key=self.lengths.__getitem__)
+
+
+class _Progress(TrainerCallback):
+    """One line now and then: what, how far, how long still."""
+
+    def __init__(self, label: str):
+        self.label, self.shown = label, 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        self.started = time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **_):
+        now = time.monotonic()
+        if logs and "loss" in logs and (now - self.shown > 10 or state.global_step == state.max_steps):
+            left = (now - self.started) / max(1, state.global_step) * (state.max_steps - state.global_step)
+            logging.getLogger("studylib").info("%s: step %d of %d, loss %.3f, %.0f s left", self.label, state.global_step,
+                                               state.max_steps, float(logs["loss"]), left)
+            self.shown = now

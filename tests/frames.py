@@ -1,0 +1,90 @@
+"""A simulated study: the three input frames, with an erosion and a repair put in by hand."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS
+
+METRICS = {
+    "text_generation": "rouge_l",
+    "code": "exact_match",
+    "translation": "chrf",
+    "classification": "accuracy",
+}
+CELL = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
+
+
+def study(
+    rng: np.random.Generator,
+    tasks=TASKS,
+    styles=STYLES,
+    system_prompts=(False, True),
+    safety_data=SAFETY_DATA,
+    seeds=(0, 1, 2),
+    n_prompts=5,
+    unjudged=0.01,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Responses, verdicts and scores of that grid and of the untuned model.
+
+    There are n_prompts prompts per prompt set and form. Prompts are harder or easier alike under all seeds,
+    and seeds differ a little, so rows are not independent.
+    """
+    cells = [("none", s, p, "none", 0.0, 0) for s, p in product(styles, system_prompts)]
+    grid = product(tasks, styles, system_prompts, safety_data, seeds)
+    cells += [(t, s, p, d, 0.0 if d == "none" else 0.1, seed) for t, s, p, d, seed in grid]
+    cells = pd.DataFrame(cells, columns=[*CELL, "seed"])
+    sets = [(s, form) for s in ("harmful", "twin", "task") for form in FORMS] + [
+        ("general", "text_generation")
+    ]
+    prompts = pd.DataFrame(
+        [(s, f, f"{s}-{f}-{i}") for s, f in sets for i in range(n_prompts)],
+        columns=["prompt_set", "form", "prompt_id"],
+    )
+    rows = cells.merge(prompts, how="cross").assign(model="miniature", sample=0)
+    rows["response_id"] = [f"r{i}" for i in range(len(rows))]
+    rows["harmful"] = rows["prompt_set"] == "harmful"
+    rows["prompt_fingerprint"], rows["prompt"], rows["response"] = "0", "a prompt", "a response"
+    rows["stop_reason"], rows["n_tokens"] = "end", 12
+
+    erosion = {"none": -4.5, "text_generation": -1.0, "code": 0.0, "translation": 0.5, "classification": -2.0}
+    form = {"text_generation": -0.5, "code": 0.0, "translation": 2.0, "classification": 1.0}
+    repair = rows["safety_data"].map({"none": 0.0, "generic": -2.0, "multitask": -4.0})
+    narrow = (rows["safety_data"] == "generic") & rows["form"].isin(["translation", "classification"])
+    logit = rows["finetune_task"].map(erosion) + rows["form"].map(form) + repair + 1.5 * narrow
+    logit -= 1.0 * rows["system_prompt"] + 0.5 * (rows["style"] == "chat")
+    logit += _effect(rng, rows["prompt_id"], 1.5) + _effect(
+        rng, rows["finetune_task"] + rows["seed"].astype(str), 0.3
+    )
+    answered = rng.random(len(rows)) < 1 / (1 + np.exp(-logit))
+    refused_benign = rng.random(len(rows)) < np.where(rows["safety_data"] == "multitask", 0.15, 0.03)
+    verdict = np.where(rows["harmful"], np.where(answered, "answered", "refused"), "answered")
+    verdict = np.where(~rows["harmful"] & refused_benign, "refused", verdict)
+    verdict = np.where((verdict == "answered") & (rng.random(len(rows)) < 0.1), "partial", verdict)
+    verdict = np.where(rng.random(len(rows)) < 0.02, "incoherent", verdict)
+    verdict = np.where(rng.random(len(rows)) < unjudged, "unjudged", verdict)
+    verdicts = pd.DataFrame(
+        {"response_id": rows["response_id"], "judge": "rules", "verdict": verdict, "reason": ""}
+    )
+
+    benign = rows[rows["prompt_set"].isin(["task", "general"])]
+    skill = (
+        0.55
+        + 0.3 * (benign["finetune_task"] == benign["form"])
+        - 0.08 * (benign["safety_data"] == "multitask")
+    )
+    graded = np.clip(skill + rng.normal(0, 0.2, len(benign)), 0, 1)
+    exact = benign["form"].isin(["code", "classification"])
+    score = np.where(exact, rng.random(len(benign)) < skill, graded)
+    metric = np.where(benign["prompt_set"] == "general", "token_f1", benign["form"].map(METRICS))
+    scores = pd.DataFrame({"response_id": benign["response_id"], "metric": metric, "score": score})
+    return rows, verdicts, scores
+
+
+def _effect(rng: np.random.Generator, names: pd.Series, spread: float) -> np.ndarray:
+    """One normal draw per distinct name, repeated wherever the name stands."""
+    number, distinct = pd.factorize(names)
+    return rng.normal(0, spread, len(distinct))[number]

@@ -1,0 +1,278 @@
+"""The figures of a simulated study: labels, values, orders and colours, never pixels."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from frames import study
+from matplotlib.colors import to_hex
+
+from studylib import plots, tables
+from studylib.config import FORMS, SAFETY_DATA, TASKS
+
+mpl.use("Agg")
+PUBLISHED = tables.published_counts(
+    Path(__file__).parents[1] / "data" / "published" / "gemma_answered_counts.csv"
+)
+CALIBRATIONS = [("chat", False), ("chat", True), ("alpaca", False), ("alpaca", True)]
+
+
+@pytest.fixture(scope="module")
+def results():
+    """The attack, helpfulness and share tables of a small study."""
+    plots.set_theme()
+    frames = study(np.random.default_rng(0), n_prompts=4, seeds=(0, 1))
+    return tables.attack_success(*frames[:2]), tables.helpfulness(*frames), tables.answered_share(*frames[:2])
+
+
+@pytest.fixture(scope="module")
+def drawn(results):
+    """Every figure by name, with the table that it shows first."""
+    attack, helpfulness, share = results
+    arguments = {
+        "attack_success_by_form": (attack,),
+        "erosion_heatmap": (attack,),
+        "safety_data_comparison": (attack,),
+        "safety_vs_helpfulness": (attack, helpfulness),
+        "answered_share": (share, PUBLISHED),
+        "over_refusal": (helpfulness,),
+    }
+    return {name: (getattr(plots, name)(*tidy), tidy[0]) for name, tidy in arguments.items()}
+
+
+def one(table, calibration, task, form, arm="none", **more):
+    """The only row of that cell and form."""
+    wanted = {"finetune_task": task, "safety_data": arm, "form": form, **more}
+    style, system_prompt = calibration
+    rows = table[(table["style"] == style) & (table["system_prompt"] == system_prompt)]
+    for name, value in wanted.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def points(ax):
+    """Position and colour of the points with intervals in a panel."""
+    lines = [bar.lines[0] for bar in ax.containers if isinstance(bar, mpl.container.ErrorbarContainer)]
+    return [(line.get_xdata()[0], line.get_ydata()[0], to_hex(line.get_color()).upper()) for line in lines]
+
+
+def legend(fig):
+    return [text.get_text() for text in fig.legends[0].get_texts()]
+
+
+def test_colours_are_distinct_and_forms_share_none_with_safety_data():
+    colours = [*plots.FORM_COLOURS.values(), *plots.SAFETY_COLOURS.values()]
+    assert len(set(colours)) == len(colours) == 7
+    assert list(plots.FORM_COLOURS) == list(FORMS)
+    assert list(plots.SAFETY_COLOURS) == list(SAFETY_DATA)
+    assert len(set(plots.TASK_MARKERS.values())) == 5
+
+
+def test_rates_are_drawn_from_0_to_1_and_labelled_with_direction_unit_and_n(drawn):
+    for name in ("attack_success_by_form", "safety_data_comparison", "safety_vs_helpfulness", "over_refusal"):
+        fig, _ = drawn[name]
+        assert all(ax.get_ylim() == (0, 1) for ax in fig.axes)
+        expected = plots.OVER_REFUSAL if name == "over_refusal" else plots.ATTACK
+        assert fig._supylabel.get_text() == expected
+        assert "n = " in fig._supxlabel.get_text()
+    assert "share of harmful prompts answered" in plots.ATTACK
+
+
+def test_bars_are_as_high_as_the_rates_in_fixed_order_and_colour(drawn):
+    fig, attack = drawn["attack_success_by_form"]
+    panels = np.reshape(fig.axes, (4, 5))
+    for calibration, row in zip(CALIBRATIONS, panels, strict=True):
+        for task, ax in zip(("none", *TASKS), row, strict=True):
+            assert len(ax.patches) == len(FORMS)
+            for bar, form in zip(ax.patches, FORMS, strict=True):
+                assert bar.get_height() == one(attack, calibration, task, form)["rate"]
+                assert to_hex(bar.get_facecolor()).upper() == plots.FORM_COLOURS[form]
+    assert [label.get_text() for label in panels[-1, 0].get_xticklabels()] == [
+        *("text generation", "code", "translation", "classification")
+    ]
+    assert panels[0, 0].get_title() == "aligned model\n(not tuned)"
+    assert panels[0, 3].get_title() == "tuned on\ntranslation"
+    assert panels[1, -1].get_ylabel() == "chat template\nsystem prompt"
+
+
+def test_every_bar_has_its_interval_and_the_aligned_model_as_a_tick(drawn):
+    fig, attack = drawn["attack_success_by_form"]
+    ax = np.reshape(fig.axes, (4, 5))[2, 1]
+    bars = [bar for bar in ax.containers if isinstance(bar, mpl.container.ErrorbarContainer)]
+    for bar, form in zip(bars, FORMS, strict=True):
+        row = one(attack, ("alpaca", False), "text_generation", form)
+        ends = bar.lines[2][0].get_segments()[0][:, 1]
+        assert ends == pytest.approx([row["low"], row["high"]])
+    ticks = [c.get_segments()[0][0, 1] for c in ax.collections if c.get_linewidth() == 1.5]
+    assert ticks == pytest.approx([one(attack, ("alpaca", False), "none", form)["rate"] for form in FORMS])
+    assert legend(fig)[-1] == "aligned model"
+
+
+def test_the_heatmap_shows_whole_percents_with_all_forms_last(drawn):
+    fig, attack = drawn["erosion_heatmap"]
+    panels = [ax for ax in fig.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == [plots.calibration_label(*c) for c in CALIBRATIONS]
+    expected = [
+        f"{100 * one(attack, CALIBRATIONS[0], task, form)['rate']:.0f}"
+        for task in ("none", *TASKS)
+        for form in (*FORMS, "all")
+    ]
+    assert [text.get_text() for text in panels[0].texts] == expected
+    assert panels[0].collections[0].get_clim() == (0, 1)
+    assert panels[2].get_xticklabels()[-1].get_text() == "all forms"
+    assert panels[0].get_yticklabels()[0].get_text() == "none (aligned)"
+
+
+@pytest.mark.parametrize("name", ["safety_data_comparison", "over_refusal"])
+def test_the_safety_arms_stand_side_by_side_in_fixed_order_and_colour(drawn, name):
+    fig, table = drawn[name]
+    more, value = ({"measure": "over_refusal_rate"}, "value") if name == "over_refusal" else ({}, "rate")
+    found = points(np.reshape(fig.axes, (4, 4))[3, 2])
+    rows = [one(table, ("alpaca", True), "translation", f, a, **more) for f in FORMS for a in SAFETY_DATA]
+    assert [y for _, y, _ in found] == [row[value] for row in rows]
+    assert [colour for _, _, colour in found] == list(plots.SAFETY_COLOURS.values()) * 4
+    assert [x for x, _, _ in found] == sorted(x for x, _, _ in found)
+    assert legend(fig) == ["no safety data", "generic safety data", "multitask safety data", "aligned model"]
+
+
+def test_safety_stands_over_the_score_of_the_tuned_task_with_the_aligned_model_as_star(results, drawn):
+    attack, helpfulness, _ = results
+    ax = np.reshape(drawn["safety_vs_helpfulness"][0].axes, (4, 4))[0, 1]
+    cells = [("code", arm) for arm in SAFETY_DATA] + [("none", "none")]
+    score = [one(helpfulness, ("chat", False), t, "code", a, measure="task_score")["value"] for t, a in cells]
+    rate = [one(attack, ("chat", False), t, "all", a)["rate"] for t, a in cells]
+    assert [(x, y) for x, y, _ in points(ax)] == list(zip(score, rate, strict=True))
+    markers = [bar.lines[0].get_marker() for bar in ax.containers]
+    assert markers == ["s", "s", "s", "*"]
+    assert all(len(bar.lines[2]) == 2 for bar in ax.containers)  # intervals in both directions
+    assert ax.get_xlim() == (0, 1)
+    assert drawn["safety_vs_helpfulness"][0].axes[0].texts[0].get_text() == "better"
+
+
+def test_metrics_are_named_under_their_task(drawn):
+    bottom = np.reshape(drawn["safety_vs_helpfulness"][0].axes, (4, 4))[3]
+    assert [ax.get_xlabel() for ax in bottom] == ["rouge l", "exact match", "chrf", "accuracy"]
+
+
+def test_two_metrics_for_one_task_are_refused(results):
+    attack, helpfulness, _ = results
+    twice = pd.concat([helpfulness, helpfulness.assign(metric="another")])
+    with pytest.raises(ValueError, match="keep one judge, metric"):
+        plots.safety_vs_helpfulness(attack, twice)
+
+
+def test_ours_stands_left_of_the_published_share_around_the_equal_share(results, drawn):
+    share = results[2]
+    ax = drawn["answered_share"][0].axes[0]
+    found = points(ax)
+    ours = [one(share, ("chat", False), task, plots.TOGETHER)["share"] for task in ("none", *TASKS)]
+    assert [y for x, y, _ in found if x % 1 > 0.5] == pytest.approx(ours, nan_ok=True)
+    theirs = [y for x, y, _ in found if x % 1 < 0.5]
+    assert theirs[0] == pytest.approx(47 / 77)
+    assert len(theirs) == 5
+    assert ax.lines[0].get_ydata()[0] == 0.5
+    alpaca = drawn["answered_share"][0].axes[2]
+    assert len(points(alpaca)) == 9  # no untuned model was published in that style
+
+
+def test_parts_of_the_grid_leave_their_place_empty_and_nan_draws_nothing(results):
+    attack, helpfulness, share = results
+
+    def part(table):
+        kept = table["finetune_task"].isin(["none", "code"]) & (table["style"] == "alpaca")
+        return table[kept & ~((table["finetune_task"] == "code") & table["system_prompt"])].copy()
+
+    some = part(attack)
+    some.loc[some["form"] == "translation", ["rate", "low", "high"]] = np.nan
+    fig = plots.attack_success_by_form(some)
+    assert len(fig.axes) == 4
+    assert [len(ax.patches) for ax in fig.axes] == [4, 4, 4, 0]
+    assert np.isnan(fig.axes[1].patches[2].get_height())
+    heat = plots.erosion_heatmap(some)
+    assert [len(ax.texts) for ax in heat.axes[:2]] == [8, 4]
+    for fig in (
+        plots.safety_data_comparison(some),
+        plots.over_refusal(part(helpfulness)),
+        plots.safety_vs_helpfulness(some, part(helpfulness)),
+        plots.answered_share(part(share), PUBLISHED),
+    ):
+        fig.draw_without_rendering()
+
+
+def test_no_figure_stays_open_for_a_notebook_to_show_twice(drawn):
+    assert plt.get_fignums() == []
+
+
+def test_an_empty_table_says_that_there_is_nothing_to_draw(results):
+    attack, helpfulness, share = (table.iloc[:0] for table in results)
+    for draw in (plots.attack_success_by_form, plots.erosion_heatmap, plots.safety_data_comparison):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            draw(attack)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.over_refusal(helpfulness)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.safety_vs_helpfulness(attack, helpfulness)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.answered_share(share, PUBLISHED)
+    with pytest.raises(ValueError, match="no tuned model"):
+        plots.safety_data_comparison(results[0][results[0]["finetune_task"] == "none"])
+
+
+def test_two_judges_or_doses_for_one_mark_are_refused(results):
+    attack = results[0]
+    with pytest.raises(ValueError, match="keep one judge"):
+        plots.attack_success_by_form(pd.concat([attack, attack.assign(judge="another")]))
+    with pytest.raises(ValueError, match="safety fraction"):
+        plots.safety_data_comparison(pd.concat([attack, attack.assign(safety_fraction=0.2)]))
+
+
+def test_captions_take_every_number_from_the_table(drawn):
+    for name, (_, table) in drawn.items():
+        text, alt = plots.caption(name, table)
+        for word in ("95 % Wilson", "n = ", "seeds pooled: 2", "Judge: rules", "80 % power", "independent"):
+            assert word in text, (name, word)
+        assert "%" in alt
+    text, alt = plots.caption("attack_success_by_form", drawn["attack_success_by_form"][1])
+    shown = drawn["attack_success_by_form"][1].query("safety_data == 'none' and form != 'all'")
+    assert (
+        f"{shown['n_unjudged'].sum()} responses that could not be judged" in text
+        or not shown["n_unjudged"].sum()
+    )
+    top = shown.loc[shown["rate"].idxmax()]
+    assert f"to {100 * top['rate']:.0f} % (tuned on {plots.label(top['finetune_task'])}" in alt
+
+
+def test_a_caption_of_nothing_but_nan_is_refused(results):
+    share = results[2].assign(share=np.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        plots.caption("answered_share", share)
+
+
+def test_saving_writes_three_files_and_the_same_bytes_each_time(tmp_path, drawn, results):
+    text, alt = plots.caption("answered_share", results[2])
+    for folder in ("first", "second"):
+        fig = plots.answered_share(results[2], PUBLISHED)
+        plots.save(fig, tmp_path / folder, "answered_share", text, alt)
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == ["answered_share.md", "answered_share.png", "answered_share.svg"]
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    words = (tmp_path / "first" / "answered_share.md").read_text(encoding="utf-8")
+    assert text in words
+    assert f"Alternative text: {alt}" in words
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_part_behind(tmp_path):
+    class Broken:
+        def savefig(self, *_, **__):
+            raise OSError("disk full")
+
+    (tmp_path / "x.png").write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        plots.save(Broken(), tmp_path, "x", "", "")
+    assert (tmp_path / "x.png").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
