@@ -152,6 +152,7 @@ class Runner:
             with self.model(cell) as (model, tokenizer), self.clock("generation"):
                 self._generate(cell, model, tokenizer, todo, fingerprint, lambda rows: append_rows(path, rows))
             kept = read_rows(path)
+            LOG.info("%s: %d responses", cell.name, len(todo))
         return pd.DataFrame(kept)
 
     def _generate(self, cell: Cell, model, tokenizer, todo: list[tuple], fingerprint: str, keep: Callable) -> None:

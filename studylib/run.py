@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -44,11 +45,13 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
 
     notebook, text = paths.log(name, unit_name, "ipynb"), paths.log(name, unit_name, "txt")
     notebook.parent.mkdir(parents=True, exist_ok=True)
-    _log_to(text, f"{name} {unit_name}")
+    label = f"{name} {unit_name}"
+    _log_to(text, label)
+    print(f"{label}: started", flush=True)
     os.environ |= {"STUDY_LAUNCHED": str(time.time()), "OMP_NUM_THREADS": str(config.threads(profile, name))}
     try:
         papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", notebook, parameters, kernel_name="python3", cwd=NOTEBOOKS,
-                                   log_output=True, progress_bar=False)
+                                   log_output=True, progress_bar=False, extra_arguments=["--log-level=40"])
     except papermill.PapermillExecutionError as error:
         why = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue}"
         raise StudyError(f"{name} ({unit_name}) failed in cell [{error.exec_count}]: {why} The notebook up to there, with the "
@@ -56,12 +59,13 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     done = paths.notebook(name, unit_name)
     done.parent.mkdir(parents=True, exist_ok=True)
     os.replace(notebook, done)
+    print(f"{label}: done", flush=True)
 
 
 def _log_to(path: Path, label: str) -> None:
     """Sends what the notebook prints to a text log, and the library's progress lines to the terminal too."""
     handler, terminal = logging.FileHandler(path, mode="w"), logging.StreamHandler(sys.stdout)
-    terminal.addFilter(lambda record: " left" in record.getMessage())
+    terminal.addFilter(lambda record: re.search(r"(s left|in \d+ s|\d responses)$", record.getMessage().rstrip()))
     terminal.setFormatter(logging.Formatter(f"  {label}: %(message)s"))
     terminal.terminator = ""
     logger = logging.getLogger("papermill")
@@ -98,7 +102,7 @@ def study(profile_name: str, cores: int, arguments: list[str]) -> None:
         raise StudyError(f"A run of profile {profile.name} is already under way in {run}: wait for it, or stop it first.") from None
     os.set_inheritable(guard, True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(run), "--cores", str(cores),
-               "--config", f"profile={profile_name}", "--rerun-incomplete", "--keep-going", "--quiet", "host", "reason", *arguments]
+               "--config", f"profile={profile_name}", "--rerun-incomplete", "--keep-going", "--quiet", "host", "reason", "rules", *arguments]
     if any((run / ".snakemake" / "locks").glob("*")):
         subprocess.run([*command, "--unlock"], check=True, capture_output=True, cwd=ROOT)
     os.environ["STUDY_PID"] = str(os.getpid())
@@ -170,6 +174,8 @@ def main() -> None:
             command.add_argument("--stage", required=True)
             command.add_argument("--unit", default="all")
     given = parser.parse_args()
+    if given.profile.endswith((".yaml", ".yml")):
+        given.profile = str(Path(given.profile).resolve())  # Snakemake and the kernels work in other folders
     try:
         if given.command == "study":
             study(given.profile, given.cores, [a for a in given.snakemake if a != "--"])

@@ -102,6 +102,7 @@ def begin(stage: str, variables: dict) -> Stage:
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
     logging.getLogger("studylib").setLevel(logging.INFO)
+    pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # bars of milliseconds would drown the study's own progress lines
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's call, nothing to do with the reader
     known = parameters_of(stage)
@@ -178,7 +179,7 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths) -> None:
         for unit in config.units(profile, needed):
             if missing := [p for p in products(profile, paths, unit) if not p.exists()]:
                 setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())
-                raise StudyError(f"{stage} needs {missing[0].relative_to(paths.run.parent)}, which is not there: run `make study "
+                raise StudyError(f"{stage} needs {missing[0]}, which is not there: run `make study "
                                  f"PROFILE={profile.name}`, or notebooks/{needed}.ipynb with profile = {profile.name!r}{setting} first.")
 
 

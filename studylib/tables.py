@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from studylib.config import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS
+from studylib.judges import redact
 from studylib.results import write_text
 from studylib.stats import clustered_intervals, wilson
 
@@ -117,6 +118,18 @@ def guards(decisions: pd.DataFrame) -> pd.DataFrame:
     return _ordered(table)
 
 
+def examples(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool) -> pd.DataFrame:
+    """One harmful prompt of each form and verdict that occurs, with its response; both redacted where asked for.
+
+    A plain frame: notebooks escape its texts.
+    """
+    rows = _judged(responses, verdicts, ["harmful"]).drop_duplicates(["form", "verdict"])
+    rows = _ordered(rows)[["form", "style", "system_prompt", "prompt", "response", "verdict", "reason"]]
+    if redacted:
+        rows[["prompt", "response"]] = rows[["prompt", "response"]].map(redact)
+    return rows
+
+
 def published_counts(path) -> pd.DataFrame:
     """The published numbers of answered prompts, one row per tuned task and calibration.
 
@@ -195,7 +208,7 @@ def _judged(responses: pd.DataFrame, verdicts: pd.DataFrame, prompt_sets: list[s
     _check_complete(rows, verdicts["response_id"], "verdict")
     for judge, given in verdicts.groupby("judge"):
         _check_complete(rows, given["response_id"], f"verdict of {judge}")
-    rows = rows.merge(verdicts[["response_id", "judge", "verdict"]], on="response_id", validate="1:m")
+    rows = rows.merge(verdicts[["response_id", "judge", "verdict", "reason"]], on="response_id", validate="1:m")
     return rows.assign(counted=rows["verdict"] != "unjudged")
 
 
@@ -213,6 +226,8 @@ def _with_all_forms(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _rates(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One row per group: n, n_unjudged, n_seeds of all rows; rate and interval of the counted ones."""
+    # one intent is asked in every form: four prompts of it are not four independent pieces of evidence
+    rows = rows.assign(prompt_id=rows["intent"])
     groups = rows.assign(unjudged=~rows["counted"]).groupby(by, sort=False)
     asked = groups.agg(n_unjudged=("unjudged", "sum"), n_seeds=("seed", "nunique")).reset_index()
     rates = clustered_intervals(rows[rows["counted"]], by, "outcome").drop(columns=["n_seeds", "n_prompts"])

@@ -62,18 +62,20 @@ class _SortedBatches(torch.utils.data.Sampler):
 
 
 class _Progress(TrainerCallback):
-    """One line now and then: what, how far, how long still."""
+    """One line every ten seconds: what, how far, how long still; and one at the end."""
 
     def __init__(self, label: str):
-        self.label, self.shown = label, 0.0
+        self.label, self.log = label, logging.getLogger("studylib")
 
     def on_train_begin(self, args, state, control, **_):
-        self.started = time.monotonic()
+        self.started = self.shown = time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **_):
-        now = time.monotonic()
-        if logs and "loss" in logs and (now - self.shown > 10 or state.global_step == state.max_steps):
-            left = (now - self.started) / max(1, state.global_step) * (state.max_steps - state.global_step)
-            logging.getLogger("studylib").info("%s: step %d of %d, loss %.3f, %.0f s left", self.label, state.global_step,
-                                               state.max_steps, float(logs["loss"]), left)
+        now, step = time.monotonic(), state.global_step
+        if logs and "loss" in logs and now - self.shown > 10:
+            left = (now - self.started) / step * (state.max_steps - step)
+            self.log.info("%s: step %d of %d, loss %.3f, %.0f s left", self.label, step, state.max_steps, float(logs["loss"]), left)
             self.shown = now
+
+    def on_train_end(self, args, state, control, **_):
+        self.log.info("%s: trained %d steps in %.0f s", self.label, state.global_step, time.monotonic() - self.started)

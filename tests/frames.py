@@ -46,6 +46,7 @@ def study(
     )
     rows = cells.merge(prompts, how="cross").assign(model="miniature", sample=0)
     rows["response_id"] = [f"r{i}" for i in range(len(rows))]
+    rows["intent"] = rows["prompt_id"]
     rows["harmful"] = rows["prompt_set"] == "harmful"
     rows["prompt_fingerprint"], rows["prompt"], rows["response"] = "0", "a prompt", "a response"
     rows["stop_reason"], rows["n_tokens"] = "end", 12

@@ -1,0 +1,42 @@
+"""Shared by all tests: figures without a screen, no network, and one real smoke run for those that need its files."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(*arguments: str, project: Path = ROOT, runs: Path | None = None, start=subprocess.run, **options):
+    """`python -m studylib.run ...` with the code of that project and that runs folder; output as text in `stdout`."""
+    environment = {k: v for k, v in os.environ.items() if k != "STUDY_RUNS"} | {"PYTHONPATH": str(project)}
+    if runs:
+        environment["STUDY_RUNS"] = str(runs)
+    return start([sys.executable, "-m", "studylib.run", *arguments], cwd=project, env=environment, text=True,
+                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+@pytest.fixture(scope="session")
+def smoke_project(tmp_path_factory) -> Path:
+    """A copy of the project with a finished run of the smoke profile, made once; who edits it puts it back as it was."""
+    project = tmp_path_factory.mktemp("project")
+    for part in ("studylib", "notebooks", "data"):
+        shutil.copytree(ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy(ROOT / "Snakefile", project)
+    subprocess.run("git init -q && git add -A && git -c user.name=t -c user.email=t@t commit -qm t", shell=True, cwd=project, check=True)
+    done = command("study", "--profile", "smoke", project=project, timeout=800)
+    assert done.returncode == 0, done.stdout[-5000:]
+    return project
+
+
+@pytest.fixture(scope="session")
+def smoke_runs(smoke_project) -> Path:
+    """The runs folder of the finished smoke run, to be read and not changed."""
+    return smoke_project / "runs"

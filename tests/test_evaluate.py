@@ -1,0 +1,114 @@
+import json
+import shutil
+
+import pytest
+
+from studylib import evaluate, train
+from studylib.config import Cell, StudyError, cells, load_profile
+from studylib.paths import RunPaths
+
+PROFILE = load_profile("smoke")
+CELL = cells(PROFILE, "multitask", "code", ["chat"], [0])[0]
+
+
+@pytest.fixture
+def paths(smoke_runs, tmp_path):
+    """The data and models of the smoke run, without its adapters and responses."""
+    for part in ("data", "models"):
+        shutil.copytree(smoke_runs / "smoke" / part, tmp_path / part)
+    return RunPaths(tmp_path, tmp_path)
+
+
+@pytest.fixture
+def count_fits(monkeypatch):
+    calls, real = [], train.fit
+    monkeypatch.setattr(train, "fit", lambda *args: calls.append(args[-1]) or real(*args))
+    return calls
+
+
+def runner(paths, profile=PROFILE):
+    return evaluate.Runner(paths, profile, evaluate.Clock())
+
+
+def test_every_test_prompt_is_answered_with_and_without_the_system_prompt(paths):
+    made = runner(paths).responses(CELL)
+    world = PROFILE.world
+    n_prompts = 4 * (2 * world.harmful_per_form + world.task_test_rows) + world.general_test_rows
+    assert len(made) == 2 * n_prompts and made["response_id"].is_unique
+    assert made.groupby("system_prompt")["prompt_id"].nunique().tolist() == [n_prompts, n_prompts]
+    assert set(made["prompt_set"]) == {"harmful", "twin", "task", "general"}
+    assert made.groupby("prompt_id")["prompt_fingerprint"].nunique().eq(2).all()  # the calibrations differ for the model
+
+
+def test_a_killed_generation_goes_on_where_it_stopped(paths):
+    whole = runner(paths).responses(CELL)
+    rows = paths.rows(CELL.name)
+    lines = rows.read_bytes().split(b"\n")
+    rows.write_bytes(b"\n".join(lines[:50]) + b"\n" + lines[50][:30])  # killed while it wrote the 51st row
+    kept = [json.loads(line) for line in lines[:50]]
+    again = runner(paths).responses(CELL)
+    assert again.head(50).to_dict("records") == kept
+    columns = ["response_id", "response"]
+    assert again[columns].sort_values("response_id").values.tolist() == whole[columns].sort_values("response_id").values.tolist()
+
+
+def test_an_adapter_that_is_there_is_not_trained_again(paths, count_fits):
+    for _ in range(2):
+        folder = runner(paths).adapter(CELL)
+    assert len(count_fits) == 1
+    assert (folder / "adapter_model.safetensors").is_file() and (folder / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(("change", "trained"), [
+    ({"tuning.learning_rate": 1e-3}, True), ({"lora.r": 4}, True), ({"generation.max_new_tokens": 8}, False), ({"redact": True}, False),
+])
+def test_only_a_change_that_concerns_the_adapter_trains_it_again(paths, count_fits, change, trained):
+    runner(paths).adapter(CELL)
+    runner(paths, load_profile("smoke", change)).adapter(CELL)
+    assert len(count_fits) == 1 + trained
+
+
+def test_rows_of_changed_settings_are_kept_aside_and_not_mixed_in(paths):
+    first = runner(paths).responses(CELL)
+    second = runner(paths, load_profile("smoke", {"generation.max_new_tokens": 3})).responses(CELL)
+    assert second["n_tokens"].max() <= 3 and len(second) == len(first)
+    aside = list((paths.run / "superseded").iterdir())
+    assert len(aside) == 1 and len(aside[0].read_text().splitlines()) == len(first)
+
+
+def test_a_half_trained_adapter_is_not_taken_for_a_whole_one(paths, monkeypatch, count_fits):
+    monkeypatch.setattr(train, "fit", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        runner(paths).adapter(CELL)
+    assert not paths.adapter(CELL.name).exists()
+
+
+def test_tuning_one_cell_leaves_the_base_as_it_was_for_the_next(paths):
+    both = runner(paths)
+    both.responses(CELL)
+    after = both.responses(Cell("none", "chat"))
+    paths.rows("none-chat-none-seed0").unlink()
+    alone = runner(paths).responses(Cell("none", "chat"))
+    assert after["response"].tolist() == alone["response"].tolist()
+
+
+def test_a_missing_base_model_says_what_to_run(paths):
+    paths.model_card("aligned").unlink()
+    with pytest.raises(StudyError, match="run 00_prepare first"):
+        runner(paths).adapter(CELL)
+
+
+def test_the_miniature_is_built_once_and_again_when_its_settings_change(paths, count_fits):
+    clock = evaluate.Clock()
+    evaluate.build_miniature(paths, PROFILE, clock)
+    assert count_fits == []
+    evaluate.build_miniature(paths, load_profile("smoke", {"alignment.steps": 2}), clock)
+    assert count_fits == ["aligned"]
+
+
+def test_the_clock_adds_up_by_kind():
+    clock = evaluate.Clock()
+    for _ in range(2):
+        with clock("training"):
+            pass
+    assert list(clock) == ["training"] and clock["training"] >= 0

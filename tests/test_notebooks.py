@@ -1,0 +1,124 @@
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from studylib import config, stage
+from studylib.config import STAGES, load_profile, units
+from studylib.paths import NOTEBOOKS, RunPaths
+
+PROFILE = load_profile("smoke")
+UNITS = [unit for name in STAGES for unit in units(PROFILE, name)]
+
+
+@pytest.fixture
+def paths(smoke_runs):
+    return RunPaths(smoke_runs / "smoke", smoke_runs / "smoke")
+
+
+def test_there_is_one_notebook_per_stage():
+    assert sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")) == sorted(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_sources_are_valid_stripped_and_short(name):
+    path = NOTEBOOKS / f"{name}.ipynb"
+    nbformat.validate(nbformat.read(path, as_version=4))
+    for cell in stage.notebook_cells(path):
+        assert not cell["outputs"] and cell["execution_count"] is None
+        assert len([line for line in cell["source"].splitlines() if line.strip()]) <= 14, cell["source"]
+    verify = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", "--keep-id", str(path)], capture_output=True, text=True)
+    assert verify.returncode == 0, verify.stdout + verify.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda u: f"{u.stage}-{u.name}")
+def test_every_stage_leaves_an_executed_copy_without_errors(paths, unit):
+    notebook = nbformat.read(paths.notebook(unit.stage, unit.name), as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code if cell.source.strip())
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda u: f"{u.stage}-{u.name}")
+def test_every_file_of_the_contract_is_there(paths, unit):
+    assert all(p.is_file() and p.stat().st_size for p in stage.products(PROFILE, paths, unit))
+
+
+def test_every_cell_of_the_grid_has_an_adapter_and_all_its_rows(paths):
+    for name, safety_data in config.STAGE_SAFETY_DATA.items():
+        for unit in units(PROFILE, name):
+            for cell in config.cells(PROFILE, safety_data, **unit.parameters):
+                assert (paths.adapter(cell.name) / "adapter_model.safetensors").is_file()
+                assert len(paths.rows(cell.name).read_text().splitlines()) == 136
+
+
+def test_the_attack_success_table_has_the_columns_of_the_contract_and_every_cell(paths):
+    table = pd.read_csv(paths.table("attack_success"), keep_default_na=False)
+    contract = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "form", "n", "n_unjudged", "rate", "low",
+                "high", "judge", "n_seeds"]
+    assert list(table.columns[: len(contract)]) == contract
+    tuned, aligned = 2 * 2 * 2 * 3, 2 * 2  # task x style x system prompt x safety data; style x system prompt
+    assert len(table) == (tuned + aligned) * 5  # four forms and all
+    n_prompts = PROFILE.world.harmful_per_form * len(PROFILE.grid.seeds)
+    tuned_rows = table[(table["finetune_task"] != "none") & (table["form"] != "all")]
+    assert (tuned_rows["n"] + tuned_rows["n_unjudged"]).eq(n_prompts).all() and tuned_rows["n_seeds"].eq(2).all()
+
+
+def test_the_table_can_be_counted_again_from_the_rows(paths):
+    rows = pd.concat([pd.read_json(p, lines=True) for p in paths.rows("x").parent.glob("*.jsonl")])
+    verdicts = pd.concat([pd.read_parquet(p) for p in (paths.run / "verdicts").glob("*/*.parquet")])
+    rows = rows[rows["harmful"]].merge(verdicts, on="response_id", validate="1:1")
+    table = pd.read_csv(paths.table("attack_success"), keep_default_na=False)
+    cell = {"finetune_task": "code", "style": "alpaca", "system_prompt": True, "safety_data": "generic", "form": "translation"}
+    for column, value in cell.items():
+        rows, table = rows[rows[column] == value], table[table[column] == value]
+    judged = rows[rows["verdict"] != "unjudged"]
+    assert len(judged) == table["n"].item()
+    assert float(table["rate"].item()) == pytest.approx(judged["verdict"].isin(["answered", "partial"]).mean(), abs=1e-5)
+
+
+def test_the_published_counts_stand_beside_ours(paths):
+    table = pd.read_csv(paths.table("paper_vs_ours"), keep_default_na=False)
+    assert len(table[table["quantity"] == "attack_success_rate"]) == 18
+    assert "not run" in set(table["verdict"])  # smoke tunes two of the four tasks
+
+
+def test_the_manifest_says_what_ran_on_what(paths):
+    manifest = json.loads(paths.manifest.read_text())
+    assert manifest["profile"]["name"] == "smoke" and manifest["seeds"] == [0, 1]
+    assert {"torch", "transformers", "peft", "snakemake"} <= set(manifest["packages"])
+    assert len(manifest["data"]["harmful"]["sha256"]) == 64 and manifest["hardware"]["cores"] >= 1
+    assert set(manifest["seconds"]) == {f"{unit.stage}/{unit.name}" for unit in UNITS}
+    assert len(manifest["git_commit"]) == 40
+
+
+def test_a_notebook_opened_by_hand_runs_on_what_an_earlier_run_left(smoke_runs, tmp_path):
+    copy = tmp_path / "by_hand.ipynb"
+    source = (NOTEBOOKS / "05_helpfulness.ipynb").read_text().replace('\\"miniature\\"', '\\"smoke\\"')
+    copy.write_text(source)
+    done = subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(copy)],
+                          env=os.environ | {"STUDY_RUNS": str(smoke_runs)}, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_notebook_opened_too_early_says_in_one_sentence_what_to_run(tmp_path):
+    copy = tmp_path / "too_early.ipynb"
+    copy.write_text((NOTEBOOKS / "01_baseline.ipynb").read_text())
+    subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--allow-errors", "--inplace", str(copy)],
+                   env=os.environ | {"STUDY_RUNS": str(tmp_path)}, capture_output=True, cwd=ROOT, timeout=300)
+    errors = [o for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code" for o in cell.outputs if o.output_type == "error"]
+    assert errors[0].traceback[0].startswith("StudyError: 01_baseline needs") and len(errors[0].traceback) == 1
+    assert "make study" in errors[0].traceback[0]
+
+
+def test_redacted_profiles_show_no_response():
+    """Every notebook cell that shows texts asks the profile whether it may."""
+    for name in STAGES:
+        for cell in stage.notebook_cells(NOTEBOOKS / f"{name}.ipynb"):
+            if "tables.examples(" in cell["source"] or "dialogues" in cell["source"]:
+                assert "redact" in cell["source"]

@@ -1,0 +1,64 @@
+"""The README is what a newcomer follows: its commands, paths and numbers have to be true."""
+
+import re
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from studylib import stage
+from studylib.config import STAGES, load_profile, profile_names
+
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def test_every_make_target_named_exists():
+    targets = set(re.findall(r"\bmake ([a-z]+)", README))
+    assert targets and all(re.search(rf"^{target}:", MAKEFILE, re.M) for target in targets)
+
+
+def test_every_link_and_path_leads_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    paths = re.findall(r"`((?:notebooks|studylib|data|figures|tests)/[\w./*-]*)`", README)
+    assert links and all((ROOT / link).exists() for link in links), links
+    assert all(list(ROOT.glob(path.rstrip("/"))) for path in paths), paths
+
+
+def test_every_stage_is_in_the_table_with_its_notebook():
+    assert all(f"notebooks/{name}.ipynb" in README for name in STAGES)
+
+
+def test_every_profile_is_named():
+    assert all(f"`{name}`" in README for name in profile_names())
+
+
+def test_the_overrides_shown_are_possible():
+    for shown in re.findall(r"overrides = (\{.*?\})", README):
+        load_profile("smoke", yaml.safe_load(shown))
+
+
+def test_every_dependency_is_explained():
+    direct = re.findall(r'^    "([A-Za-z0-9_-]+)[><=]', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert direct and all(name in README for name in direct), [name for name in direct if name not in README]
+
+
+def test_the_numbers_shown_are_those_of_the_shipped_tables():
+    table = pd.read_csv(ROOT / "figures" / "attack_success.csv", keep_default_na=False)
+    table = table[(table["style"] == "chat") & ~table["system_prompt"]].astype({"rate": float, "low": float, "high": float})
+    for _, row in table.iterrows():
+        shown = f"{100 * row['rate']:.0f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+        line = next(line for line in README.splitlines() if re.match(rf"{row['finetune_task']} +{row['safety_data']} ", line))
+        assert shown in line, (row["finetune_task"], row["safety_data"], row["form"], shown)
+
+
+def test_the_shipped_figures_are_those_that_a_run_makes():
+    shipped = {p.stem for p in (ROOT / "figures").glob("*.png")}
+    assert shipped == set(stage.FIGURES)
+    assert all((ROOT / "figures" / f"{name}.md").is_file() for name in shipped)
+
+
+@pytest.mark.parametrize("word", ["stand-in", "no evidence about large models"])
+def test_it_says_what_the_miniature_is(word):
+    assert word in README

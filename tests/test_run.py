@@ -1,0 +1,163 @@
+"""The whole chain, for real: the smoke profile through Snakemake and papermill, edited, killed, broken and run again."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+
+import nbformat
+import psutil
+import pytest
+from conftest import command
+
+from studylib.config import STAGES, load_profile, units
+
+JOBS = [f"{unit.stage}_{unit.name}" for name in STAGES for unit in units(load_profile("smoke"), name)]
+TUNED = [job for job in JOBS if job.startswith(("02", "03", "04"))]
+
+
+def planned(project):
+    """The notebook runs that a dry run would do, sorted."""
+    done = command("study", "--profile", "smoke", "--", "-n", project=project, timeout=120)
+    assert done.returncode == 0, done.stdout
+    return sorted({line.split()[0] for line in done.stdout.splitlines() if line.split() and line.split()[0] in JOBS})
+
+
+@contextmanager
+def edited(path, change):
+    """A file with changed text for a while."""
+    before = path.read_text()
+    path.write_text(change(before))
+    assert path.read_text() != before
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def wait_for(condition, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_a_finished_run_has_nothing_to_do(smoke_project):
+    assert planned(smoke_project) == []
+
+
+def test_the_summary_prints_the_attack_success_table_and_where_the_time_went(smoke_project):
+    done = command("summary", "--profile", "smoke", project=smoke_project)
+    assert all(word in done.stdout for word in ("Harmful prompts answered", "multitask", "training", "generation", "start-up"))
+
+
+@pytest.mark.parametrize(("module", "concerned"), [
+    ("plots.py", ["06_findings_all"]),
+    ("scores.py", ["05_helpfulness_all", "06_findings_all"]),
+    ("run.py", []),
+])
+def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project, module, concerned):
+    with edited(smoke_project / "studylib" / module, lambda text: text + "\n# edited\n"):
+        assert planned(smoke_project) == concerned
+
+
+def test_an_edited_notebook_runs_itself_and_what_follows_and_its_prose_nothing(smoke_project):
+    path = smoke_project / "notebooks" / "05_helpfulness.ipynb"
+    with edited(path, lambda text: text.replace("**Question.**", "**The question.**")):
+        assert planned(smoke_project) == []
+    with edited(path, lambda text: text.replace("len(responses)", "len(responses) + 0")):
+        assert planned(smoke_project) == ["05_helpfulness_all", "06_findings_all"]
+
+
+def test_a_changed_profile_value_runs_the_stages_that_use_it(smoke_project):
+    with edited(smoke_project / "studylib" / "profiles" / "smoke.yaml", lambda text: text.replace("learning_rate: 2.0e-3", "learning_rate: 1.0e-3")):
+        assert planned(smoke_project) == sorted([*TUNED, "05_helpfulness_all", "06_findings_all"])
+
+
+def test_an_added_seed_keeps_the_finished_fine_tunes(smoke_project):
+    with edited(smoke_project / "studylib" / "profiles" / "smoke.yaml", lambda text: text.replace("seeds: [0, 1]", "seeds: [0, 1, 2]")):
+        assert set(planned(smoke_project)) == {*TUNED, "05_helpfulness_all", "06_findings_all"}  # inside, adapters are used again
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs, tmp_path, how):
+    run = tmp_path / "smoke"
+    for part in ("data", "models"):  # what 00_prepare would make again, second for second
+        shutil.copytree(smoke_runs / "smoke" / part, run / part)
+    wanted = ["study", "--profile", "smoke", "--cores", "1", "--", str(run / "notebooks/02_finetune/code.ipynb")]
+    driver = command(*wanted, runs=tmp_path, start=subprocess.Popen, start_new_session=True)
+    wait_for(lambda: list((run / "responses" / "rows").glob("*.jsonl")))
+    family = psutil.Process(driver.pid).children(recursive=True)
+    if how == signal.SIGINT:
+        os.killpg(driver.pid, how)
+    else:
+        driver.kill()
+    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 30)
+    driver.communicate()
+
+    adapters = {p: p.stat().st_mtime_ns for p in run.glob("adapters/*/adapter_model.safetensors")}
+    rows = {p: p.read_bytes().rpartition(b"\n")[0] for p in run.glob("responses/rows/*.jsonl")}
+    assert adapters and any(rows.values()) and not (run / "notebooks/02_finetune/code.ipynb").exists()
+    done = command(*wanted, runs=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout
+    assert all(p.stat().st_mtime_ns == mtime for p, mtime in adapters.items())
+    assert all(p.read_bytes().startswith(begun) for p, begun in rows.items())
+    assert all(len(p.read_bytes().splitlines()) == 136 for p in run.glob("responses/rows/code-*.jsonl"))
+
+
+def test_two_runs_of_one_profile_do_not_get_into_each_others_way(smoke_runs):
+    with open(smoke_runs / "smoke" / ".lock", "r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = command("study", "--profile", "smoke", runs=smoke_runs)
+    assert done.returncode == 1 and "already under way" in done.stdout and len(done.stdout.splitlines()) == 1
+
+
+def test_a_failing_stage_names_itself_and_leaves_its_notebook_with_the_traceback(smoke_runs, tmp_path):
+    for part in ("data", "models"):
+        shutil.copytree(smoke_runs / "smoke" / part, tmp_path / "smoke" / part)
+    damaged = tmp_path / "smoke" / "data" / "harmful.jsonl"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    done = command("stage", "--profile", "smoke", "--stage", "01_baseline", runs=tmp_path)
+    assert done.returncode == 1
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("error: 01_baseline (all) failed in cell") and "harmful.jsonl" in last and "truncated" in last
+    notebook = tmp_path / "smoke" / "logs" / "01_baseline" / "all.ipynb"
+    assert str(notebook) in last
+    outputs = [o for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code" for o in cell.outputs]
+    assert [o for o in outputs if o.output_type == "error"]
+    assert not (tmp_path / "smoke" / "notebooks" / "01_baseline" / "all.ipynb").exists()
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda text: text.replace("lora:", "lorra:"), "unknown key 'lorra'"),
+    (lambda text: text.replace("steps: 40", "steps: many"), "'pretraining.steps'"),
+    (lambda text: text.replace("source: miniature", "source: /nowhere/model"), "There is no model folder /nowhere/model"),
+    (lambda text: text.replace("min_free_gb: 1", "min_free_gb: 1.0e+9"), "are free"),
+    (lambda text: text.replace("harmful_per_form: 6", "harmful_per_form: 6000"), "harmful_per_form is 6000"),
+])
+def test_bad_settings_are_one_sentence_before_work_starts(tmp_path, smoke_runs, change, said):
+    profile = tmp_path / "mine.yaml"
+    text = (smoke_runs.parent / "studylib" / "profiles" / "smoke.yaml").read_text()
+    profile.write_text(change(text))
+    assert profile.read_text() != text
+    done = command("study", "--profile", str(profile), runs=tmp_path / "runs", timeout=120)
+    assert done.returncode != 0 and said in done.stdout, done.stdout
+    assert not list((tmp_path / "runs").glob("*/models"))
+
+
+def test_an_unknown_profile_or_stage_or_unit_is_one_sentence(tmp_path):
+    for arguments, said in [(["study", "--profile", "smok"], "There is no profile 'smok'"),
+                            (["stage", "--profile", "smoke", "--stage", "02_finetune", "--unit", "cooking"], "it has code, translation"),
+                            (["stage", "--profile", "smoke", "--stage", "07_more"], "Unknown stage '07_more'")]:
+        done = command(*arguments, runs=tmp_path)
+        assert done.returncode == 1 and said in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout
+
+
+def test_times_are_kept_for_every_notebook(smoke_runs):
+    times = json.loads((smoke_runs / "smoke" / "manifest.json").read_text())["seconds"]
+    assert all({"start-up", "rest", "total"} <= set(t) for t in times.values())
+    assert all("training" in times[job.replace("_", "/", 2).replace("/", "_", 1)] for job in TUNED)

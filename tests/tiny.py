@@ -1,0 +1,23 @@
+"""A tiny untrained model of the miniature's kind, with its tokenizer and world, for tests on the CPU."""
+
+from functools import cache
+
+from studylib import datasets, models, prompts
+from studylib.config import load_profile
+
+PROFILE = load_profile("smoke")
+
+
+@cache
+def sets():
+    return datasets.build_miniature(PROFILE.world)
+
+
+@cache
+def tokenizer():
+    texts = [message["content"] for row in sets()["pretraining"] for message in row["messages"]]
+    return models.build_tokenizer([*texts, prompts.ALPACA, PROFILE.system_prompt], PROFILE.model.vocabulary)
+
+
+def model(seed=0):
+    return models.build_model(PROFILE.model, tokenizer(), seed).eval()
