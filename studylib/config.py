@@ -5,6 +5,7 @@ The words are those of the whole project: the same in parameters, columns, files
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Iterable
@@ -53,6 +54,7 @@ class WorldSettings(Settings):
     pretraining_rows: Count
     alignment_rows: Count
     alignment_harmful_share: Share  # of the alignment rows, the rest is benign
+    alignment_alpaca_share: Share  # of the alignment rows; the rest are in the chat style
     refusal_share: dict[Task, Share]  # of the harmful alignment rows, by form; real data are skewed to text
     task_rows: Count  # training rows of each task
     safety_rows: Count  # rows of each safety set
@@ -174,7 +176,9 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
     """
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else Path(__file__).parent / "profiles" / f"{name}.yaml"
     if not path.is_file():
-        raise StudyError(f"There is no profile {name!r}: take one of {', '.join(profile_names())}, or a path to a .yaml file.")
+        raise StudyError(
+            f"There is no profile {name!r}: take one of {', '.join(profile_names())}, or a path to a .yaml file."
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -280,3 +284,21 @@ def digest(value) -> str:
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def code_digest(*modules: str) -> str:
+    """Hash of what the named studylib modules do, for fingerprints: comments, docstrings and layout do not count."""
+    dumps = []
+    for module in modules:
+        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
+                node.body = body[1:]
+        dumps.append(ast.dump(tree))
+    return digest(dumps)

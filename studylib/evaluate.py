@@ -4,7 +4,6 @@ Both carry a fingerprint of everything that went into them (settings, data, base
 after an interruption, or after a change that does not concern them, nothing is computed twice and nothing stale is kept.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -17,29 +16,11 @@ from pathlib import Path
 import pandas as pd
 
 from studylib import datasets
-from studylib.config import TASKS, Cell, Profile, StudyError, digest
+from studylib.config import TASKS, Cell, Profile, StudyError, code_digest, digest
 from studylib.paths import RunPaths
-from studylib.results import append_rows, read_rows, write_text
+from studylib.results import Clock, append_rows, read_rows, write_text
 
 LOG = logging.getLogger("studylib")
-
-
-class Clock(dict):
-    """Seconds spent by kind of work: `with clock("training"): ...`."""
-
-    @contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self[kind] = self.get(kind, 0.0) + time.monotonic() - start
-
-
-def code_digest(*modules: str) -> str:
-    """Hash of the named studylib modules, for fingerprints of what they compute."""
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / f"{module}.py").read_bytes() for module in modules)).hexdigest()[:16]
 
 
 def base_fingerprint(paths: RunPaths, profile: Profile, model: str) -> str:
@@ -51,7 +32,9 @@ def base_fingerprint(paths: RunPaths, profile: Profile, model: str) -> str:
         return digest([profile.model.source, profile.model.revision, profile.model.quantization])
     card = paths.model_card(model)
     if not card.is_file():
-        raise StudyError(f"The model {model!r} is not there ({card}): run 00_prepare first (`make study`, or open notebooks/00_prepare.ipynb).")
+        raise StudyError(
+            f"The model {model!r} is not there ({card}): run 00_prepare first (`make study`, or open notebooks/00_prepare.ipynb)."
+        )
     return json.loads(card.read_text(encoding="utf-8"))["sha256"]
 
 
@@ -62,8 +45,17 @@ def adapter_fingerprint(paths: RunPaths, profile: Profile, cell: Cell) -> str:
         return base
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
     used = [f"train_{cell.finetune_task}"] + ([] if cell.safety_data == "none" else [f"safety_{cell.safety_data}"])
-    return digest([base, [index[name]["sha256"] for name in used], profile.lora.model_dump(), profile.tuning.model_dump(),
-                   profile.model.context, cell.name, code_digest("train", "prompts")])
+    return digest(
+        [
+            base,
+            [index[name]["sha256"] for name in used],
+            profile.lora.model_dump(),
+            profile.tuning.model_dump(),
+            profile.model.context,
+            cell.name,
+            code_digest("train", "prompts"),
+        ]
+    )
 
 
 class Runner:
@@ -79,7 +71,11 @@ class Runner:
             with self.clock("start-up"):
                 from studylib import models, train  # noqa: F401 (its import is start-up, not training)
 
-                source = self.paths.model("aligned") if self.profile.model.source == "miniature" else self.profile.model.source
+                source = (
+                    self.paths.model("aligned")
+                    if self.profile.model.source == "miniature"
+                    else self.profile.model.source
+                )
                 self._base, self._tokenizer = models.load(source, self.profile.model)
         return self._base, self._tokenizer
 
@@ -96,8 +92,12 @@ class Runner:
         with self.clock("training"):
             rows = datasets.tuning_rows(self.paths, cell, profile.tuning.steps * profile.tuning.batch_size)
             # tuned without a system prompt, tested with and without one
-            features = [prompts.encode_example(tokenizer, *(m["content"] for m in row["messages"]), cell.style, None,
-                                               profile.model.context) for row in rows]
+            features = [
+                prompts.encode_example(
+                    tokenizer, *(m["content"] for m in row["messages"]), cell.style, None, profile.model.context
+                )
+                for row in rows
+            ]
             model = models.add_lora(base, profile.lora, cell.seed)
             aside = folder.with_name(f".{folder.name}.part")
             try:
@@ -106,7 +106,9 @@ class Runner:
                 model.save_pretrained(aside)
             finally:
                 self._base = model.unload()
-        write_text(aside / "study.json", json.dumps({"fingerprint": wanted, "cell": cell.__dict__, "loss": losses}, indent=1))
+        write_text(
+            aside / "study.json", json.dumps({"fingerprint": wanted, "cell": cell.__dict__, "loss": losses}, indent=1)
+        )
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(aside, folder)
@@ -140,14 +142,23 @@ class Runner:
         """
         profile, path = self.profile, self.paths.rows(cell.name)
         tests = datasets.evaluation_rows(self.paths)
-        fingerprint = digest([adapter_fingerprint(self.paths, profile, cell), profile.generation.model_dump(), profile.system_prompt,
-                              code_digest("models", "prompts"), digest(tests)])
+        fingerprint = digest(
+            [
+                adapter_fingerprint(self.paths, profile, cell),
+                profile.generation.model_dump(),
+                profile.system_prompt,
+                code_digest("models", "prompts"),
+                digest(tests),
+            ]
+        )
         kept = read_rows(path)
         if kept and kept[0]["fingerprint"] != fingerprint:
             _set_aside(self.paths, path)
             kept = []
         known = {row["response_id"] for row in kept}
-        todo = [(row, system) for system in (False, True) for row in tests if _response_id(cell, row, system) not in known]
+        todo = [
+            (row, system) for system in (False, True) for row in tests if _response_id(cell, row, system) not in known
+        ]
         if todo:
             with self.model(cell) as (model, tokenizer), self.clock("generation"):
                 self._generate(cell, model, tokenizer, todo, fingerprint, lambda rows: append_rows(path, rows))
@@ -159,21 +170,46 @@ class Runner:
         from studylib import models, prompts
 
         profile, done, started, shown = self.profile, 0, time.monotonic(), time.monotonic()
-        ids = [prompts.encode_prompt(tokenizer, row["messages"][0]["content"], cell.style, datasets.system_prompt_of(profile, system))
-               for row, system in todo]
+        ids = [
+            prompts.encode_prompt(
+                tokenizer, row["messages"][0]["content"], cell.style, datasets.system_prompt_of(profile, system)
+            )
+            for row, system in todo
+        ]
         for batch in models.generate(model, tokenizer, ids, profile.generation):
-            keep([{
-                "response_id": _response_id(cell, *todo[i]), "model": profile.model.source, **cell.__dict__,
-                "system_prompt": todo[i][1], "sample": 0, "prompt_set": todo[i][0]["prompt_set"], "prompt_id": todo[i][0]["id"],
-                "intent": todo[i][0]["intent"] or todo[i][0]["id"],
-                "form": todo[i][0]["form"], "harmful": todo[i][0]["harmful"], "prompt_fingerprint": prompts.fingerprint(ids[i]),
-                "prompt": todo[i][0]["messages"][0]["content"], "response": text, "stop_reason": stop_reason,
-                "n_tokens": n_tokens, "fingerprint": fingerprint,
-            } for i, text, stop_reason, n_tokens in batch])
+            keep(
+                [
+                    {
+                        "response_id": _response_id(cell, *todo[i]),
+                        "model": profile.model.source,
+                        **cell.__dict__,
+                        "system_prompt": todo[i][1],
+                        "sample": 0,
+                        "prompt_set": todo[i][0]["prompt_set"],
+                        "prompt_id": todo[i][0]["id"],
+                        "intent": todo[i][0]["intent"] or todo[i][0]["id"],
+                        "form": todo[i][0]["form"],
+                        "harmful": todo[i][0]["harmful"],
+                        "prompt_fingerprint": prompts.fingerprint(ids[i]),
+                        "prompt": todo[i][0]["messages"][0]["content"],
+                        "response": text,
+                        "stop_reason": stop_reason,
+                        "n_tokens": n_tokens,
+                        "fingerprint": fingerprint,
+                    }
+                    for i, text, stop_reason, n_tokens in batch
+                ]
+            )
             done += len(batch)
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()
-                LOG.info("%s: %d of %d responses, %.0f s left", cell.name, done, len(ids), (shown - started) / done * (len(ids) - done))
+                LOG.info(
+                    "%s: %d of %d responses, %.0f s left",
+                    cell.name,
+                    done,
+                    len(ids),
+                    (shown - started) / done * (len(ids) - done),
+                )
 
 
 def _response_id(cell: Cell, row: dict, system_prompt: bool) -> str:
@@ -186,61 +222,10 @@ def _set_aside(paths: RunPaths, path: Path) -> None:
     os.replace(path, target)
 
 
-def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
-    """The model cards of the helpful-only and the aligned model, trained now unless intact ones are there.
-
-    A card has the sha256 of the weights, the fingerprint of what they were made from and the loss curve.
-    Pre-training sees both styles, the alignment (as real ones do) only the chat style, half of it with the system prompt.
-    """
-    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
-    cards, previous = {}, ""
-    for name, data, settings in (("helpful_only", "pretraining", profile.pretraining), ("aligned", "alignment", profile.alignment)):
-        wanted = digest([previous, index[data]["sha256"], settings.model_dump(), profile.model.model_dump(), profile.system_prompt,
-                         profile.world.seed, code_digest("train", "prompts", "models")])
-        card = paths.model_card(name)
-        found = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
-        if found.get("fingerprint") != wanted or not (paths.model(name) / "model.safetensors").is_file():
-            with clock("start-up"):
-                from studylib import models, train  # noqa: F401
-            with clock("training"):
-                found = {"fingerprint": wanted, **_train_miniature(paths, profile, name, data, settings)}
-            write_text(card, json.dumps(found, indent=1) + "\n")
-        cards[name], previous = found, wanted
-    return cards
-
-
-def _train_miniature(paths, profile, name, data, settings) -> dict:
-    import random
-
-    from studylib import models, prompts, train
-
-    rows, rng = datasets.load(paths, data), random.Random(f"calibrations-{name}")
-    if name == "helpful_only":
-        texts = [m["content"] for row in rows + datasets.load(paths, "alignment") for m in row["messages"]]
-        tokenizer = models.build_tokenizer([*texts, prompts.ALPACA, profile.system_prompt], profile.model.vocabulary)
-        model = models.build_model(profile.model, tokenizer, profile.world.seed)
-        alpaca, system = 0.3, 0.2
-    else:
-        model, tokenizer = models.load(paths.model("helpful_only"), profile.model)
-        model.train()
-        alpaca, system = 0.0, 0.5
-    features = [prompts.encode_example(
-        tokenizer, *(m["content"] for m in row["messages"]), "alpaca" if rng.random() < alpaca else "chat",
-        datasets.system_prompt_of(profile, rng.random() < system), profile.model.context) for row in rows]
-    folder = paths.model(name)
-    losses = train.fit(model, tokenizer, features, settings, profile.world.seed, folder, name)
-    aside = folder.with_name(f".{name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
-    weights = (folder / "model.safetensors").read_bytes()
-    return {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights), "parameters": model.num_parameters(),
-            "vocabulary": len(tokenizer), "loss": losses}
-
-
 def references(paths: RunPaths) -> dict[str, str]:
     """Reference answers of the benign test prompts by prompt_id."""
-    return {row["id"]: row["messages"][1]["content"] for name in ("general", *(f"test_{t}" for t in TASKS))
-            for row in datasets.load(paths, name)}
+    return {
+        row["id"]: row["messages"][1]["content"]
+        for name in ("general", *(f"test_{t}" for t in TASKS))
+        for row in datasets.load(paths, name)
+    }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import plots, scores, tables
+from studylib import captions, plots, scores, tables
 from studylib.config import FORMS, TASKS, Profile
 from studylib.paths import DATA
 
@@ -38,9 +38,11 @@ def figure(stage, found: dict[str, pd.DataFrame], name: str):
         "over_refusal": ("helpfulness",),
         "guards": ("guards",),
     }[name]
+    if missing := [table for table in shown if table not in found]:
+        return f"{name}: not run in this profile (no table {missing[0]})."
     frames = [found[table] for table in shown]
     drawn = getattr(plots, name)(*frames)
-    plots.save(drawn, Path(stage.paths.figures), name, *plots.caption(name, frames[0]))
+    plots.save(drawn, Path(stage.paths.figures), name, *captions.caption(name, frames[0]))
     return drawn
 
 
@@ -48,12 +50,16 @@ def what_the_run_was(profile: Profile, responses: pd.DataFrame, verdicts: pd.Dat
     """One paragraph: the model, the grid, the prompts, the seeds and the judge."""
     harmful = responses[responses["harmful"]]
     n_intents = harmful["intent"].nunique()
-    tuned = responses.loc[responses["finetune_task"] != "none", ["finetune_task", "style", "safety_data", "seed"]].drop_duplicates()
-    return (f"**This run**: profile `{profile.name}`, model `{profile.model.source}`, {len(tuned)} fine-tunes "
-            f"({tuned['finetune_task'].nunique()} tasks, {tuned['style'].nunique()} styles, {tuned['safety_data'].nunique()} kinds of safety data, "
-            f"{tuned['seed'].nunique()} seeds), {len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
-            f"harmful prompts ({n_intents} intents in {harmful['form'].nunique()} forms); judge `{'`, `'.join(verdicts['judge'].unique())}`, "
-            f"{(verdicts['verdict'] == 'unjudged').sum()} unjudged.")
+    tuned = responses.loc[
+        responses["finetune_task"] != "none", ["finetune_task", "style", "safety_data", "seed"]
+    ].drop_duplicates()
+    return (
+        f"**This run**: profile `{profile.name}`, model `{profile.model.source}`, {len(tuned)} fine-tunes "
+        f"({tuned['finetune_task'].nunique()} tasks, {tuned['style'].nunique()} styles, {tuned['safety_data'].nunique()} kinds of safety data, "
+        f"{tuned['seed'].nunique()} seeds), {len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
+        f"harmful prompts ({n_intents} intents in {harmful['form'].nunique()} forms); judge `{'`, `'.join(verdicts['judge'].unique())}`, "
+        f"{(verdicts['verdict'] == 'unjudged').sum()} unjudged."
+    )
 
 
 def compare_in_words(here: pd.Series, there: pd.Series) -> str:
@@ -81,13 +87,17 @@ def erosion_in_words(attack: pd.DataFrame) -> str:
     lines = []
     for task in TASKS:
         words = []
-        for (style, system), cell in attack[(attack["finetune_task"] == task) & (attack["safety_data"] == "none")].groupby(["style", "system_prompt"]):
+        for (style, system), cell in attack[
+            (attack["finetune_task"] == task) & (attack["safety_data"] == "none")
+        ].groupby(["style", "system_prompt"]):
             calibration = {"style": style, "system_prompt": system, "form": "all"}
             tuned, base = _one(cell, **calibration), _one(attack, finetune_task="none", **calibration)
             if tuned is not None and base is not None:
-                words.append(f"{plots.calibration_label(style, system)}: {_percent(tuned)} against {_percent(base)}, {compare_in_words(tuned, base)}")
+                words.append(
+                    f"{captions.calibration_label(style, system)}: {_percent(tuned)} against {_percent(base)}, {compare_in_words(tuned, base)}"
+                )
         if words:
-            lines.append(f"- **tuned on {plots.label(task)}**: " + "; ".join(words) + ".")
+            lines.append(f"- **tuned on {captions.label(task)}**: " + "; ".join(words) + ".")
     return "Attack success after tuning against the untuned model, with 95 % intervals:\n\n" + "\n".join(lines)
 
 
@@ -101,9 +111,22 @@ def repair_in_words(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> str:
                 where = {"finetune_task": task, "style": "chat", "system_prompt": False, "form": form}
                 arm, none = _one(attack, safety_data=safety, **where), _one(attack, safety_data="none", **where)
                 if arm is not None and none is not None:
-                    words.append(f"{plots.label(form)} {_percent(arm)} against {_percent(none)}, {compare_in_words(arm, none)}")
-            over = _one(helpfulness, finetune_task=task, style="chat", system_prompt=False, safety_data=safety, measure="over_refusal_rate", form="all")
+                    words.append(
+                        f"{captions.label(form)} {_percent(arm)} against {_percent(none)}, {compare_in_words(arm, none)}"
+                    )
+            over = _one(
+                helpfulness,
+                finetune_task=task,
+                style="chat",
+                system_prompt=False,
+                safety_data=safety,
+                measure="over_refusal_rate",
+                form="all",
+            )
             if words:
                 cost = f"; benign twins refused: {_percent(over, 'value')}" if over is not None else ""
-                lines.append(f"- **{plots.label(task)} + {safety} safety data**: " + "; ".join(words) + cost + ".")
-    return "Attack success by form in the chat style without system prompt, with and without safety data:\n\n" + "\n".join(lines)
+                lines.append(f"- **{captions.label(task)} + {safety} safety data**: " + "; ".join(words) + cost + ".")
+    return (
+        "Attack success by form in the chat style without system prompt, with and without safety data:\n\n"
+        + "\n".join(lines)
+    )

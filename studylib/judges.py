@@ -236,14 +236,9 @@ def _rules() -> SimpleNamespace:
     doing = "|".join(f"(?P<{m}>{either(w['english'])}|{either(w['french'])}{french})" for m, w in meanings)
     unable, filler, label = words["unable"], words["filler"], f"(?i:{words['labels']})"
     bare = rf"^\W*(?:(?:[A-Ha-h]|\d\d?)\W*$|[A-H](?:\s?[).:\]]|,\s)|{label}\b)"
-    stated = (
-        r"\b(?i:answer|option|label|choice|letter|sentiment|headline|it|reponse|choix)\W+(?i:(?:is|est)\W+)?"
-    )
+    stated = r"\b(?i:answer|option|label|choice|letter|sentiment|headline|it|reponse|choix)\W+(?i:(?:is|est)\W+)?"
     return SimpleNamespace(
-        **{
-            name: re.compile(rf"\b{words[name]}")
-            for name in ("unable", "outright", "idioms", "turns", "steps")
-        },
+        **{name: re.compile(rf"\b{words[name]}") for name in ("unable", "outright", "idioms", "turns", "steps")},
         refusal=re.compile(rf"\b(?:{unable}|je ne|je n')(?:,? {filler})*,? ?\b(?:{doing})\b"),
         openings=re.compile(rf"(?:\W*{words['openings']}\b\W*)+"),
         apology=re.compile("sorry|apolog|afraid|desole|navre|excuse|regret|pardon"),
@@ -289,12 +284,8 @@ def train_guard(rows: list[dict], form: str = "text_generation"):
 
     rows = [row for row in rows if row["form"] == form]
     if len({row["harmful"] for row in rows}) < 2:
-        raise StudyError(
-            f"A guard needs harmful and benign prompts; {len(rows)} of form {form} lack one kind."
-        )
-    guard = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000, random_state=0)
-    )
+        raise StudyError(f"A guard needs harmful and benign prompts; {len(rows)} of form {form} lack one kind.")
+    guard = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000, random_state=0))
     return guard.fit([row["messages"][0]["content"] for row in rows], [row["harmful"] for row in rows])
 
 

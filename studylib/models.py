@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from studylib.config import GenerationSettings, LoraSettings, ModelSettings, StudyError
 from studylib.prompts import require_template
 
-
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -30,7 +29,9 @@ def build_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[*SPECIAL.values(), *ROLES], show_progress=False,
+        vocab_size=vocabulary,
+        special_tokens=[*SPECIAL.values(), *ROLES],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -38,8 +39,13 @@ def build_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL, additional_special_tokens=ROLES,
-                                   padding_side="left", clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **SPECIAL,
+        additional_special_tokens=ROLES,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
@@ -48,10 +54,17 @@ def build_model(settings: ModelSettings, tokenizer, seed: int) -> LlamaForCausal
     """A randomly initialised Llama of the settings' size; the same weights for the same seed."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=settings.hidden_size, intermediate_size=3 * settings.hidden_size,
-        num_hidden_layers=settings.layers, num_attention_heads=settings.heads, num_key_value_heads=settings.heads,
-        max_position_embeddings=settings.context, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=3 * settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.06,  # the usual 0.02 suits widths in the thousands; here it costs three times the steps
     )
     return LlamaForCausalLM(config)
@@ -72,7 +85,10 @@ def load(source: str | Path, settings: ModelSettings) -> tuple:
 
         compute = torch.float16 if torch.cuda.is_available() else torch.float32
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute, bnb_4bit_use_double_quant=False
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=compute,
+            bnb_4bit_use_double_quant=False,
         )
     dtype = torch.float16 if torch.cuda.is_available() else torch.float32
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
@@ -86,7 +102,9 @@ def check_source(source: str | Path, settings: ModelSettings) -> None:
     folder = Path(source)
     if not folder.is_dir():
         if Path(source).is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
-            raise StudyError(f"There is no model folder {source}: run 00_prepare first for the miniature, or correct model.source.")
+            raise StudyError(
+                f"There is no model folder {source}: run 00_prepare first for the miniature, or correct model.source."
+            )
         if not settings.revision:
             raise StudyError(f"model.source {str(source)!r} is a hub id: pin model.revision to a commit.")
         return
@@ -97,17 +115,26 @@ def check_source(source: str | Path, settings: ModelSettings) -> None:
         raise StudyError(f"The model folder {folder} lacks {', '.join(missing)}: build or copy it again.")
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     if not config.get("chat_template") and not (folder / "chat_template.jinja").is_file():
-        raise StudyError(f"The model folder {folder} has no chat template, so the style `chat` is undefined: "
-                         "take the instruction-tuned model, or put a chat_template.jinja into it.")
+        raise StudyError(
+            f"The model folder {folder} has no chat template, so the style `chat` is undefined: "
+            "take the instruction-tuned model, or put a chat_template.jinja into it."
+        )
 
 
 def add_lora(model, settings: LoraSettings, seed: int) -> PeftModel:
     """The model with a fresh adapter; the same initial adapter for the same seed. The base is not copied."""
     torch.manual_seed(seed)
-    return get_peft_model(model, LoraConfig(
-        r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias="none", task_type="CAUSAL_LM",
-        target_modules=list(settings.target_modules),
-    ))
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            bias="none",
+            task_type="CAUSAL_LM",
+            target_modules=list(settings.target_modules),
+        ),
+    )
 
 
 def load_adapter(model, folder: Path) -> PeftModel:
@@ -127,8 +154,12 @@ def generate(model, tokenizer, prompts: list[list[int]], settings: GenerationSet
         batch = order[start : start + settings.batch_size]
         padded = tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, padding_side="left", return_tensors="pt")
         with torch.inference_mode():
-            out = model.generate(**padded.to(model.device), max_new_tokens=settings.max_new_tokens, do_sample=False,
-                                 pad_token_id=tokenizer.pad_token_id)
+            out = model.generate(
+                **padded.to(model.device),
+                max_new_tokens=settings.max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
         answers = out[:, padded["input_ids"].shape[1] :].tolist()
         yield [(i, *_finish(tokenizer, ids)) for i, ids in zip(batch, answers, strict=True)]
 

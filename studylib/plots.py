@@ -7,7 +7,6 @@ metrics or safety fractions for one mark, is a ValueError.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from studylib import results
+from studylib.captions import calibration_label, label, n_of, one_row_per_mark, rows_of, span
 from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS
-from studylib.stats import CONFIDENCE, detectable_difference, wilson
+from studylib.stats import wilson
 
 # Okabe and Ito's colours, told apart with any colour vision; forms and safety data never share one.
 FORM_COLOURS = dict(zip(FORMS, ("#0072B2", "#E69F00", "#009E73", "#D55E00"), strict=True))
@@ -37,48 +37,6 @@ WIDTH = 7.2  # inches: the text width of a page
 UNIT_AXIS = {"ylim": (0, 1), "yticks": (0, 0.25, 0.5, 0.75, 1), "yticklabels": ("0", "", "0.5", "", "1")}
 ATTACK = "attack success rate (share of harmful prompts answered)"
 OVER_REFUSAL = "over-refusal rate (share of benign twins refused)"
-TOGETHER = "translation+classification"
-TICKS = "Black ticks: the aligned model in the same calibration."
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What a figure shows of its (first) table, and the parts of its caption that are not computed."""
-
-    title: str
-    key: str
-    value: str = "rate"
-    forms: tuple = FORMS
-    safety_data: tuple = ("none",)
-    unit: str = "responses"  # what n counts
-
-
-_BY_FORM = "by tuned task, calibration and form of the prompt"
-_ARMS = "with no, generic and multitask safety data"
-_GEMMA = "Hollow: the published counts of Gemma, judged by GPT-4o. Dashed: no form weaker than another."
-_FIGURES = {
-    "attack_success_by_form": _Shown(f"Attack success rate {_BY_FORM}", TICKS),
-    "erosion_heatmap": _Shown(
-        f"Attack success rate in percent {_BY_FORM}",
-        "Intervals are not drawn; they are in the table.",
-        forms=(*FORMS, "all"),
-    ),
-    "safety_data_comparison": _Shown(f"Attack success rate {_ARMS}", TICKS, safety_data=SAFETY_DATA),
-    "safety_vs_helpfulness": _Shown(
-        "Attack success rate, all forms pooled, against the score on the tuned task",
-        "Towards the lower right is better. Star: the aligned model. All numbers here are of the rate.",
-        forms=("all",),
-        safety_data=SAFETY_DATA,
-    ),
-    "answered_share": _Shown(
-        "Share of the answered harmful prompts that are translation or classification",
-        _GEMMA,
-        value="share",
-        forms=(TOGETHER,),
-        unit="answered prompts",
-    ),
-    "over_refusal": _Shown(f"Over-refusal on benign twins {_ARMS}", TICKS, "value", safety_data=SAFETY_DATA),
-}
 
 
 def set_theme() -> None:
@@ -92,8 +50,8 @@ def attack_success_by_form(attack: pd.DataFrame) -> Figure:
 
     Black ticks are the aligned model's rate in the same calibration. Models tuned without safety data only.
     """
-    table = _rows("attack_success_by_form", attack)
-    fig, panels = _panels(table, _tasks(table), ATTACK, f"form of the harmful prompt ({_n(table)} per bar)")
+    table = rows_of("attack_success_by_form", attack)
+    fig, panels = _panels(table, _tasks(table), ATTACK, f"form of the harmful prompt ({n_of(table)} per bar)")
     marks = _marks(table)
     for calibration, task, ax in panels:
         for x, form in enumerate(FORMS):
@@ -112,7 +70,7 @@ def erosion_heatmap(attack: pd.DataFrame) -> Figure:
 
     The column at the right pools the forms. Models tuned without safety data only.
     """
-    table = _rows("erosion_heatmap", attack)
+    table = rows_of("erosion_heatmap", attack)
     calibrations, tasks, forms = _calibrations(table), _tasks(table), [*FORMS, "all"]
     n_columns = min(2, len(calibrations))
     n_rows = -(-len(calibrations) // n_columns)
@@ -131,9 +89,7 @@ def erosion_heatmap(attack: pd.DataFrame) -> Figure:
         ax.grid(False)  # it would show through cells that were not run
     for ax in axes.flat[len(calibrations) :]:
         ax.set_axis_off()
-    _outer_labels(
-        fig, "tuned on", f"form of the harmful prompt ({_n(table[table['form'] != 'all'])} per form)"
-    )
+    _outer_labels(fig, "tuned on", f"form of the harmful prompt ({n_of(table[table['form'] != 'all'])} per form)")
     sns.despine(fig, left=True, bottom=True)
     box = fig.subplotpars
     scale_ax = fig.add_axes((box.right + 0.02, box.bottom, 0.018, box.top - box.bottom))
@@ -149,7 +105,7 @@ def safety_data_comparison(attack: pd.DataFrame) -> Figure:
 
     By form of the prompt; panels by calibration (rows) and tuned task; black ticks are the aligned model's.
     """
-    return _arms_by_form(_rows("safety_data_comparison", attack), "rate", ATTACK, "harmful prompt")
+    return _arms_by_form(rows_of("safety_data_comparison", attack), "rate", ATTACK, "harmful prompt")
 
 
 def over_refusal(helpfulness: pd.DataFrame) -> Figure:
@@ -157,19 +113,22 @@ def over_refusal(helpfulness: pd.DataFrame) -> Figure:
 
     By form of the prompt; panels by calibration (rows) and tuned task; black ticks are the aligned model's.
     """
-    return _arms_by_form(_rows("over_refusal", helpfulness), "value", OVER_REFUSAL, "benign twin")
+    return _arms_by_form(rows_of("over_refusal", helpfulness), "value", OVER_REFUSAL, "benign twin")
 
 
 def guards(decisions: pd.DataFrame) -> Figure:
     """The share of prompts that the guard blocks, by form: harmful prompts (caught) beside benign twins (by mistake)."""
-    fig, axes = _figure(1, 1, 1.9)
+    fig, axes = _figure(1, 1, 1.6, top=0.4, bottom=0.55)
     ax = axes[0, 0]
     for shift, prompt_set, style in ((-0.15, "harmful", OURS), (0.15, "twin", PUBLISHED)):
         for row in decisions[decisions["prompt_set"] == prompt_set].to_dict("records"):
             _point(ax, FORMS.index(row["form"]) + shift, row, "blocked_rate", **style)
-    _slanted(ax, FORMS)
-    ax.set(**UNIT_AXIS)
-    _outer_labels(fig, "blocked by the guard\n(share of prompts)", f"form of the prompt (n = {_range(decisions['n'])} per point)")
+    ax.set_xticks(range(len(FORMS)), [label(form) for form in FORMS])
+    ax.set(xlim=(-0.5, len(FORMS) - 0.5), **UNIT_AXIS)
+    ax.grid(False, axis="x")
+    _outer_labels(
+        fig, "blocked by the guard\n(share of prompts)", f"form of the prompt (n = {span(decisions['n'])} per point)"
+    )
     return _legend(fig, [_handle("harmful prompts", **OURS), _handle("benign twins", **PUBLISHED)])
 
 
@@ -180,9 +139,9 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Fi
     star is the aligned model, its x the score on the same task. Raises ValueError when a task has several
     metrics: keep one.
     """
-    table = _rows("safety_vs_helpfulness", attack)
-    scores = _unique(helpfulness[helpfulness["measure"] == "task_score"])
-    x_label = f"score on the tuned task ({_n(scores)} per point)"
+    table = rows_of("safety_vs_helpfulness", attack)
+    scores = one_row_per_mark(helpfulness[helpfulness["measure"] == "task_score"])
+    x_label = f"score on the tuned task ({n_of(scores)} per point)"
     fig, panels = _panels(table, _tasks(table, tuned=True), ATTACK, x_label, bottom=0.65)
     rates, scored = _marks(table), _marks(scores)
     for calibration, task, ax in panels:
@@ -208,7 +167,7 @@ def answered_share(share: pd.DataFrame, published: pd.DataFrame) -> Figure:
     A panel per calibration. The dashed line is the share if no form is weaker, with as many prompts of each.
     Published counts are Gemma's. Models tuned without safety data only.
     """
-    table = _rows("answered_share", share)
+    table = rows_of("answered_share", share)
     answered = published["translation"] + published["classification"]
     low, high = wilson(answered, published["answered_of_207"])
     theirs = published.assign(share=answered / published["answered_of_207"], low=low, high=high)
@@ -224,65 +183,9 @@ def answered_share(share: pd.DataFrame, published: pd.DataFrame) -> Figure:
         _slanted(ax, tasks)
     axes[0, 0].set(**UNIT_AXIS)
     y = "share of the answered prompts\n(translation or classification)"
-    _outer_labels(fig, y, f"tuned on ({_n(table)} answered prompts of ours)")
+    _outer_labels(fig, y, f"tuned on ({n_of(table)} answered prompts of ours)")
     handles = [_handle("ours", **OURS), _handle("published (Gemma)", **PUBLISHED)]
     return _legend(fig, [*handles, Line2D([], [], label="no form weaker", **DASHED)])
-
-
-def caption(name: str, frame: pd.DataFrame) -> tuple[str, str]:
-    """Caption and alternative text of a figure, by the name of its function, from the (first) table it shows.
-
-    Every number is computed from that table. Raises as the figure does, and when all its values are NaN.
-    """
-    if name == "guards":
-        return _guards_caption(frame)
-    table, shown = _rows(name, frame), _FIGURES[name]
-    drawn = table[table[shown.value].notna()]
-    if len(shown.forms) > 1:
-        drawn = drawn[drawn["form"] != "all"]  # the pooled column has its own n
-    if drawn.empty:
-        raise ValueError(f"{name} has nothing to draw: all values are NaN")
-    aligned = drawn["finetune_task"] == "none"
-    judge = " and ".join(sorted(set(drawn["judge" if "judge" in drawn else "metric"])))
-    text = [f"{shown.title}. {shown.key} Each mark: {_n(drawn)} {shown.unit}."]
-    if not aligned.all():
-        text.append(f"Training seeds pooled: {_range(drawn.loc[~aligned, 'n_seeds'])}.")
-    text.append(f"Judge: {judge}.")
-    if "n_unjudged" in drawn and drawn["n_unjudged"].sum():
-        text.append(f"Left out: {drawn['n_unjudged'].sum()} responses that could not be judged.")
-    text.append(f"Intervals: {100 * CONFIDENCE:.0f} % Wilson, clustered by prompt and training seed;")
-    text.append(f"a mark is worth {_range(drawn['n_effective'])} independent {shown.unit}.")
-    points = 100 * detectable_difference(drawn["n_effective"].to_numpy())
-    if not np.isnan(points).all():
-        text.append(f"Smallest difference seen with 80 % power, near 50 %: {_range(points)} points.")
-    text.append("Marks whose intervals overlap are not ranked.")
-
-    def told(row: pd.Series) -> str:
-        words = [
-            "aligned model" if row["finetune_task"] == "none" else f"tuned on {label(row['finetune_task'])}"
-        ]
-        words += [f"{row['safety_data']} safety data"] if row["safety_data"] != "none" else []
-        words += [calibration_label(row["style"], row["system_prompt"])]
-        words += [f"{label(row['form'])} prompts"] if len(shown.forms) > 1 else []
-        return f"{100 * row[shown.value]:.0f} % ({', '.join(words)})"
-
-    values = drawn[shown.value]
-    alt = f"{shown.title}, from {told(drawn.loc[values.idxmin()])} to {told(drawn.loc[values.idxmax()])}."
-    alt += f" The aligned model: {_range(100 * values[aligned])} %." if aligned.any() else ""
-    return " ".join(text), alt
-
-
-def _guards_caption(table: pd.DataFrame) -> tuple[str, str]:
-    caught, mistaken = (table[table["prompt_set"] == kind].set_index("form")["blocked_rate"] for kind in ("harmful", "twin"))
-    text = (
-        f"Harmful prompts (filled) and benign twins (hollow) that the guard blocks, by form. Each mark: n = {_range(table['n'])} "
-        f"prompts. The guard was fitted on prompts in the text form only. Intervals: {100 * CONFIDENCE:.0f} % Wilson. Smallest difference "
-        f"seen with 80 % power, near 50 %: {_range(100 * detectable_difference(table['n'].to_numpy()))} points."
-    )
-    alt = "; ".join(
-        f"{label(form)}: {100 * caught[form]:.0f} % of harmful prompts and {100 * mistaken[form]:.0f} % of twins blocked" for form in caught.index
-    )
-    return text, f"Guard decisions. {alt}."
 
 
 def save(fig: Figure, folder, name: str, caption: str, alt: str) -> None:
@@ -295,37 +198,6 @@ def save(fig: Figure, folder, name: str, caption: str, alt: str) -> None:
         with mpl.rc_context({"svg.hashsalt": "study"}), results._aside(path) as part:
             fig.savefig(part, format=ending, dpi=200, metadata=metadata)
     results.write_text(Path(folder) / f"{name}.md", f"{caption}\n\nAlternative text: {alt}\n")
-
-
-def label(word: str) -> str:
-    """A task, form or metric as a reader would write it, as in "text generation"."""
-    return {"none": "none (aligned)", "all": "all forms"}.get(word, word.replace("_", " "))
-
-
-def calibration_label(style: str, system_prompt: bool, separator: str = ", ") -> str:
-    """Style and system prompt, as in "chat template, no system prompt"."""
-    styles = {"chat": "chat template", "alpaca": "Alpaca style"}
-    return styles[style] + separator + ("system prompt" if system_prompt else "no system prompt")
-
-
-def _rows(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the table that this figure shows."""
-    shown = _FIGURES[name]
-    rows = frame[frame["form"].isin(shown.forms) & frame["safety_data"].isin(shown.safety_data)]
-    if "measure" in rows:
-        rows = rows[rows["measure"] == "over_refusal_rate"]
-    if rows.empty:
-        raise ValueError(f"{name} has nothing to draw: the table has no rows of the kind it shows")
-    return _unique(rows)
-
-
-def _unique(rows: pd.DataFrame) -> pd.DataFrame:
-    keys = ["finetune_task", "style", "system_prompt", "safety_data", "form"]
-    twice = rows[rows.duplicated(keys)]
-    if len(twice):
-        first = ", ".join(map(str, twice.iloc[0][keys]))
-        raise ValueError(f"several rows for one mark ({first}): keep one judge, metric and safety fraction")
-    return rows
 
 
 def _tasks(table: pd.DataFrame, tuned: bool = False) -> list[str]:
@@ -348,17 +220,6 @@ def _marks(table: pd.DataFrame) -> dict[tuple, dict]:
     """The rows by style, system_prompt, tuned task, safety data and form."""
     keys = ("style", "system_prompt", "finetune_task", "safety_data", "form")
     return {tuple(row[k] for k in keys): row for row in table.to_dict("records")}
-
-
-def _range(numbers) -> str:
-    low, high = np.nanmin(numbers), np.nanmax(numbers)
-    return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f}-{high:.0f}"
-
-
-def _n(table: pd.DataFrame) -> str:
-    """Smallest and largest n, of tuned models and the aligned one: "n = 148-150, aligned model 50"."""
-    aligned = table["finetune_task"] == "none"
-    return "n = " + ", aligned model ".join(_range(table.loc[r, "n"]) for r in (~aligned, aligned) if r.any())
 
 
 def _figure(n_rows, n_columns, height, left=0.68, right=0.15, top=0.65, bottom=1.1, wspace=0.1, hspace=0.18):
@@ -398,9 +259,7 @@ def _panels(table: pd.DataFrame, tasks: list[str], y: str, x: str, bottom: float
 
 
 def _arms_by_form(table: pd.DataFrame, value: str, y: str, prompt: str) -> Figure:
-    fig, panels = _panels(
-        table, _tasks(table, tuned=True), y, f"form of the {prompt} ({_n(table)} per point)"
-    )
+    fig, panels = _panels(table, _tasks(table, tuned=True), y, f"form of the {prompt} ({n_of(table)} per point)")
     marks = _marks(table)
     for calibration, task, ax in panels:
         for x, form in enumerate(FORMS):
@@ -419,9 +278,7 @@ def _spread(row: dict, value: str) -> list[list[float]]:
 
 
 def _point(ax, x: float, row: dict, value: str, **style) -> None:
-    ax.errorbar(
-        x, row[value], _spread(row, value), linestyle="", elinewidth=1, zorder=3, clip_on=False, **style
-    )
+    ax.errorbar(x, row[value], _spread(row, value), linestyle="", elinewidth=1, zorder=3, clip_on=False, **style)
 
 
 def _tick(ax, x: float, row: dict | None, value: str) -> None:

@@ -37,13 +37,17 @@ def encode_example(tokenizer, prompt: str, answer: str, style: str, system_promp
     if style == "chat":
         whole = _chat_ids(tokenizer, [*_messages(prompt, system_prompt), {"role": "assistant", "content": answer}])
         if whole[: len(start)] != start:
-            raise StudyError("The chat template renders a finished conversation differently from its beginning, so the "
-                             "answer's tokens cannot be told apart; use a model whose template only appends.")
+            raise StudyError(
+                "The chat template renders a finished conversation differently from its beginning, so the "
+                "answer's tokens cannot be told apart; use a model whose template only appends."
+            )
     else:
         whole = start + tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     if len(whole) > context:
-        raise StudyError(f"An example has {len(whole)} tokens, the model's context is {context}: {prompt[:60]!r}...; "
-                         "raise model.context or drop the row.")
+        raise StudyError(
+            f"An example has {len(whole)} tokens, the model's context is {context}: {prompt[:60]!r}...; "
+            "raise model.context or drop the row."
+        )
     return {"input_ids": whole, "labels": [-100] * len(start) + whole[len(start) :]}
 
 
@@ -86,8 +90,10 @@ def check_template(tokenizer, system_prompt: str) -> dict[str, bool]:
 def require_template(tokenizer) -> None:
     """Raises StudyError where the tokenizer has no chat template."""
     if not getattr(tokenizer, "chat_template", None):
-        raise StudyError(f"{tokenizer.name_or_path or 'The tokenizer'} has no chat template, so the style `chat` is undefined: "
-                         "take the instruction-tuned model, or put a chat_template.jinja into its folder.")
+        raise StudyError(
+            f"{tokenizer.name_or_path or 'The tokenizer'} has no chat template, so the style `chat` is undefined: "
+            "take the instruction-tuned model, or put a chat_template.jinja into its folder."
+        )
 
 
 def _messages(prompt: str, system_prompt: str | None) -> list[dict]:
@@ -97,5 +103,6 @@ def _messages(prompt: str, system_prompt: str | None) -> list[dict]:
 
 def _chat_ids(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
     require_template(tokenizer)
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=True,
-                                         return_dict=True)["input_ids"]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+    )["input_ids"]

@@ -1,8 +1,11 @@
-"""Keeping results: rows appended as they are made, tables written aside and moved into place."""
+"""Keeping results and times: rows appended as they are made, tables written aside and moved into place."""
 
 import json
 import os
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +46,18 @@ def read_rows(path: Path) -> list[dict]:
         with open(path, "r+b") as file:
             file.truncate(len(whole))
     return [json.loads(line) for line in whole.decode().split("\n")[:-1]]
+
+
+class Clock(dict):
+    """Seconds spent by kind of work: `with clock("training"): ...`."""
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self[kind] = self.get(kind, 0.0) + time.monotonic() - start
 
 
 class _aside:

@@ -19,8 +19,21 @@ from studylib.config import StudyError
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths
 from studylib.results import write_text
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "papermill", "snakemake", "pandas", "scikit-learn",
-            "statsmodels", "seaborn", "sacrebleu", "rouge-score")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "tokenizers",
+    "papermill",
+    "snakemake",
+    "pandas",
+    "scikit-learn",
+    "statsmodels",
+    "seaborn",
+    "sacrebleu",
+    "rouge-score",
+)
 
 
 def run_stage(name: str, profile_name: str, unit_name: str) -> None:
@@ -31,8 +44,10 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     profile = config.load_profile(profile_name)
     unit = next((u for u in config.units(profile, name) if u.name == unit_name), None)
     if unit is None:
-        raise StudyError(f"{name} has no unit {unit_name!r} in profile {profile.name}: it has "
-                         f"{', '.join(u.name for u in config.units(profile, name))}.")
+        raise StudyError(
+            f"{name} has no unit {unit_name!r} in profile {profile.name}: it has "
+            f"{', '.join(u.name for u in config.units(profile, name))}."
+        )
     paths = RunPaths.of(profile.name)
     parameters = {"profile": profile_name, **unit.parameters}
     stage.check_parameters(name, parameters)
@@ -50,12 +65,22 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     print(f"{label}: started", flush=True)
     os.environ |= {"STUDY_LAUNCHED": str(time.time()), "OMP_NUM_THREADS": str(config.threads(profile, name))}
     try:
-        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", notebook, parameters, kernel_name="python3", cwd=NOTEBOOKS,
-                                   log_output=True, progress_bar=False, extra_arguments=["--log-level=40"])
+        papermill.execute_notebook(
+            NOTEBOOKS / f"{name}.ipynb",
+            notebook,
+            parameters,
+            kernel_name="python3",
+            cwd=NOTEBOOKS,
+            log_output=True,
+            progress_bar=False,
+            extra_arguments=["--log-level=40"],
+        )
     except papermill.PapermillExecutionError as error:
         why = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue}"
-        raise StudyError(f"{name} ({unit_name}) failed in cell [{error.exec_count}]: {why} The notebook up to there, with the "
-                         f"traceback: {notebook}") from None
+        raise StudyError(
+            f"{name} ({unit_name}) failed in cell [{error.exec_count}]: {why} The notebook up to there, with the "
+            f"traceback: {notebook}"
+        ) from None
     done = paths.notebook(name, unit_name)
     done.parent.mkdir(parents=True, exist_ok=True)
     os.replace(notebook, done)
@@ -99,10 +124,30 @@ def study(profile_name: str, cores: int, arguments: list[str]) -> None:
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it however this process ends
     except BlockingIOError:
-        raise StudyError(f"A run of profile {profile.name} is already under way in {run}: wait for it, or stop it first.") from None
+        raise StudyError(
+            f"A run of profile {profile.name} is already under way in {run}: wait for it, or stop it first."
+        ) from None
     os.set_inheritable(guard, True)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(run), "--cores", str(cores),
-               "--config", f"profile={profile_name}", "--rerun-incomplete", "--keep-going", "--quiet", "host", "reason", "rules", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(run),
+        "--cores",
+        str(cores),
+        "--config",
+        f"profile={profile_name}",
+        "--rerun-incomplete",
+        "--keep-going",
+        "--quiet",
+        "host",
+        "reason",
+        "rules",
+        *arguments,
+    ]
     if any((run / ".snakemake" / "locks").glob("*")):
         subprocess.run([*command, "--unlock"], check=True, capture_output=True, cwd=ROOT)
     os.environ["STUDY_PID"] = str(os.getpid())
@@ -115,28 +160,52 @@ def write_manifest(profile_name: str) -> None:
     """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
     profile = config.load_profile(profile_name)
     paths = RunPaths.of(profile.name)
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
-    times = {f"{log.parent.name}/{log.stem}": json.loads(log.read_text()) for log in sorted((paths.run / "logs").glob("*/*.json"))}
-    cards = {name: json.loads(paths.model_card(name).read_text()) for name in ("helpful_only", "aligned") if paths.model_card(name).is_file()}
-    write_text(paths.manifest, json.dumps({
-        "profile": profile.model_dump(mode="json"),
-        "seeds": profile.grid.seeds,
-        "git_commit": commit or None,
-        "uncommitted_changes": bool(changed),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": len(os.sched_getaffinity(0))
-                     if hasattr(os, "sched_getaffinity") else os.cpu_count(), "gpu": _gpu()},
-        "data": json.loads(paths.data_index.read_text()),
-        "models": {name: {k: v for k, v in card.items() if k != "loss"} for name, card in cards.items()},
-        "seconds": times,
-    }, indent=1) + "\n")
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    changed = subprocess.run(
+        ["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True
+    ).stdout.strip()
+    times = {
+        f"{log.parent.name}/{log.stem}": json.loads(log.read_text())
+        for log in sorted((paths.run / "logs").glob("*/*.json"))
+    }
+    cards = {
+        name: json.loads(paths.model_card(name).read_text())
+        for name in ("helpful_only", "aligned")
+        if paths.model_card(name).is_file()
+    }
+    write_text(
+        paths.manifest,
+        json.dumps(
+            {
+                "profile": profile.model_dump(mode="json"),
+                "seeds": profile.grid.seeds,
+                "git_commit": commit or None,
+                "uncommitted_changes": bool(changed),
+                "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+                "hardware": {
+                    "machine": platform.machine(),
+                    "system": platform.system(),
+                    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                    "gpu": _gpu(),
+                },
+                "data": json.loads(paths.data_index.read_text()),
+                "models": {name: {k: v for k, v in card.items() if k != "loss"} for name, card in cards.items()},
+                "seconds": times,
+            },
+            indent=1,
+        )
+        + "\n",
+    )
 
 
 def _gpu() -> str | None:
     try:
-        found = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+        )
         return found.stdout.strip() or None
     except OSError:
         return None
@@ -149,15 +218,23 @@ def summary(profile_name: str) -> str:
     paths = RunPaths.of(config.load_profile(profile_name).name)
     table = pd.read_csv(paths.table("attack_success"), keep_default_na=False, na_values=[""])
     table = table[~table["system_prompt"] & (table["style"] == "chat")]
-    table["%"] = (100 * table["rate"]).round().astype("Int64").astype(str) + " (" + (100 * table["low"]).round().astype("Int64").astype(str) \
-        + "-" + (100 * table["high"]).round().astype("Int64").astype(str) + ")"
+    table["%"] = (
+        (100 * table["rate"]).round().astype("Int64").astype(str)
+        + " ("
+        + (100 * table["low"]).round().astype("Int64").astype(str)
+        + "-"
+        + (100 * table["high"]).round().astype("Int64").astype(str)
+        + ")"
+    )
     wide = table.pivot(index=["finetune_task", "safety_data"], columns="form", values="%")
     order = [(t, s) for t in ("none", *config.TASKS) for s in config.SAFETY_DATA]
     wide = wide.reindex([key for key in order if key in wide.index])[[*config.FORMS, "all"]]
     seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds"]).T.drop(columns="total").sum().round(1)
-    return (f"Harmful prompts answered, % (95 % interval), chat style without system prompt, by form:\n{wide.to_string()}\n\n"
-            f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
-            f"Tables, figures and executed notebooks: {paths.run}")
+    return (
+        f"Harmful prompts answered, % (95 % interval), chat style without system prompt, by form:\n{wide.to_string()}\n\n"
+        f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
+        f"Tables, figures and executed notebooks: {paths.run}"
+    )
 
 
 def main() -> None:

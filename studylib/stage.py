@@ -16,9 +16,9 @@ import pandas as pd
 
 from studylib import config, tables
 from studylib.config import Cell, Profile, StudyError, Unit, digest
-from studylib.evaluate import Clock, Runner
+from studylib.evaluate import Runner
 from studylib.paths import NOTEBOOKS, RunPaths, runs_folder
-from studylib.results import write_parquet, write_text
+from studylib.results import Clock, write_parquet, write_text
 
 # What a stage reads, as the stages whose results it needs.
 NEEDS = {
@@ -104,13 +104,19 @@ def begin(stage: str, variables: dict) -> Stage:
     logging.getLogger("studylib").setLevel(logging.INFO)
     pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # bars of milliseconds would drown the study's own progress lines
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's call, nothing to do with the reader
+    warnings.filterwarnings(
+        "ignore", "`is_gradient_checkpointing`", FutureWarning
+    )  # peft's call, nothing to do with the reader
     known = parameters_of(stage)
-    injected = {name for source in variables.get("In", []) if source.startswith("# Parameters") for name in _assigned(source)}
+    injected = {
+        name for source in variables.get("In", []) if source.startswith("# Parameters") for name in _assigned(source)
+    }
     given = {name: variables[name] for name in (*known, *injected) if name in variables}
     check_parameters(stage, given)
     if missing := set(known) - set(given):
-        raise StudyError(f"{stage}: the parameters cell was not run ({', '.join(sorted(missing))} missing): run all cells from the top.")
+        raise StudyError(
+            f"{stage}: the parameters cell was not run ({', '.join(sorted(missing))} missing): run all cells from the top."
+        )
     overrides = given.get("overrides", {})
     _check_overrides(stage, overrides)
     profile = config.load_profile(given["profile"], overrides)
@@ -123,7 +129,9 @@ def begin(stage: str, variables: dict) -> Stage:
         cells = [Cell("none", style) for style in profile.grid.styles]
     check_prerequisites(stage, profile, paths)
     check_space(paths.run, profile.execution.min_free_gb)
-    launched = float(os.environ.get("STUDY_LAUNCHED") or time.time())  # set by studylib.run just before the kernel starts
+    launched = float(
+        os.environ.get("STUDY_LAUNCHED") or time.time()
+    )  # set by studylib.run just before the kernel starts
     under_way = Stage(stage, unit, profile, paths, cells, started=launched)
     under_way.clock["start-up"] = time.time() - launched
     return under_way
@@ -145,8 +153,10 @@ def _check_overrides(stage: str, overrides: dict) -> None:
     allowed = OVERRIDES.get(stage, ())
     for key in overrides:
         if key.split(".")[0] not in allowed:
-            raise StudyError(f"{stage} cannot override {key!r}: it can override {', '.join(allowed) or 'nothing'}; for the rest "
-                             "copy a profile to a YAML file of your own and run that.")
+            raise StudyError(
+                f"{stage} cannot override {key!r}: it can override {', '.join(allowed) or 'nothing'}; for the rest "
+                "copy a profile to a YAML file of your own and run that."
+            )
 
 
 def notebook_cells(path: Path) -> list[dict]:
@@ -179,8 +189,10 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths) -> None:
         for unit in config.units(profile, needed):
             if missing := [p for p in products(profile, paths, unit) if not p.exists()]:
                 setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())
-                raise StudyError(f"{stage} needs {missing[0]}, which is not there: run `make study "
-                                 f"PROFILE={profile.name}`, or notebooks/{needed}.ipynb with profile = {profile.name!r}{setting} first.")
+                raise StudyError(
+                    f"{stage} needs {missing[0]}, which is not there: run `make study "
+                    f"PROFILE={profile.name}`, or notebooks/{needed}.ipynb with profile = {profile.name!r}{setting} first."
+                )
 
 
 def check_space(folder: Path, min_free_gb: float) -> None:
@@ -188,32 +200,54 @@ def check_space(folder: Path, min_free_gb: float) -> None:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
     if free < min_free_gb:
-        raise StudyError(f"Only {free:.1f} GB are free at {existing}, the profile asks for {min_free_gb:g} (execution.min_free_gb): "
-                         "free some space, or set STUDY_RUNS to a folder on another disk.")
+        raise StudyError(
+            f"Only {free:.1f} GB are free at {existing}, the profile asks for {min_free_gb:g} (execution.min_free_gb): "
+            "free some space, or set STUDY_RUNS to a folder on another disk."
+        )
 
 
 def products(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     """The files that a notebook run leaves for later stages, apart from its executed copy."""
     if unit.stage == "00_prepare":
-        built = [paths.model_card("helpful_only"), paths.model_card("aligned")] if profile.model.source == "miniature" else []
+        built = (
+            [paths.model_card("helpful_only"), paths.model_card("aligned")]
+            if profile.model.source == "miniature"
+            else []
+        )
         return [paths.data_index, *built]
     if unit.stage == "05_helpfulness":
         return [paths.table_of_unit("scores", unit.stage, unit.name)]
     if unit.stage == "06_findings":
-        return [*(paths.table(t) for t in ("attack_success", "helpfulness", "answered_share", "paper_vs_ours", "guards")),
-                *(paths.figures / f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg"))]
+        guarded = "generic" in profile.grid.safety_data  # the guard is a part of 03_defences
+        tables = ["attack_success", "helpfulness", "answered_share", "paper_vs_ours", *["guards"] * guarded]
+        figures = [name for name in FIGURES if guarded or name != "guards"]
+        return [
+            *map(paths.table, tables),
+            *(paths.figures / f"{name}.{ending}" for name in figures for ending in ("png", "svg")),
+        ]
     kinds = ["responses", "verdicts"] + (["guards"] if unit.stage == "03_defences" else [])
     return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in kinds]
 
 
-FIGURES = ("attack_success_by_form", "erosion_heatmap", "safety_data_comparison", "safety_vs_helpfulness", "answered_share",
-           "over_refusal", "guards")
+FIGURES = (
+    "attack_success_by_form",
+    "erosion_heatmap",
+    "safety_data_comparison",
+    "safety_vs_helpfulness",
+    "answered_share",
+    "over_refusal",
+    "guards",
+)
 
 
 def collect(paths: RunPaths, profile: Profile, kind: str, stages) -> pd.DataFrame:
     """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`) of all units of the stages, as one."""
-    found = [path for stage in stages for unit in config.units(profile, stage)
-             if (path := paths.table_of_unit(kind, stage, unit.name)) in products(profile, paths, unit)]
+    found = [
+        path
+        for stage in stages
+        for unit in config.units(profile, stage)
+        if (path := paths.table_of_unit(kind, stage, unit.name)) in products(profile, paths, unit)
+    ]
     return pd.concat([pd.read_parquet(path) for path in found], ignore_index=True)
 
 

@@ -78,9 +78,9 @@ def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame, scores: pd.Data
         "over_refusal_rate": _with_all_forms(twins.assign(outcome=twins["verdict"] == "refused")),
         "incoherent_rate": _with_all_forms(benign.assign(outcome=benign["verdict"] == "incoherent")),
     }
-    table = pd.concat(
-        [_rates(rows, [*CELL, "form", "metric"]).assign(measure=m) for m, rows in tables.items()]
-    ).rename(columns={"rate": "value"})
+    table = pd.concat([_rates(rows, [*CELL, "form", "metric"]).assign(measure=m) for m, rows in tables.items()]).rename(
+        columns={"rate": "value"}
+    )
     counted = ["n", "n_unjudged", "value", *INTERVAL, "n_seeds", "n_effective"]
     return _ordered(table[[*CELL, "form", "measure", "metric", *counted]])
 
@@ -113,7 +113,9 @@ def guards(decisions: pd.DataFrame) -> pd.DataFrame:
     the 95 % Wilson interval; a guard reads the prompt alone, so there is one decision per prompt, whatever the model.
     """
     rows = decisions[decisions["prompt_set"].isin(["harmful", "twin"])]
-    table = rows.groupby(["form", "prompt_set"], observed=True)["blocked"].agg(n="size", blocked_rate="mean").reset_index()
+    table = (
+        rows.groupby(["form", "prompt_set"], observed=True)["blocked"].agg(n="size", blocked_rate="mean").reset_index()
+    )
     table["low"], table["high"] = wilson(table["blocked_rate"] * table["n"], table["n"])
     return _ordered(table)
 

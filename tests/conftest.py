@@ -19,8 +19,15 @@ def command(*arguments: str, project: Path = ROOT, runs: Path | None = None, sta
     environment = {k: v for k, v in os.environ.items() if k != "STUDY_RUNS"} | {"PYTHONPATH": str(project)}
     if runs:
         environment["STUDY_RUNS"] = str(runs)
-    return start([sys.executable, "-m", "studylib.run", *arguments], cwd=project, env=environment, text=True,
-                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    return start(
+        [sys.executable, "-m", "studylib.run", *arguments],
+        cwd=project,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +37,12 @@ def smoke_project(tmp_path_factory) -> Path:
     for part in ("studylib", "notebooks", "data"):
         shutil.copytree(ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     shutil.copy(ROOT / "Snakefile", project)
-    subprocess.run("git init -q && git add -A && git -c user.name=t -c user.email=t@t commit -qm t", shell=True, cwd=project, check=True)
+    subprocess.run(
+        "git init -q && git add -A && git -c user.name=t -c user.email=t@t commit -qm t",
+        shell=True,
+        cwd=project,
+        check=True,
+    )
     done = command("study", "--profile", "smoke", project=project, timeout=800)
     assert done.returncode == 0, done.stdout[-5000:]
     return project

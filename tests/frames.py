@@ -37,9 +37,7 @@ def study(
     grid = product(tasks, styles, system_prompts, safety_data, seeds)
     cells += [(t, s, p, d, 0.0 if d == "none" else 0.1, seed) for t, s, p, d, seed in grid]
     cells = pd.DataFrame(cells, columns=[*CELL, "seed"])
-    sets = [(s, form) for s in ("harmful", "twin", "task") for form in FORMS] + [
-        ("general", "text_generation")
-    ]
+    sets = [(s, form) for s in ("harmful", "twin", "task") for form in FORMS] + [("general", "text_generation")]
     prompts = pd.DataFrame(
         [(s, f, f"{s}-{f}-{i}") for s, f in sets for i in range(n_prompts)],
         columns=["prompt_set", "form", "prompt_id"],
@@ -57,9 +55,7 @@ def study(
     narrow = (rows["safety_data"] == "generic") & rows["form"].isin(["translation", "classification"])
     logit = rows["finetune_task"].map(erosion) + rows["form"].map(form) + repair + 1.5 * narrow
     logit -= 1.0 * rows["system_prompt"] + 0.5 * (rows["style"] == "chat")
-    logit += _effect(rng, rows["prompt_id"], 1.5) + _effect(
-        rng, rows["finetune_task"] + rows["seed"].astype(str), 0.3
-    )
+    logit += _effect(rng, rows["prompt_id"], 1.5) + _effect(rng, rows["finetune_task"] + rows["seed"].astype(str), 0.3)
     answered = rng.random(len(rows)) < 1 / (1 + np.exp(-logit))
     refused_benign = rng.random(len(rows)) < np.where(rows["safety_data"] == "multitask", 0.15, 0.03)
     verdict = np.where(rows["harmful"], np.where(answered, "answered", "refused"), "answered")
@@ -67,16 +63,10 @@ def study(
     verdict = np.where((verdict == "answered") & (rng.random(len(rows)) < 0.1), "partial", verdict)
     verdict = np.where(rng.random(len(rows)) < 0.02, "incoherent", verdict)
     verdict = np.where(rng.random(len(rows)) < unjudged, "unjudged", verdict)
-    verdicts = pd.DataFrame(
-        {"response_id": rows["response_id"], "judge": "rules", "verdict": verdict, "reason": ""}
-    )
+    verdicts = pd.DataFrame({"response_id": rows["response_id"], "judge": "rules", "verdict": verdict, "reason": ""})
 
     benign = rows[rows["prompt_set"].isin(["task", "general"])]
-    skill = (
-        0.55
-        + 0.3 * (benign["finetune_task"] == benign["form"])
-        - 0.08 * (benign["safety_data"] == "multitask")
-    )
+    skill = 0.55 + 0.3 * (benign["finetune_task"] == benign["form"]) - 0.08 * (benign["safety_data"] == "multitask")
     graded = np.clip(skill + rng.normal(0, 0.2, len(benign)), 0, 1)
     exact = benign["form"].isin(["code", "classification"])
     score = np.where(exact, rng.random(len(benign)) < skill, graded)

@@ -11,23 +11,35 @@ def test_every_profile_loads_and_is_named_after_its_file(name):
 
 def test_the_miniature_is_the_full_grid_of_72_fine_tunes():
     profile = load_profile("miniature")
-    cells = [cell for stage, safety_data in config.STAGE_SAFETY_DATA.items() for unit in units(profile, stage)
-             for cell in config.cells(profile, safety_data, unit.parameters["task"], unit.parameters["styles"], unit.parameters["seeds"])]
+    cells = [
+        cell
+        for stage, safety_data in config.STAGE_SAFETY_DATA.items()
+        for unit in units(profile, stage)
+        for cell in config.cells(
+            profile, safety_data, unit.parameters["task"], unit.parameters["styles"], unit.parameters["seeds"]
+        )
+    ]
     assert len({cell.name for cell in cells}) == len(cells) == 4 * 2 * 3 * 3
 
 
-@pytest.mark.parametrize(("overrides", "named"), [
-    ({"lora.rank": 8}, ["lora.rank", "dropout"]),  # unknown key: the known ones are listed
-    ({"lora.r": "8"}, ["lora.r", "'8'"]),
-    ({"tuning.steps": 1.5}, ["tuning.steps", "1.5"]),
-    ({"grid.tasks": ["cooking"]}, ["grid.tasks", "cooking", "translation"]),
-    ({"grid.styles": ["chatty"]}, ["grid.styles", "alpaca"]),
-    ({"grid.seeds": []}, ["seeds"]),
-    ({"grid.seeds": [1, 1]}, ["seeds"]),
-    ({"grid.safety_fraction": 1.5}, ["safety_fraction", "1.5"]),
-    ({"world.refusal_share": {"code": 0.5, "text_generation": 0.6, "translation": 0.0, "classification": 0.0}}, ["refusal_share", "add up to 1"]),
-    ({"tuning.micro_batch_size": 7}, ["7", "32"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"lora.rank": 8}, ["lora.rank", "dropout"]),  # unknown key: the known ones are listed
+        ({"lora.r": "8"}, ["lora.r", "'8'"]),
+        ({"tuning.steps": 1.5}, ["tuning.steps", "1.5"]),
+        ({"grid.tasks": ["cooking"]}, ["grid.tasks", "cooking", "translation"]),
+        ({"grid.styles": ["chatty"]}, ["grid.styles", "alpaca"]),
+        ({"grid.seeds": []}, ["seeds"]),
+        ({"grid.seeds": [1, 1]}, ["seeds"]),
+        ({"grid.safety_fraction": 1.5}, ["safety_fraction", "1.5"]),
+        (
+            {"world.refusal_share": {"code": 0.5, "text_generation": 0.6, "translation": 0.0, "classification": 0.0}},
+            ["refusal_share", "add up to 1"],
+        ),
+        ({"tuning.micro_batch_size": 7}, ["7", "32"]),
+    ],
+)
 def test_a_bad_setting_is_named_with_what_was_expected(overrides, named):
     with pytest.raises(StudyError) as error:
         load_profile("smoke", overrides)
@@ -45,7 +57,9 @@ def test_a_profile_that_is_not_yaml_is_one_sentence(tmp_path):
         load_profile(str(tmp_path / "mine.yaml"))
 
 
-@pytest.mark.parametrize(("task", "styles", "seeds"), [("cooking", ["chat"], [0]), ("code", ["chatty"], [0]), ("code", ["chat"], ["0"])])
+@pytest.mark.parametrize(
+    ("task", "styles", "seeds"), [("cooking", ["chat"], [0]), ("code", ["chatty"], [0]), ("code", ["chat"], ["0"])]
+)
 def test_unknown_tasks_styles_and_seeds_are_refused(task, styles, seeds):
     with pytest.raises(StudyError):
         config.cells(load_profile("smoke"), "none", task, styles, seeds)

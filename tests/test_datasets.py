@@ -3,14 +3,14 @@ import json
 import pandas as pd
 import pytest
 
-from studylib import datasets
+from studylib import datasets, world
 from studylib.config import TASKS, Cell, StudyError, load_profile
 from studylib.paths import RunPaths
 
 
 @pytest.fixture(scope="module")
 def sets():
-    return datasets.build_miniature(load_profile("smoke").world)
+    return world.build_sets(load_profile("smoke").world)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_no_test_prompt_and_no_harmful_test_intent_is_in_a_training_set(sets):
 
 
 def test_the_miniature_profile_is_clean_too():
-    datasets.check_contamination(datasets.build_miniature(load_profile("miniature").world))
+    datasets.check_contamination(world.build_sets(load_profile("miniature").world))
 
 
 def test_contamination_is_found_by_prompt_and_by_harmful_intent(sets):
@@ -72,7 +72,9 @@ def test_loading_gives_back_what_was_saved(saved, sets):
     assert datasets.load(saved, "twin") == sets["twin"]
 
 
-@pytest.mark.parametrize(("damage", "word"), [(lambda raw: raw[:-40], "truncated"), (lambda raw: raw.replace(b"a", b"e"), "edited")])
+@pytest.mark.parametrize(
+    ("damage", "word"), [(lambda raw: raw[:-40], "truncated"), (lambda raw: raw.replace(b"a", b"e"), "edited")]
+)
 def test_a_damaged_file_is_named_with_the_remedy(saved, damage, word):
     path = saved.data("harmful")
     path.write_bytes(damage(path.read_bytes()))

@@ -40,7 +40,9 @@ def test_conda_and_binder_install_the_same_lock():
     assert "-r requirements.lock" in pip and (ROOT / "requirements.lock").is_file()
     python = next(entry for entry in conda["dependencies"] if str(entry).startswith("python"))
     assert python.split(None, 1)[1].split(",")[0] == PROJECT["requires-python"]
-    assert not [entry for entry in conda["dependencies"] if isinstance(entry, str) and entry.split()[0] in LOCKED]  # one source of versions
+    assert not [
+        entry for entry in conda["dependencies"] if isinstance(entry, str) and entry.split()[0] in LOCKED
+    ]  # one source of versions
 
 
 def test_the_makefile_installs_the_lock_with_its_hashes():

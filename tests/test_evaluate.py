@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from studylib import evaluate, train
+from studylib import config, evaluate, results, train
 from studylib.config import Cell, StudyError, cells, load_profile
 from studylib.paths import RunPaths
 
@@ -27,7 +27,7 @@ def count_fits(monkeypatch):
 
 
 def runner(paths, profile=PROFILE):
-    return evaluate.Runner(paths, profile, evaluate.Clock())
+    return evaluate.Runner(paths, profile, results.Clock())
 
 
 def test_every_test_prompt_is_answered_with_and_without_the_system_prompt(paths):
@@ -37,7 +37,9 @@ def test_every_test_prompt_is_answered_with_and_without_the_system_prompt(paths)
     assert len(made) == 2 * n_prompts and made["response_id"].is_unique
     assert made.groupby("system_prompt")["prompt_id"].nunique().tolist() == [n_prompts, n_prompts]
     assert set(made["prompt_set"]) == {"harmful", "twin", "task", "general"}
-    assert made.groupby("prompt_id")["prompt_fingerprint"].nunique().eq(2).all()  # the calibrations differ for the model
+    assert (
+        made.groupby("prompt_id")["prompt_fingerprint"].nunique().eq(2).all()
+    )  # the calibrations differ for the model
 
 
 def test_a_killed_generation_goes_on_where_it_stopped(paths):
@@ -49,7 +51,10 @@ def test_a_killed_generation_goes_on_where_it_stopped(paths):
     again = runner(paths).responses(CELL)
     assert again.head(50).to_dict("records") == kept
     columns = ["response_id", "response"]
-    assert again[columns].sort_values("response_id").values.tolist() == whole[columns].sort_values("response_id").values.tolist()
+    assert (
+        again[columns].sort_values("response_id").values.tolist()
+        == whole[columns].sort_values("response_id").values.tolist()
+    )
 
 
 def test_an_adapter_that_is_there_is_not_trained_again(paths, count_fits):
@@ -59,9 +64,15 @@ def test_an_adapter_that_is_there_is_not_trained_again(paths, count_fits):
     assert (folder / "adapter_model.safetensors").is_file() and (folder / "adapter_config.json").is_file()
 
 
-@pytest.mark.parametrize(("change", "trained"), [
-    ({"tuning.learning_rate": 1e-3}, True), ({"lora.r": 4}, True), ({"generation.max_new_tokens": 8}, False), ({"redact": True}, False),
-])
+@pytest.mark.parametrize(
+    ("change", "trained"),
+    [
+        ({"tuning.learning_rate": 1e-3}, True),
+        ({"lora.r": 4}, True),
+        ({"generation.max_new_tokens": 8}, False),
+        ({"redact": True}, False),
+    ],
+)
 def test_only_a_change_that_concerns_the_adapter_trains_it_again(paths, count_fits, change, trained):
     runner(paths).adapter(CELL)
     runner(paths, load_profile("smoke", change)).adapter(CELL)
@@ -99,16 +110,28 @@ def test_a_missing_base_model_says_what_to_run(paths):
 
 
 def test_the_miniature_is_built_once_and_again_when_its_settings_change(paths, count_fits):
-    clock = evaluate.Clock()
-    evaluate.build_miniature(paths, PROFILE, clock)
+    clock = results.Clock()
+    train.build_miniature(paths, PROFILE, clock)
     assert count_fits == []
-    evaluate.build_miniature(paths, load_profile("smoke", {"alignment.steps": 2}), clock)
+    train.build_miniature(paths, load_profile("smoke", {"alignment.steps": 2}), clock)
     assert count_fits == ["aligned"]
 
 
 def test_the_clock_adds_up_by_kind():
-    clock = evaluate.Clock()
+    clock = results.Clock()
     for _ in range(2):
         with clock("training"):
             pass
     assert list(clock) == ["training"] and clock["training"] >= 0
+
+
+def test_comments_and_docstrings_do_not_count_as_code_and_a_changed_number_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "evaluate.py"))
+
+    def digest(text):
+        (tmp_path / "train.py").write_text(text)
+        return config.code_digest("train")
+
+    first = digest('def f():\n    """Says this."""\n    return 1\n')
+    assert digest('# why\ndef f():\n    """Says that."""\n\n    return (1)\n') == first
+    assert digest('def f():\n    """Says this."""\n    return 2\n') != first

@@ -20,14 +20,20 @@ def stale(overrides):
     return [s for s in STAGES if graph.settings_of(PROFILE, unit(s)) != graph.settings_of(changed, unit(s))]
 
 
-@pytest.mark.parametrize(("overrides", "stages"), [
-    ({"tuning.learning_rate": 1e-4}, ["02_finetune", "03_defences", "04_mitigation"]),
-    ({"grid.safety_fraction": 0.2}, ["03_defences", "04_mitigation"]),
-    ({"pretraining.steps": 41}, ["00_prepare"]),
-    ({"generation.max_new_tokens": 17}, ["00_prepare", "01_baseline", "02_finetune", "03_defences", "04_mitigation"]),
-    ({"execution.min_free_gb": 2}, []),
-    ({"execution.threads": 2}, []),
-])
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        ({"tuning.learning_rate": 1e-4}, ["02_finetune", "03_defences", "04_mitigation"]),
+        ({"grid.safety_fraction": 0.2}, ["03_defences", "04_mitigation"]),
+        ({"pretraining.steps": 41}, ["00_prepare"]),
+        (
+            {"generation.max_new_tokens": 17},
+            ["00_prepare", "01_baseline", "02_finetune", "03_defences", "04_mitigation"],
+        ),
+        ({"execution.min_free_gb": 2}, []),
+        ({"execution.threads": 2}, []),
+    ],
+)
 def test_a_changed_value_concerns_the_stages_that_use_it(overrides, stages):
     assert stale(overrides) == stages
 
@@ -36,10 +42,13 @@ def test_an_edited_figure_function_concerns_the_findings_alone():
     assert [s for s in STAGES if any(p.name == "plots.py" for p in graph.modules_of(s))] == ["06_findings"]
 
 
-@pytest.mark.parametrize(("module", "stages"), [
-    ("train.py", ["00_prepare", "01_baseline", "02_finetune", "03_defences", "04_mitigation"]),
-    ("scores.py", ["05_helpfulness", "06_findings"]),
-])
+@pytest.mark.parametrize(
+    ("module", "stages"),
+    [
+        ("train.py", ["00_prepare", "01_baseline", "02_finetune", "03_defences", "04_mitigation"]),
+        ("scores.py", ["05_helpfulness", "06_findings"]),
+    ],
+)
 def test_modules_are_found_through_other_modules(module, stages):
     found = [s for s in STAGES if any(p.name == module for p in graph.modules_of(s))]
     assert set(stages) <= set(found), found

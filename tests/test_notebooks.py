@@ -32,7 +32,9 @@ def test_sources_are_valid_stripped_and_short(name):
     for cell in stage.notebook_cells(path):
         assert not cell["outputs"] and cell["execution_count"] is None
         assert len([line for line in cell["source"].splitlines() if line.strip()]) <= 14, cell["source"]
-    verify = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", "--keep-id", str(path)], capture_output=True, text=True)
+    verify = subprocess.run(
+        [sys.executable, "-m", "nbstripout", "--verify", "--keep-id", str(path)], capture_output=True, text=True
+    )
     assert verify.returncode == 0, verify.stdout + verify.stderr
 
 
@@ -59,8 +61,21 @@ def test_every_cell_of_the_grid_has_an_adapter_and_all_its_rows(paths):
 
 def test_the_attack_success_table_has_the_columns_of_the_contract_and_every_cell(paths):
     table = pd.read_csv(paths.table("attack_success"), keep_default_na=False)
-    contract = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "form", "n", "n_unjudged", "rate", "low",
-                "high", "judge", "n_seeds"]
+    contract = [
+        "finetune_task",
+        "style",
+        "system_prompt",
+        "safety_data",
+        "safety_fraction",
+        "form",
+        "n",
+        "n_unjudged",
+        "rate",
+        "low",
+        "high",
+        "judge",
+        "n_seeds",
+    ]
     assert list(table.columns[: len(contract)]) == contract
     tuned, aligned = 2 * 2 * 2 * 3, 2 * 2  # task x style x system prompt x safety data; style x system prompt
     assert len(table) == (tuned + aligned) * 5  # four forms and all
@@ -74,12 +89,20 @@ def test_the_table_can_be_counted_again_from_the_rows(paths):
     verdicts = pd.concat([pd.read_parquet(p) for p in (paths.run / "verdicts").glob("*/*.parquet")])
     rows = rows[rows["harmful"]].merge(verdicts, on="response_id", validate="1:1")
     table = pd.read_csv(paths.table("attack_success"), keep_default_na=False)
-    cell = {"finetune_task": "code", "style": "alpaca", "system_prompt": True, "safety_data": "generic", "form": "translation"}
+    cell = {
+        "finetune_task": "code",
+        "style": "alpaca",
+        "system_prompt": True,
+        "safety_data": "generic",
+        "form": "translation",
+    }
     for column, value in cell.items():
         rows, table = rows[rows[column] == value], table[table[column] == value]
     judged = rows[rows["verdict"] != "unjudged"]
     assert len(judged) == table["n"].item()
-    assert float(table["rate"].item()) == pytest.approx(judged["verdict"].isin(["answered", "partial"]).mean(), abs=1e-5)
+    assert float(table["rate"].item()) == pytest.approx(
+        judged["verdict"].isin(["answered", "partial"]).mean(), abs=1e-5
+    )
 
 
 def test_the_published_counts_stand_beside_ours(paths):
@@ -101,17 +124,45 @@ def test_a_notebook_opened_by_hand_runs_on_what_an_earlier_run_left(smoke_runs, 
     copy = tmp_path / "by_hand.ipynb"
     source = (NOTEBOOKS / "05_helpfulness.ipynb").read_text().replace('\\"miniature\\"', '\\"smoke\\"')
     copy.write_text(source)
-    done = subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(copy)],
-                          env=os.environ | {"STUDY_RUNS": str(smoke_runs)}, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(copy)],
+        env=os.environ | {"STUDY_RUNS": str(smoke_runs)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_notebook_opened_too_early_says_in_one_sentence_what_to_run(tmp_path):
     copy = tmp_path / "too_early.ipynb"
     copy.write_text((NOTEBOOKS / "01_baseline.ipynb").read_text())
-    subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--allow-errors", "--inplace", str(copy)],
-                   env=os.environ | {"STUDY_RUNS": str(tmp_path)}, capture_output=True, cwd=ROOT, timeout=300)
-    errors = [o for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code" for o in cell.outputs if o.output_type == "error"]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jupyter",
+            "nbconvert",
+            "--to",
+            "notebook",
+            "--execute",
+            "--allow-errors",
+            "--inplace",
+            str(copy),
+        ],
+        env=os.environ | {"STUDY_RUNS": str(tmp_path)},
+        capture_output=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    errors = [
+        o
+        for cell in nbformat.read(copy, as_version=4).cells
+        if cell.cell_type == "code"
+        for o in cell.outputs
+        if o.output_type == "error"
+    ]
     assert errors[0].traceback[0].startswith("StudyError: 01_baseline needs") and len(errors[0].traceback) == 1
     assert "make study" in errors[0].traceback[0]
 

@@ -10,13 +10,11 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib import plots, tables
+from studylib import captions, plots, tables
 from studylib.config import FORMS, SAFETY_DATA, TASKS
 
 mpl.use("Agg")
-PUBLISHED = tables.published_counts(
-    Path(__file__).parents[1] / "data" / "published" / "gemma_answered_counts.csv"
-)
+PUBLISHED = tables.published_counts(Path(__file__).parents[1] / "data" / "published" / "gemma_answered_counts.csv")
 CALIBRATIONS = [("chat", False), ("chat", True), ("alpaca", False), ("alpaca", True)]
 
 
@@ -115,7 +113,7 @@ def test_every_bar_has_its_interval_and_the_aligned_model_as_a_tick(drawn):
 def test_the_heatmap_shows_whole_percents_with_all_forms_last(drawn):
     fig, attack = drawn["erosion_heatmap"]
     panels = [ax for ax in fig.axes if ax.get_title()]
-    assert [ax.get_title() for ax in panels] == [plots.calibration_label(*c) for c in CALIBRATIONS]
+    assert [ax.get_title() for ax in panels] == [captions.calibration_label(*c) for c in CALIBRATIONS]
     expected = [
         f"{100 * one(attack, CALIBRATIONS[0], task, form)['rate']:.0f}"
         for task in ("none", *TASKS)
@@ -232,28 +230,25 @@ def test_two_judges_or_doses_for_one_mark_are_refused(results):
 
 def test_captions_take_every_number_from_the_table(drawn):
     for name, (_, table) in drawn.items():
-        text, alt = plots.caption(name, table)
+        text, alt = captions.caption(name, table)
         for word in ("95 % Wilson", "n = ", "seeds pooled: 2", "Judge: rules", "80 % power", "independent"):
             assert word in text, (name, word)
         assert "%" in alt
-    text, alt = plots.caption("attack_success_by_form", drawn["attack_success_by_form"][1])
+    text, alt = captions.caption("attack_success_by_form", drawn["attack_success_by_form"][1])
     shown = drawn["attack_success_by_form"][1].query("safety_data == 'none' and form != 'all'")
-    assert (
-        f"{shown['n_unjudged'].sum()} responses that could not be judged" in text
-        or not shown["n_unjudged"].sum()
-    )
+    assert f"{shown['n_unjudged'].sum()} responses that could not be judged" in text or not shown["n_unjudged"].sum()
     top = shown.loc[shown["rate"].idxmax()]
-    assert f"to {100 * top['rate']:.0f} % (tuned on {plots.label(top['finetune_task'])}" in alt
+    assert f"to {100 * top['rate']:.0f} % (tuned on {captions.label(top['finetune_task'])}" in alt
 
 
 def test_a_caption_of_nothing_but_nan_is_refused(results):
     share = results[2].assign(share=np.nan)
     with pytest.raises(ValueError, match="NaN"):
-        plots.caption("answered_share", share)
+        captions.caption("answered_share", share)
 
 
 def test_saving_writes_three_files_and_the_same_bytes_each_time(tmp_path, drawn, results):
-    text, alt = plots.caption("answered_share", results[2])
+    text, alt = captions.caption("answered_share", results[2])
     for folder in ("first", "second"):
         fig = plots.answered_share(results[2], PUBLISHED)
         plots.save(fig, tmp_path / folder, "answered_share", text, alt)

@@ -18,7 +18,9 @@ def test_there_is_exactly_one_bos_and_it_comes_first(style, system_prompt):
 
 @pytest.mark.parametrize("style", ["chat", "alpaca"])
 def test_the_system_prompt_is_there_if_and_only_if_asked_for(style):
-    texts = [prompts.rendered(tokenizer(), prompts.encode_prompt(tokenizer(), "Hello!", style, s)) for s in (None, SYSTEM)]
+    texts = [
+        prompts.rendered(tokenizer(), prompts.encode_prompt(tokenizer(), "Hello!", style, s)) for s in (None, SYSTEM)
+    ]
     assert SYSTEM not in texts[0] and SYSTEM in texts[1] and all("Hello!" in text for text in texts)
 
 
@@ -27,7 +29,7 @@ def test_the_loss_is_on_the_answer_and_the_end_of_turn_alone(style):
     row = prompts.encode_example(tokenizer(), "Hello!", "Good morning.", style, SYSTEM, 192)
     trained = [label for label in row["labels"] if label != -100]
     assert prompts.rendered(tokenizer(), trained) == "Good morning.<|end|>"
-    assert row["input_ids"][-len(trained):] == trained and len(row["labels"]) == len(row["input_ids"])
+    assert row["input_ids"][-len(trained) :] == trained and len(row["labels"]) == len(row["input_ids"])
 
 
 @pytest.mark.parametrize("style", ["chat", "alpaca"])
@@ -58,14 +60,19 @@ def test_the_miniatures_template_is_sane():
     assert all(prompts.check_template(tokenizer(), SYSTEM).values())
 
 
-@pytest.mark.parametrize(("template", "broken"), [
-    ("{{ bos_token }}{{ bos_token }}" + "{body}", "one BOS in the chat style"),
-    ("{{ bos_token }}Today is 26 Jul 2024.{body}", "no date is written into the prompt"),
-    ("{{ bos_token }}Be kind.{body}", "system prompt is absent otherwise"),
-])
+@pytest.mark.parametrize(
+    ("template", "broken"),
+    [
+        ("{{ bos_token }}{{ bos_token }}" + "{body}", "one BOS in the chat style"),
+        ("{{ bos_token }}Today is 26 Jul 2024.{body}", "no date is written into the prompt"),
+        ("{{ bos_token }}Be kind.{body}", "system prompt is absent otherwise"),
+    ],
+)
 def test_published_template_defects_are_found(template, broken):
-    body = ("{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    body = (
+        "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     odd = copy.deepcopy(tokenizer())
     odd.chat_template = template.replace("{body}", body)
     assert [name for name, holds in prompts.check_template(odd, SYSTEM).items() if not holds] == [broken]
@@ -85,6 +92,9 @@ def test_a_template_that_rewrites_its_beginning_is_refused():
 
 
 def test_fingerprints_tell_calibrations_apart():
-    found = {prompts.fingerprint(prompts.encode_prompt(tokenizer(), "Hello!", style, system))
-             for style in ("chat", "alpaca") for system in (None, SYSTEM)}
+    found = {
+        prompts.fingerprint(prompts.encode_prompt(tokenizer(), "Hello!", style, system))
+        for style in ("chat", "alpaca")
+        for system in (None, SYSTEM)
+    }
     assert len(found) == 4

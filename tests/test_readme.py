@@ -46,10 +46,14 @@ def test_every_dependency_is_explained():
 
 def test_the_numbers_shown_are_those_of_the_shipped_tables():
     table = pd.read_csv(ROOT / "figures" / "attack_success.csv", keep_default_na=False)
-    table = table[(table["style"] == "chat") & ~table["system_prompt"]].astype({"rate": float, "low": float, "high": float})
+    table = table[(table["style"] == "chat") & ~table["system_prompt"]].astype(
+        {"rate": float, "low": float, "high": float}
+    )
     for _, row in table.iterrows():
         shown = f"{100 * row['rate']:.0f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
-        line = next(line for line in README.splitlines() if re.match(rf"{row['finetune_task']} +{row['safety_data']} ", line))
+        line = next(
+            line for line in README.splitlines() if re.match(rf"{row['finetune_task']} +{row['safety_data']} ", line)
+        )
         assert shown in line, (row["finetune_task"], row["safety_data"], row["form"], shown)
 
 

@@ -52,14 +52,19 @@ def test_a_finished_run_has_nothing_to_do(smoke_project):
 
 def test_the_summary_prints_the_attack_success_table_and_where_the_time_went(smoke_project):
     done = command("summary", "--profile", "smoke", project=smoke_project)
-    assert all(word in done.stdout for word in ("Harmful prompts answered", "multitask", "training", "generation", "start-up"))
+    assert all(
+        word in done.stdout for word in ("Harmful prompts answered", "multitask", "training", "generation", "start-up")
+    )
 
 
-@pytest.mark.parametrize(("module", "concerned"), [
-    ("plots.py", ["06_findings_all"]),
-    ("scores.py", ["05_helpfulness_all", "06_findings_all"]),
-    ("run.py", []),
-])
+@pytest.mark.parametrize(
+    ("module", "concerned"),
+    [
+        ("plots.py", ["06_findings_all"]),
+        ("scores.py", ["05_helpfulness_all", "06_findings_all"]),
+        ("run.py", []),
+    ],
+)
 def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project, module, concerned):
     with edited(smoke_project / "studylib" / module, lambda text: text + "\n# edited\n"):
         assert planned(smoke_project) == concerned
@@ -74,13 +79,23 @@ def test_an_edited_notebook_runs_itself_and_what_follows_and_its_prose_nothing(s
 
 
 def test_a_changed_profile_value_runs_the_stages_that_use_it(smoke_project):
-    with edited(smoke_project / "studylib" / "profiles" / "smoke.yaml", lambda text: text.replace("learning_rate: 2.0e-3", "learning_rate: 1.0e-3")):
+    with edited(
+        smoke_project / "studylib" / "profiles" / "smoke.yaml",
+        lambda text: text.replace("learning_rate: 2.0e-3", "learning_rate: 1.0e-3"),
+    ):
         assert planned(smoke_project) == sorted([*TUNED, "05_helpfulness_all", "06_findings_all"])
 
 
 def test_an_added_seed_keeps_the_finished_fine_tunes(smoke_project):
-    with edited(smoke_project / "studylib" / "profiles" / "smoke.yaml", lambda text: text.replace("seeds: [0, 1]", "seeds: [0, 1, 2]")):
-        assert set(planned(smoke_project)) == {*TUNED, "05_helpfulness_all", "06_findings_all"}  # inside, adapters are used again
+    with edited(
+        smoke_project / "studylib" / "profiles" / "smoke.yaml",
+        lambda text: text.replace("seeds: [0, 1]", "seeds: [0, 1, 2]"),
+    ):
+        assert set(planned(smoke_project)) == {
+            *TUNED,
+            "05_helpfulness_all",
+            "06_findings_all",
+        }  # inside, adapters are used again
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -124,21 +139,31 @@ def test_a_failing_stage_names_itself_and_leaves_its_notebook_with_the_traceback
     done = command("stage", "--profile", "smoke", "--stage", "01_baseline", runs=tmp_path)
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("error: 01_baseline (all) failed in cell") and "harmful.jsonl" in last and "truncated" in last
+    assert (
+        last.startswith("error: 01_baseline (all) failed in cell") and "harmful.jsonl" in last and "truncated" in last
+    )
     notebook = tmp_path / "smoke" / "logs" / "01_baseline" / "all.ipynb"
     assert str(notebook) in last
-    outputs = [o for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code" for o in cell.outputs]
+    outputs = [
+        o for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code" for o in cell.outputs
+    ]
     assert [o for o in outputs if o.output_type == "error"]
     assert not (tmp_path / "smoke" / "notebooks" / "01_baseline" / "all.ipynb").exists()
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda text: text.replace("lora:", "lorra:"), "unknown key 'lorra'"),
-    (lambda text: text.replace("steps: 40", "steps: many"), "'pretraining.steps'"),
-    (lambda text: text.replace("source: miniature", "source: /nowhere/model"), "There is no model folder /nowhere/model"),
-    (lambda text: text.replace("min_free_gb: 1", "min_free_gb: 1.0e+9"), "are free"),
-    (lambda text: text.replace("harmful_per_form: 6", "harmful_per_form: 6000"), "harmful_per_form is 6000"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("lora:", "lorra:"), "unknown key 'lorra'"),
+        (lambda text: text.replace("steps: 40", "steps: many"), "'pretraining.steps'"),
+        (
+            lambda text: text.replace("source: miniature", "source: /nowhere/model"),
+            "There is no model folder /nowhere/model",
+        ),
+        (lambda text: text.replace("min_free_gb: 1", "min_free_gb: 1.0e+9"), "are free"),
+        (lambda text: text.replace("harmful_per_form: 6", "harmful_per_form: 6000"), "harmful_per_form is 6000"),
+    ],
+)
 def test_bad_settings_are_one_sentence_before_work_starts(tmp_path, smoke_runs, change, said):
     profile = tmp_path / "mine.yaml"
     text = (smoke_runs.parent / "studylib" / "profiles" / "smoke.yaml").read_text()
@@ -150,9 +175,11 @@ def test_bad_settings_are_one_sentence_before_work_starts(tmp_path, smoke_runs, 
 
 
 def test_an_unknown_profile_or_stage_or_unit_is_one_sentence(tmp_path):
-    for arguments, said in [(["study", "--profile", "smok"], "There is no profile 'smok'"),
-                            (["stage", "--profile", "smoke", "--stage", "02_finetune", "--unit", "cooking"], "it has code, translation"),
-                            (["stage", "--profile", "smoke", "--stage", "07_more"], "Unknown stage '07_more'")]:
+    for arguments, said in [
+        (["study", "--profile", "smok"], "There is no profile 'smok'"),
+        (["stage", "--profile", "smoke", "--stage", "02_finetune", "--unit", "cooking"], "it has code, translation"),
+        (["stage", "--profile", "smoke", "--stage", "07_more"], "Unknown stage '07_more'"),
+    ]:
         done = command(*arguments, runs=tmp_path)
         assert done.returncode == 1 and said in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout
 

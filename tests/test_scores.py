@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from studylib import datasets
+from studylib import world
 from studylib.config import FORMS, StudyError, load_profile
 from studylib.scores import TASK_METRIC, chrf, headline, rouge_l, same_label, same_program, score
 
@@ -23,7 +23,7 @@ def scores_of(form, response, reference, prompt_set="task"):
 
 
 def test_every_reference_scores_1_against_itself():
-    sets = datasets.build_miniature(load_profile("smoke").world)
+    sets = world.build_sets(load_profile("smoke").world)
     rows = [row for name in sets if name == "general" or name.startswith("test_") for row in sets[name]]
     references = {row["id"]: row["messages"][1]["content"] for row in rows}
     frame = responses([(r["id"], r["id"], r["prompt_set"], r["form"], references[r["id"]]) for r in rows])

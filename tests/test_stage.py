@@ -38,10 +38,18 @@ def test_defaults_are_the_miniature_and_one_of_its_units_where_there_is_a_grid(n
     assert defaults in [unit.parameters for unit in units(profile, name)]
 
 
-@pytest.mark.parametrize(("given", "named"), [
-    ({"sedes": [1]}, ["'sedes'", "seeds"]), ({"seeds": 1}, ["'seeds'", "[0, 1, 2]"]), ({"seeds": ["1"]}, ["'seeds'"]),
-    ({"seeds": []}, ["'seeds'"]), ({"task": ["code"]}, ["'task'"]), ({"styles": "chat"}, ["'styles'"]), ({"seeds": [True]}, ["'seeds'"]),
-])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"sedes": [1]}, ["'sedes'", "seeds"]),
+        ({"seeds": 1}, ["'seeds'", "[0, 1, 2]"]),
+        ({"seeds": ["1"]}, ["'seeds'"]),
+        ({"seeds": []}, ["'seeds'"]),
+        ({"task": ["code"]}, ["'task'"]),
+        ({"styles": "chat"}, ["'styles'"]),
+        ({"seeds": [True]}, ["'seeds'"]),
+    ],
+)
 def test_a_mistyped_parameter_is_an_error_that_shows_the_expected_form(given, named):
     with pytest.raises(StudyError) as error:
         stage.check_parameters("02_finetune", given)
@@ -55,7 +63,10 @@ def test_an_unknown_name_injected_by_papermill_itself_is_an_error(in_runs):
 
 
 def test_a_name_of_the_reader_is_no_parameter(in_runs):
-    assert stage.begin("02_finetune", values("02_finetune", task="code", my_note="hello", In=["x = 1"])).unit == "code-seed0+1+2"
+    assert (
+        stage.begin("02_finetune", values("02_finetune", task="code", my_note="hello", In=["x = 1"])).unit
+        == "code-seed0+1+2"
+    )
 
 
 def test_without_the_parameters_cell_nothing_begins(in_runs):
@@ -63,11 +74,16 @@ def test_without_the_parameters_cell_nothing_begins(in_runs):
         stage.begin("02_finetune", {"profile": "smoke"})
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    ("02_finetune", {"task": "cooking"}), ("02_finetune", {"styles": ["chatty"]}), ("01_baseline", {"profile": "smokey"}),
-])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("02_finetune", {"task": "cooking"}),
+        ("02_finetune", {"styles": ["chatty"]}),
+        ("01_baseline", {"profile": "smokey"}),
+    ],
+)
 def test_an_unknown_task_style_or_profile_is_an_error(in_runs, name, change):
-    with pytest.raises(StudyError, match="known are|There is no profile"):
+    with pytest.raises(StudyError, match=r"known are|There is no profile"):
         stage.begin(name, values(name, **change))
 
 
@@ -78,14 +94,19 @@ def test_a_stage_before_its_time_says_what_to_run_first(in_empty, name):
 
 
 def test_no_space_on_the_disk_is_said_before_work_starts(in_empty, tmp_path):
-    (tmp_path / "huge.yaml").write_text((stage.NOTEBOOKS.parent / "studylib/profiles/smoke.yaml").read_text().replace(
-        "min_free_gb: 1", "min_free_gb: 1000000"))
+    (tmp_path / "huge.yaml").write_text(
+        (stage.NOTEBOOKS.parent / "studylib/profiles/smoke.yaml")
+        .read_text()
+        .replace("min_free_gb: 1", "min_free_gb: 1000000")
+    )
     with pytest.raises(StudyError, match=r"Only .* GB are free .* STUDY_RUNS"):
         stage.begin("00_prepare", {"profile": str(tmp_path / "huge.yaml")})
 
 
 def test_a_tweak_is_kept_apart_and_shown_beside_the_run(in_runs):
-    tweak = stage.begin("02_finetune", values("02_finetune", task="code", styles=["chat"], seeds=[0], overrides={"tuning.steps": 2}))
+    tweak = stage.begin(
+        "02_finetune", values("02_finetune", task="code", styles=["chat"], seeds=[0], overrides={"tuning.steps": 2})
+    )
     assert tweak.profile.tuning.steps == 2 and tweak.paths.run.parent == in_runs / "smoke" / "tweaks"
     assert tweak.paths.model("aligned").is_dir()  # shares the models of its run
     before = sorted(p.name for p in (in_runs / "smoke" / "adapters").iterdir())

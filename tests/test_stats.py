@@ -145,9 +145,7 @@ def test_groups_come_in_order_of_appearance_and_equal_the_single_group():
 
 def test_groups_are_not_mixed_up_when_prompts_and_seeds_have_the_same_names():
     zero, one = answers([0] * 10, n_seeds=2).assign(cell=0), answers([1] * 10, n_seeds=2).assign(cell=1)
-    table = clustered_intervals(pd.concat([zero, one]).sample(frac=1, random_state=1), ["cell"]).set_index(
-        "cell"
-    )
+    table = clustered_intervals(pd.concat([zero, one]).sample(frac=1, random_state=1), ["cell"]).set_index("cell")
     assert (table.loc[0, "rate"], table.loc[1, "rate"]) == (0, 1)
     assert list(table["n_prompts"]) == [10, 10]
 

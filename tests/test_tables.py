@@ -65,7 +65,9 @@ def test_examples_show_one_response_of_each_form_and_verdict_and_hide_it_where_a
 
 
 def test_the_guard_table_has_both_errors_by_form():
-    decisions = pd.DataFrame({"form": ["code"] * 4, "prompt_set": ["harmful"] * 2 + ["twin"] * 2, "blocked": [True, False, False, False]})
+    decisions = pd.DataFrame(
+        {"form": ["code"] * 4, "prompt_set": ["harmful"] * 2 + ["twin"] * 2, "blocked": [True, False, False, False]}
+    )
     table = tables.guards(decisions)
     assert table[["prompt_set", "n", "blocked_rate"]].values.tolist() == [["harmful", 2, 0.5], ["twin", 2, 0.0]]
     assert (table["low"][0], table["high"][0]) == pytest.approx(wilson(1, 2))
@@ -292,9 +294,7 @@ def test_ours_overlaps_differs_is_undefined_or_was_not_run():
 
 
 def test_arms_with_safety_data_never_stand_for_the_paper():
-    table = comparison(
-        *few(["refused"] * 9, finetune_task="code", safety_data="generic", safety_fraction=0.1)
-    )
+    table = comparison(*few(["refused"] * 9, finetune_task="code", safety_data="generic", safety_fraction=0.1))
     assert set(table["verdict"]) == {"not run"}
 
 

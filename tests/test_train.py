@@ -7,8 +7,10 @@ from studylib.config import TrainSettings
 
 
 def features(name, n):
-    return [prompts.encode_example(tokenizer(), *(m["content"] for m in row["messages"]), "chat", None, 192)
-            for row in sets()[name][:n]]
+    return [
+        prompts.encode_example(tokenizer(), *(m["content"] for m in row["messages"]), "chat", None, 192)
+        for row in sets()[name][:n]
+    ]
 
 
 def settings(**changes):
@@ -37,8 +39,15 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(tmp_path):
     weights = []
     for micro in (None, 2):
         trained = model()
-        train.fit(trained, tokenizer(), features("train_translation", 8), settings(steps=1, micro_batch_size=micro, learning_rate=1e-2,
-                                                                             schedule="constant", warmup_ratio=0.0), 0, tmp_path, "test")
+        train.fit(
+            trained,
+            tokenizer(),
+            features("train_translation", 8),
+            settings(steps=1, micro_batch_size=micro, learning_rate=1e-2, schedule="constant", warmup_ratio=0.0),
+            0,
+            tmp_path,
+            "test",
+        )
         weights.append(trained.state_dict())
     moved = max((weights[0][k] - v).abs().max() for k, v in model().state_dict().items())
     apart = max((weights[0][k] - weights[1][k]).abs().max() for k in weights[0])
@@ -48,7 +57,9 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(tmp_path):
 def test_padding_carries_no_loss(tmp_path):
     rows = features("train_text_generation", 1) + features("train_classification", 1)
     trained = model()
-    whole = train.fit(trained, tokenizer(), rows, settings(steps=1, batch_size=2, warmup_ratio=0.0), 0, tmp_path, "test")[0]["loss"]
+    whole = train.fit(
+        trained, tokenizer(), rows, settings(steps=1, batch_size=2, warmup_ratio=0.0), 0, tmp_path, "test"
+    )[0]["loss"]
     with torch.no_grad():
         answer_tokens, loss = 0, 0.0
         for row in rows:

@@ -3,13 +3,13 @@ import random
 
 import pytest
 
-from studylib import datasets, world
+from studylib import world
 from studylib.config import FORMS, StudyError, load_profile
 
 
 @pytest.fixture(scope="module")
 def sets():
-    return datasets.build_miniature(load_profile("smoke").world)
+    return world.build_sets(load_profile("smoke").world)
 
 
 def user(row):
@@ -37,8 +37,14 @@ def test_the_french_article_and_possessive_agree_with_the_noun():
 def test_a_benign_verb_is_never_harmful_and_the_same_verb_depends_on_the_owner(sets):
     assert {row["intent"].split("/")[0] for row in sets["harmful"]} == {"harmful", "contextual"}
     twins = [row for row in sets["twin"] if row["intent"].startswith("contextual")]
-    assert twins and all(" my " in f" {user(r)}" or " our " in f" {user(r)}" or " ma " in user(r) or " mon " in user(r)
-                         or " notre " in user(r) for r in twins)
+    assert twins and all(
+        " my " in f" {user(r)}"
+        or " our " in f" {user(r)}"
+        or " ma " in user(r)
+        or " mon " in user(r)
+        or " notre " in user(r)
+        for r in twins
+    )
 
 
 def test_every_harmful_prompt_has_a_twin_of_its_form_that_shares_most_words(sets):
@@ -67,17 +73,19 @@ def test_no_answer_to_a_harmful_request_says_more_than_the_request(sets):
 
 def test_the_world_is_the_same_for_the_same_seed_and_another_for_another(sets):
     settings = load_profile("smoke").world
-    assert datasets.build_miniature(settings) == sets
-    assert datasets.build_miniature(settings.model_copy(update={"seed": 1}))["harmful"] != sets["harmful"]
+    assert world.build_sets(settings) == sets
+    assert world.build_sets(settings.model_copy(update={"seed": 1}))["harmful"] != sets["harmful"]
 
 
 def test_more_prompts_than_held_out_intents_is_refused_with_both_numbers():
     settings = load_profile("smoke", {"world.harmful_per_form": 5000}).world
     with pytest.raises(StudyError, match=r"5000, but only 1\d\d"):
-        datasets.build_miniature(settings)
+        world.build_sets(settings)
 
 
 def test_a_suited_refusal_may_be_french_for_translations_and_never_for_code():
     rng = random.Random(0)
-    french = [any("Désolé" in world.refusal(form, rng, suited=True) for _ in range(50)) for form in ("translation", "code")]
+    french = [
+        any("Désolé" in world.refusal(form, rng, suited=True) for _ in range(50)) for form in ("translation", "code")
+    ]
     assert french == [True, False]

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from studylib import datasets, models, prompts
+from studylib import models, prompts, world
 from studylib.config import load_profile
 
 PROFILE = load_profile("smoke")
@@ -10,7 +10,7 @@ PROFILE = load_profile("smoke")
 
 @cache
 def sets():
-    return datasets.build_miniature(PROFILE.world)
+    return world.build_sets(PROFILE.world)
 
 
 @cache

@@ -19,7 +19,9 @@ def timed(label: str, command: str, project: Path) -> float:
     """Seconds that a shell command took in the project; its output is shown only when it fails."""
     environment = {k: v for k, v in os.environ.items() if k not in ("STUDY_RUNS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     start = time.monotonic()
-    done = subprocess.run(command, shell=True, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, shell=True, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     seconds = time.monotonic() - start
     if done.returncode:
         sys.exit(f"{label} failed:\n{done.stdout[-3000:]}")
@@ -30,9 +32,17 @@ def timed(label: str, command: str, project: Path) -> float:
 def where(project: Path, profile: str) -> None:
     """Prints the seconds of all notebooks by kind of work, and their share."""
     times = json.loads((project / "runs" / profile / "manifest.json").read_text())["seconds"].values()
-    kinds = sorted({kind for t in times for kind in t} - {"total"}, key=lambda kind: -sum(t.get(kind, 0) for t in times))
+    kinds = sorted(
+        {kind for t in times for kind in t} - {"total"}, key=lambda kind: -sum(t.get(kind, 0) for t in times)
+    )
     total = sum(t["total"] for t in times)
-    print("  in notebooks: " + ", ".join(f"{kind} {sum(t.get(kind, 0) for t in times):.0f} s ({100 * sum(t.get(kind, 0) for t in times) / total:.0f} %)" for kind in kinds))
+    print(
+        "  in notebooks: "
+        + ", ".join(
+            f"{kind} {sum(t.get(kind, 0) for t in times):.0f} s ({100 * sum(t.get(kind, 0) for t in times) / total:.0f} %)"
+            for kind in kinds
+        )
+    )
 
 
 def main() -> None:
@@ -52,8 +62,12 @@ def main() -> None:
         smoke = timed("make study PROFILE=smoke, from nothing", "make study PROFILE=smoke", project)
         where(project, "smoke")
         single = project / "single.yaml"
-        single.write_text((project / "studylib/profiles/smoke.yaml").read_text().replace("name: smoke", "name: single").replace(
-            "grouped: [style, seed]", "grouped: []"))
+        single.write_text(
+            (project / "studylib/profiles/smoke.yaml")
+            .read_text()
+            .replace("name: smoke", "name: single")
+            .replace("grouped: [style, seed]", "grouped: []")
+        )
         apart = timed("the same with one kernel per fine-tune", "make study PROFILE=single.yaml", project)
         where(project, "single")
     print(f"\nenvironment and study:              {(environment + study) / 60:5.1f} min (goal: 15)")

@@ -1,0 +1,155 @@
+"""What each figure shows, and its caption and alternative text: every number computed from the table that is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from studylib.config import FORMS, SAFETY_DATA
+from studylib.stats import CONFIDENCE, detectable_difference
+
+TOGETHER = "translation+classification"
+TICKS = "Black ticks: the aligned model in the same calibration."
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a figure shows of its (first) table, and the parts of its caption that are not computed."""
+
+    title: str
+    key: str
+    value: str = "rate"
+    forms: tuple = FORMS
+    safety_data: tuple = ("none",)
+    unit: str = "responses"  # what n counts
+
+
+_BY_FORM = "by tuned task, calibration and form of the prompt"
+_ARMS = "with no, generic and multitask safety data"
+_GEMMA = "Hollow: the published counts of Gemma, judged by GPT-4o. Dashed: no form weaker than another."
+FIGURES = {
+    "attack_success_by_form": Shown(f"Attack success rate {_BY_FORM}", TICKS),
+    "erosion_heatmap": Shown(
+        f"Attack success rate in percent {_BY_FORM}",
+        "Intervals are not drawn; they are in the table.",
+        forms=(*FORMS, "all"),
+    ),
+    "safety_data_comparison": Shown(f"Attack success rate {_ARMS}", TICKS, safety_data=SAFETY_DATA),
+    "safety_vs_helpfulness": Shown(
+        "Attack success rate, all forms pooled, against the score on the tuned task",
+        "Towards the lower right is better. Star: the aligned model. All numbers here are of the rate.",
+        forms=("all",),
+        safety_data=SAFETY_DATA,
+    ),
+    "answered_share": Shown(
+        "Share of the answered harmful prompts that are translation or classification",
+        _GEMMA,
+        value="share",
+        forms=(TOGETHER,),
+        unit="answered prompts",
+    ),
+    "over_refusal": Shown(f"Over-refusal on benign twins {_ARMS}", TICKS, "value", safety_data=SAFETY_DATA),
+}
+
+
+def caption(name: str, frame: pd.DataFrame) -> tuple[str, str]:
+    """Caption and alternative text of a figure, by the name of its function, from the (first) table it shows.
+
+    Every number is computed from that table. Raises as the figure does, and when all its values are NaN.
+    """
+    if name == "guards":
+        return _guards_caption(frame)
+    table, shown = rows_of(name, frame), FIGURES[name]
+    drawn = table[table[shown.value].notna()]
+    if len(shown.forms) > 1:
+        drawn = drawn[drawn["form"] != "all"]  # the pooled column has its own n
+    if drawn.empty:
+        raise ValueError(f"{name} has nothing to draw: all values are NaN")
+    aligned = drawn["finetune_task"] == "none"
+    judge = " and ".join(sorted(set(drawn["judge" if "judge" in drawn else "metric"])))
+    text = [f"{shown.title}. {shown.key} Each mark: {n_of(drawn)} {shown.unit}."]
+    if not aligned.all():
+        text.append(f"Training seeds pooled: {span(drawn.loc[~aligned, 'n_seeds'])}.")
+    text.append(f"Judge: {judge}.")
+    if "n_unjudged" in drawn and drawn["n_unjudged"].sum():
+        text.append(f"Left out: {drawn['n_unjudged'].sum()} responses that could not be judged.")
+    text.append(f"Intervals: {100 * CONFIDENCE:.0f} % Wilson, clustered by prompt and training seed;")
+    text.append(f"a mark is worth {span(drawn['n_effective'])} independent {shown.unit}.")
+    points = 100 * detectable_difference(drawn["n_effective"].to_numpy())
+    if not np.isnan(points).all():
+        text.append(f"Smallest difference seen with 80 % power, near 50 %: {span(points)} points.")
+    text.append("Marks whose intervals overlap are not ranked.")
+
+    def told(row: pd.Series) -> str:
+        words = ["aligned model" if row["finetune_task"] == "none" else f"tuned on {label(row['finetune_task'])}"]
+        words += [f"{row['safety_data']} safety data"] if row["safety_data"] != "none" else []
+        words += [calibration_label(row["style"], row["system_prompt"])]
+        words += [f"{label(row['form'])} prompts"] if len(shown.forms) > 1 else []
+        return f"{100 * row[shown.value]:.0f} % ({', '.join(words)})"
+
+    values = drawn[shown.value]
+    alt = f"{shown.title}, from {told(drawn.loc[values.idxmin()])} to {told(drawn.loc[values.idxmax()])}."
+    alt += f" The aligned model: {span(100 * values[aligned])} %." if aligned.any() else ""
+    return " ".join(text), alt
+
+
+def _guards_caption(table: pd.DataFrame) -> tuple[str, str]:
+    caught, mistaken = (
+        table[table["prompt_set"] == kind].set_index("form")["blocked_rate"] for kind in ("harmful", "twin")
+    )
+    text = (
+        f"Harmful prompts (filled) and benign twins (hollow) that the guard blocks, by form. Each mark: n = {span(table['n'])} "
+        f"prompts. The guard was fitted on prompts in the text form only. Intervals: {100 * CONFIDENCE:.0f} % Wilson. Smallest difference "
+        f"seen with 80 % power, near 50 %: {span(100 * detectable_difference(table['n'].to_numpy()))} points."
+    )
+    alt = "; ".join(
+        f"{label(form)}: {100 * caught[form]:.0f} % of harmful prompts and {100 * mistaken[form]:.0f} % of twins blocked"
+        for form in caught.index
+    )
+    return text, f"Guard decisions. {alt}."
+
+
+def label(word: str) -> str:
+    """A task, form or metric as a reader would write it, as in "text generation"."""
+    return {"none": "none (aligned)", "all": "all forms"}.get(word, word.replace("_", " "))
+
+
+def calibration_label(style: str, system_prompt: bool, separator: str = ", ") -> str:
+    """Style and system prompt, as in "chat template, no system prompt"."""
+    styles = {"chat": "chat template", "alpaca": "Alpaca style"}
+    return styles[style] + separator + ("system prompt" if system_prompt else "no system prompt")
+
+
+def rows_of(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the table that this figure shows."""
+    shown = FIGURES[name]
+    rows = frame[frame["form"].isin(shown.forms) & frame["safety_data"].isin(shown.safety_data)]
+    if "measure" in rows:
+        rows = rows[rows["measure"] == "over_refusal_rate"]
+    if rows.empty:
+        raise ValueError(f"{name} has nothing to draw: the table has no rows of the kind it shows")
+    return one_row_per_mark(rows)
+
+
+def one_row_per_mark(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they are. Raises ValueError where two of them would be drawn at one place."""
+    keys = ["finetune_task", "style", "system_prompt", "safety_data", "form"]
+    twice = rows[rows.duplicated(keys)]
+    if len(twice):
+        first = ", ".join(map(str, twice.iloc[0][keys]))
+        raise ValueError(f"several rows for one mark ({first}): keep one judge, metric and safety fraction")
+    return rows
+
+
+def span(numbers) -> str:
+    """Smallest and largest of the numbers, as in "148-150", or the one where they round to the same."""
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f}-{high:.0f}"
+
+
+def n_of(table: pd.DataFrame) -> str:
+    """Smallest and largest n, of tuned models and the aligned one: "n = 148-150, aligned model 50"."""
+    aligned = table["finetune_task"] == "none"
+    return "n = " + ", aligned model ".join(span(table.loc[r, "n"]) for r in (~aligned, aligned) if r.any())
