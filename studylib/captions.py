@@ -144,9 +144,12 @@ def one_row_per_mark(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def span(numbers) -> str:
-    """Smallest and largest of the numbers, as in "148-150", or the one where they round to the same."""
-    low, high = np.nanmin(numbers), np.nanmax(numbers)
-    return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f}-{high:.0f}"
+    """Smallest and largest of the numbers, as in "148-150", the one where they round to the same, "no" where all are NaN."""
+    known = [float(number) for number in numbers if not np.isnan(number)]
+    if not known:
+        return "no"
+    low, high = f"{min(known):.0f}", f"{max(known):.0f}"
+    return low if low == high else f"{low}-{high}"
 
 
 def n_of(table: pd.DataFrame) -> str:

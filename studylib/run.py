@@ -215,20 +215,14 @@ def summary(profile_name: str) -> str:
     """The attack success table of a finished run and where its time went, as text for the terminal."""
     import pandas as pd
 
+    from studylib import tables
+
     paths = RunPaths.of(config.load_profile(profile_name).name)
-    table = pd.read_csv(paths.table("attack_success"), keep_default_na=False, na_values=[""])
-    table = table[~table["system_prompt"] & (table["style"] == "chat")]
-    table["%"] = (
-        (100 * table["rate"]).round().astype("Int64").astype(str)
-        + " ("
-        + (100 * table["low"]).round().astype("Int64").astype(str)
-        + "-"
-        + (100 * table["high"]).round().astype("Int64").astype(str)
-        + ")"
-    )
-    wide = table.pivot(index=["finetune_task", "safety_data"], columns="form", values="%")
-    order = [(t, s) for t in ("none", *config.TASKS) for s in config.SAFETY_DATA]
-    wide = wide.reindex([key for key in order if key in wide.index])[[*config.FORMS, "all"]]
+    table = pd.read_csv(paths.table("attack_success"), keep_default_na=False)
+    numbers = ["rate", "low", "high"]
+    table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
+    wide = tables.in_percent(table[~table["system_prompt"] & (table["style"] == "chat")])
+    wide = wide.reset_index(["style", "system_prompt"], drop=True)
     seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds"]).T.drop(columns="total").sum().round(1)
     return (
         f"Harmful prompts answered, % (95 % interval), chat style without system prompt, by form:\n{wide.to_string()}\n\n"

@@ -102,6 +102,7 @@ def begin(stage: str, variables: dict) -> Stage:
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
     logging.getLogger("studylib").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of an optional CPU kernel on every import
     pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # bars of milliseconds would drown the study's own progress lines
     warnings.filterwarnings(

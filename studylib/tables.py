@@ -55,6 +55,14 @@ def attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFr
     return _ordered(table[[*columns, "rate_if_unjudged_refused", "rate_if_unjudged_answered", "n_effective"]])
 
 
+def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
+    """Attack success for reading: one row per cell, a column per form and "all", as in "36 (24-50)" for percent and interval."""
+    percent = (100 * attack[["rate", *INTERVAL]]).map(lambda number: "-" if np.isnan(number) else f"{number:.0f}")
+    shown = attack.assign(shown=percent["rate"] + " (" + percent["low"] + "-" + percent["high"] + ")")
+    keys = ["finetune_task", "safety_data", "style", "system_prompt"]
+    return shown.pivot_table(index=keys, columns="form", values="shown", aggfunc="first", sort=False)
+
+
 def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """One row per cell, form, measure and metric: what the tuning and its safety data cost on benign prompts.
 

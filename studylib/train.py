@@ -137,12 +137,13 @@ def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
                 code_digest("train", "prompts", "models"),
             ]
         )
-        card = paths.model_card(name)
-        found = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        note = paths.model(name) / "study.json"
+        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if found.get("fingerprint") != wanted or not (paths.model(name) / "model.safetensors").is_file():
             with clock("training"):
                 found = {"fingerprint": wanted, **_train_miniature(paths, profile, name, data, settings)}
-            write_text(card, json.dumps(found, indent=1) + "\n")
+            write_text(note, json.dumps(found, indent=1) + "\n")
+        write_text(paths.model_card(name), json.dumps(found, indent=1) + "\n")  # what later stages depend on
         cards[name], previous = found, wanted
     return cards
 

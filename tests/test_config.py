@@ -37,7 +37,7 @@ def test_the_miniature_is_the_full_grid_of_72_fine_tunes():
             {"world.refusal_share": {"code": 0.5, "text_generation": 0.6, "translation": 0.0, "classification": 0.0}},
             ["refusal_share", "add up to 1"],
         ),
-        ({"tuning.micro_batch_size": 7}, ["7", "32"]),
+        ({"tuning.micro_batch_size": 7}, ["7", "16"]),
     ],
 )
 def test_a_bad_setting_is_named_with_what_was_expected(overrides, named):

@@ -167,7 +167,7 @@ def test_ours_stands_left_of_the_published_share_around_the_equal_share(results,
     share = results[2]
     ax = drawn["answered_share"][0].axes[0]
     found = points(ax)
-    ours = [one(share, ("chat", False), task, plots.TOGETHER)["share"] for task in ("none", *TASKS)]
+    ours = [one(share, ("chat", False), task, captions.TOGETHER)["share"] for task in ("none", *TASKS)]
     assert [y for x, y, _ in found if x % 1 > 0.5] == pytest.approx(ours, nan_ok=True)
     theirs = [y for x, y, _ in found if x % 1 < 0.5]
     assert theirs[0] == pytest.approx(47 / 77)
@@ -271,3 +271,18 @@ def test_a_failed_save_leaves_the_old_file_and_no_part_behind(tmp_path):
         plots.save(Broken(), tmp_path, "x", "", "")
     assert (tmp_path / "x.png").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([148, 150.2], "148-150"), ([3.1, 2.9, np.nan], "3"), ([np.nan], "no"), ([], "no")]
+)
+def test_a_span_copes_with_nan(numbers, text):
+    assert captions.span(np.array(numbers)) == text
+
+
+def test_a_figure_of_a_model_that_answered_nothing_has_a_caption(results):
+    share = results[2].copy()
+    aligned = share["finetune_task"] == "none"
+    share.loc[aligned, ["share", "low", "high"]], share.loc[aligned, "n"] = np.nan, 0
+    text, alt = captions.caption("answered_share", share)
+    assert "answered prompts" in text and alt

@@ -1,5 +1,6 @@
 """The tables of the findings, from a handful of responses counted by hand and from a simulated study."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -308,3 +309,10 @@ def test_a_written_table_reads_back_with_none_as_a_word_and_six_digits(tmp_path,
     pd.testing.assert_frame_equal(again, table, rtol=1e-5, check_dtype=False)
     assert len(pd.read_csv(path, dtype=str)["low"].max()) <= 11
     assert [p.name for p in path.parent.iterdir()] == ["attack.csv"]
+
+
+def test_the_readable_table_has_percent_and_interval_in_the_fixed_order(simulated):
+    wide = tables.in_percent(tables.attack_success(*simulated[:2]))
+    assert list(wide.columns) == [*FORMS, "all"] and wide.index[0][:2] == ("none", "none")
+    assert wide.index.get_level_values("finetune_task").unique().tolist() == ["none", *TASKS]
+    assert wide.map(lambda text: bool(re.fullmatch(r"\d+ \(\d+-\d+\)", text))).all(axis=None)
