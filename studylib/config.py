@@ -179,10 +179,7 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
         raise StudyError(
             f"There is no profile {name!r}: take one of {', '.join(profile_names())}, or a path to a .yaml file."
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path.name} is not valid YAML: {error}".replace("\n", " ")) from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise StudyError(f"{path.name} holds no settings; start from a copy of {profile_names()[0]}.yaml.")
     for key, value in (overrides or {}).items():
@@ -195,6 +192,18 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
         return Profile.model_validate(content)
     except ValidationError as error:
         raise StudyError(f"Profile {path.name}: " + "; ".join(map(_explain, error.errors())) + ".") from None
+
+
+def read_yaml(path: Path) -> dict:
+    """What the YAML file holds. Raises StudyError where it is missing or cut."""
+    if not path.is_file():
+        raise StudyError(
+            f"{path} is missing: restore it from the repository (`git checkout -- {path.name}` in its folder)."
+        )
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not valid YAML: {error}".replace("\n", " ")) from None
 
 
 def _explain(error: dict) -> str:

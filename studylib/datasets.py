@@ -93,11 +93,22 @@ def save(paths: RunPaths, sets: dict[str, list[dict]]) -> None:
     write_text(paths.data_index, json.dumps(index, indent=1) + "\n")
 
 
+def check(paths: RunPaths) -> None:
+    """Raises StudyError where a set of the index is missing, truncated or edited."""
+    for name in json.loads(paths.data_index.read_text(encoding="utf-8")):
+        _intact(paths, name)
+
+
 def load(paths: RunPaths, name: str) -> list[dict]:
     """The examples of one set, after its bytes were checked against the index.
 
     Raises StudyError where the file or the index is missing, truncated or edited.
     """
+    text = _intact(paths, name).decode()
+    return [json.loads(line) for line in text.split("\n")[:-1]]  # not splitlines: texts may hold U+2028
+
+
+def _intact(paths: RunPaths, name: str) -> bytes:
     path = paths.data(name)
     remedy = "run 00_prepare again (`make study`, or open notebooks/00_prepare.ipynb)"
     if not paths.data_index.is_file() or not path.is_file():
@@ -110,7 +121,7 @@ def load(paths: RunPaths, name: str) -> list[dict]:
             f"{path} is not what 00_prepare wrote (sha256 {found[:12]} instead of "
             f"{expected['sha256'][:12]}; {why}): delete it and {remedy}."
         )
-    return [json.loads(line) for line in raw.decode().split("\n")[:-1]]  # not splitlines: texts may hold U+2028
+    return raw
 
 
 def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from studylib import config
 from studylib.config import Profile, Unit
+from studylib.datasets import SETS
 from studylib.paths import NOTEBOOKS, RunPaths
 from studylib.stage import NEEDS, notebook_cells, products
 
@@ -40,8 +41,12 @@ def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
 
 
 def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
-    """The files that a notebook run makes, its executed copy last."""
-    return [*products(profile, paths, unit), paths.notebook(unit.stage, unit.name)]
+    """The files that a notebook run makes, its executed copy last.
+
+    Data sets are outputs, so that a deleted one is made again, but no inputs: later stages depend on their hashes in the index.
+    """
+    data = [paths.data(name) for name in SETS] if unit.stage == "00_prepare" else []
+    return [*data, *products(profile, paths, unit), paths.notebook(unit.stage, unit.name)]
 
 
 def code_of(stage: str) -> str:

@@ -16,9 +16,8 @@ from functools import cache
 from types import SimpleNamespace
 
 import pandas as pd
-import yaml
 
-from studylib.config import StudyError
+from studylib.config import StudyError, read_yaml
 from studylib.paths import DATA
 
 DEFINITIONS = {
@@ -225,7 +224,7 @@ def normal(text: str) -> str:
 @cache
 def _rules() -> SimpleNamespace:
     """The compiled patterns of `data/refusals.yaml`; a refusal's group is its meaning."""
-    raw = yaml.safe_load((DATA / "refusals.yaml").read_text(encoding="utf-8"))
+    raw = read_yaml(DATA / "refusals.yaml")
 
     def either(words: list[str]) -> str:
         return "(?:" + "|".join(_plain(word).replace("'", "' ?") for word in words) + ")"

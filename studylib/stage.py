@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import config, tables
+from studylib import config, datasets, tables
 from studylib.config import Cell, Profile, StudyError, Unit, digest
 from studylib.evaluate import Runner
 from studylib.paths import NOTEBOOKS, RunPaths, runs_folder
@@ -32,7 +32,7 @@ NEEDS = {
 }
 # The sections of a profile that a notebook's `overrides` may change; results go to `runs/<profile>/tweaks/<hash>/`.
 OVERRIDES = {
-    "01_baseline": ("generation", "system_prompt"),
+    "01_baseline": ("generation", "system_prompt", "model"),
     **{name: ("lora", "tuning", "generation", "system_prompt", "grid") for name in config.STAGE_SAFETY_DATA},
 }
 
@@ -185,7 +185,14 @@ def _alike(value, default) -> bool:
 
 
 def check_prerequisites(stage: str, profile: Profile, paths: RunPaths) -> None:
-    """Raises StudyError naming the first result of an earlier stage that is missing, and how to make it."""
+    """Raises StudyError naming the first result of an earlier stage that is missing or damaged, and how to make it.
+
+    Data are checked by hash, the built model by its size, another model's folder for its parts.
+    """
+    if stage != "00_prepare" and profile.model.source != "miniature":
+        from studylib import models
+
+        models.check_source(profile.model.source, profile.model)
     for needed in NEEDS[stage]:
         for unit in config.units(profile, needed):
             if missing := [p for p in products(profile, paths, unit) if not p.exists()]:
@@ -193,6 +200,19 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths) -> None:
                 raise StudyError(
                     f"{stage} needs {missing[0]}, which is not there: run `make study "
                     f"PROFILE={profile.name}`, or notebooks/{needed}.ipynb with profile = {profile.name!r}{setting} first."
+                )
+
+    if stage in ("01_baseline", *config.STAGE_SAFETY_DATA):
+        datasets.check(paths)
+        if profile.model.source == "miniature":
+            weights, card = (
+                paths.model("aligned") / "model.safetensors",
+                json.loads(paths.model_card("aligned").read_text()),
+            )
+            if not weights.is_file() or weights.stat().st_size != card["bytes"]:
+                raise StudyError(
+                    f"{weights} is missing or truncated: delete {weights.parent} and {paths.model_card('aligned')}, "
+                    "then run 00_prepare again (`make study`, or open notebooks/00_prepare.ipynb)."
                 )
 
 

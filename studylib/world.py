@@ -14,16 +14,14 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-import yaml
-
-from studylib.config import FORMS, TASKS, StudyError, WorldSettings
+from studylib.config import FORMS, TASKS, StudyError, WorldSettings, read_yaml
 from studylib.paths import DATA
 
 
 @cache
 def lexicon(path: Path = DATA / "world.yaml") -> dict:
     """The parsed lexicon and templates of `data/world.yaml`."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read_yaml(path)
 
 
 def split_intents(seed: int) -> dict[str, list[tuple]]:

@@ -79,5 +79,9 @@ def test_every_input_of_a_stage_is_an_output_of_an_earlier_one():
         made |= {p for one in units(PROFILE, name) for p in graph.outputs_of(PROFILE, paths, one)}
 
 
+def test_a_deleted_data_set_is_made_again():
+    assert RunPaths.of("smoke").data("harmful") in graph.outputs_of(PROFILE, RunPaths.of("smoke"), unit("00_prepare"))
+
+
 def test_all_modules_exist():
     assert all(p.is_file() and p.parent == ROOT / "studylib" for s in STAGES for p in graph.modules_of(s))

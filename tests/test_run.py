@@ -81,7 +81,7 @@ def test_an_edited_notebook_runs_itself_and_what_follows_and_its_prose_nothing(s
 def test_a_changed_profile_value_runs_the_stages_that_use_it(smoke_project):
     with edited(
         smoke_project / "studylib" / "profiles" / "smoke.yaml",
-        lambda text: text.replace("learning_rate: 2.0e-3", "learning_rate: 1.0e-3"),
+        lambda text: text.replace("tuning:", "tuning:\n  weight_decay: 0.5"),
     ):
         assert planned(smoke_project) == sorted([*TUNED, "05_helpfulness_all", "06_findings_all"])
 
@@ -131,24 +131,37 @@ def test_two_runs_of_one_profile_do_not_get_into_each_others_way(smoke_runs):
     assert done.returncode == 1 and "already under way" in done.stdout and len(done.stdout.splitlines()) == 1
 
 
-def test_a_failing_stage_names_itself_and_leaves_its_notebook_with_the_traceback(smoke_runs, tmp_path):
+def test_a_failing_stage_names_itself_and_leaves_its_notebook_with_the_traceback(smoke_project):
+    run, before = (
+        smoke_project / "runs" / "smoke",
+        (smoke_project / "runs/smoke/notebooks/05_helpfulness/all.ipynb").read_bytes(),
+    )
+    with edited(
+        smoke_project / "notebooks" / "05_helpfulness.ipynb",
+        lambda text: text.replace("len(responses)", "len(respnses)"),
+    ):
+        done = command("stage", "--profile", "smoke", "--stage", "05_helpfulness", project=smoke_project)
+    assert done.returncode == 1
+    last, notebook = done.stdout.splitlines()[-1], run / "logs" / "05_helpfulness" / "all.ipynb"
+    assert (
+        last.startswith("error: 05_helpfulness (all) failed in cell") and "NameError" in last and str(notebook) in last
+    )
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    assert [o.ename for cell in cells for o in cell.outputs if o.output_type == "error"] == ["NameError"]
+    assert cells[-1].execution_count is None  # executed up to the error
+    assert (run / "notebooks" / "05_helpfulness" / "all.ipynb").read_bytes() == before  # the good copy stays
+
+
+@pytest.mark.parametrize("damage", ["data/harmful.jsonl", "models/aligned/model.safetensors"])
+def test_damaged_data_or_weights_are_named_before_a_kernel_starts(smoke_runs, tmp_path, damage):
     for part in ("data", "models"):
         shutil.copytree(smoke_runs / "smoke" / part, tmp_path / "smoke" / part)
-    damaged = tmp_path / "smoke" / "data" / "harmful.jsonl"
-    damaged.write_bytes(damaged.read_bytes()[:-100])
+    path = tmp_path / "smoke" / damage
+    path.write_bytes(path.read_bytes()[:-100])
     done = command("stage", "--profile", "smoke", "--stage", "01_baseline", runs=tmp_path)
-    assert done.returncode == 1
-    last = done.stdout.splitlines()[-1]
-    assert (
-        last.startswith("error: 01_baseline (all) failed in cell") and "harmful.jsonl" in last and "truncated" in last
-    )
-    notebook = tmp_path / "smoke" / "logs" / "01_baseline" / "all.ipynb"
-    assert str(notebook) in last
-    outputs = [
-        o for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code" for o in cell.outputs
-    ]
-    assert [o for o in outputs if o.output_type == "error"]
-    assert not (tmp_path / "smoke" / "notebooks" / "01_baseline" / "all.ipynb").exists()
+    assert done.returncode == 1 and len(done.stdout.strip().splitlines()) == 1, done.stdout
+    assert str(path) in done.stdout and "truncated" in done.stdout and "00_prepare" in done.stdout
+    assert not (tmp_path / "smoke" / "logs").exists()
 
 
 @pytest.mark.parametrize(

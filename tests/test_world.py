@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from studylib import world
+from studylib import datasets, world
 from studylib.config import FORMS, StudyError, load_profile
 
 
@@ -89,3 +89,15 @@ def test_a_suited_refusal_may_be_french_for_translations_and_never_for_code():
         any("Désolé" in world.refusal(form, rng, suited=True) for _ in range(50)) for form in ("translation", "code")
     ]
     assert french == [True, False]
+
+
+def test_every_set_that_is_made_is_listed(sets):
+    assert set(datasets.SETS) == set(sets)
+
+
+def test_a_missing_or_cut_lexicon_is_named(tmp_path):
+    with pytest.raises(StudyError, match=r"world.yaml is missing"):
+        world.lexicon(tmp_path / "world.yaml")
+    (tmp_path / "cut.yaml").write_text("verbs: [[forge")
+    with pytest.raises(StudyError, match=r"cut.yaml is not valid YAML"):
+        world.lexicon(tmp_path / "cut.yaml")
