@@ -103,7 +103,13 @@ def _stop_with(driver: int) -> None:
     """Ends this process and its kernel when the driver is gone (kill -9), so that no orphan writes into a restarted run."""
     import psutil
 
-    while psutil.pid_exists(driver):
+    def alive() -> bool:
+        try:
+            return psutil.Process(driver).status() != psutil.STATUS_ZOMBIE  # dead, and nobody has asked yet
+        except psutil.NoSuchProcess:
+            return False
+
+    while alive():
         time.sleep(0.5)
     for child in psutil.Process().children(recursive=True):
         child.kill()
@@ -141,11 +147,11 @@ def study(profile_name: str, cores: int, arguments: list[str]) -> None:
         "--config",
         f"profile={profile_name}",
         "--rerun-incomplete",
-        "--keep-going",
         "--quiet",
         "host",
         "reason",
         "rules",
+        "--keep-going",  # last, as --quiet and --config would swallow a target that follows
         *arguments,
     ]
     if any((run / ".snakemake" / "locks").glob("*")):

@@ -105,7 +105,8 @@ def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs,
         shutil.copytree(smoke_runs / "smoke" / part, run / part)
     wanted = ["study", "--profile", "smoke", "--cores", "1", "--", str(run / "notebooks/02_finetune/code.ipynb")]
     driver = command(*wanted, runs=tmp_path, start=subprocess.Popen, start_new_session=True)
-    wait_for(lambda: list((run / "responses" / "rows").glob("*.jsonl")))
+    wait_for(lambda: list((run / "responses" / "rows").glob("*.jsonl")) or driver.poll() is not None)
+    assert driver.poll() is None, driver.communicate()[0]
     family = psutil.Process(driver.pid).children(recursive=True)
     if how == signal.SIGINT:
         os.killpg(driver.pid, how)
