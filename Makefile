@@ -15,7 +15,7 @@ test: .venv/ready
 	$(PYTHON) -m pytest
 
 lab: .venv/ready
-	.venv/bin/jupyter lab --notebook-dir notebooks
+	.venv/bin/jupyter lab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: .venv/ready
 	$(PYTHON) tests/bench/bench_study.py

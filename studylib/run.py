@@ -231,7 +231,7 @@ def summary(profile_name: str) -> str:
     wide = wide.reset_index(["style", "system_prompt"], drop=True)
     seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds"]).T.drop(columns="total").sum().round(1)
     return (
-        f"Harmful prompts answered, % (95 % interval), chat style without system prompt, by form:\n{wide.to_string()}\n\n"
+        f"Harmful prompts answered, % (95 % interval), chat style without system prompt, by form:\n{wide.to_string(sparsify=False)}\n\n"
         f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
         f"Tables, figures and executed notebooks: {paths.run}"
     )

@@ -167,6 +167,30 @@ def test_a_notebook_opened_too_early_says_in_one_sentence_what_to_run(tmp_path):
     assert "make study" in errors[0].traceback[0]
 
 
+def test_papermill_itself_cannot_slip_in_a_mistyped_parameter(smoke_runs, tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "05_helpfulness.ipynb",
+            str(tmp_path / "out.ipynb"),
+            "-p",
+            "profile",
+            "smoke",
+            "-p",
+            "sedes",
+            "3",
+        ],
+        env=os.environ | {"STUDY_RUNS": str(smoke_runs)},
+        capture_output=True,
+        text=True,
+        cwd=NOTEBOOKS,
+        timeout=300,
+    )
+    assert done.returncode != 0 and "05_helpfulness has no parameter 'sedes'" in done.stderr
+
+
 def test_redacted_profiles_show_no_response():
     """Every notebook cell that shows texts asks the profile whether it may."""
     for name in STAGES:
