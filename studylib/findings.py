@@ -89,7 +89,7 @@ def erosion_in_words(attack: pd.DataFrame) -> str:
         words = []
         for (style, system), cell in attack[
             (attack["finetune_task"] == task) & (attack["safety_data"] == "none")
-        ].groupby(["style", "system_prompt"]):
+        ].groupby(["style", "system_prompt"], sort=False):
             calibration = {"style": style, "system_prompt": system, "form": "all"}
             tuned, base = _one(cell, **calibration), _one(attack, finetune_task="none", **calibration)
             if tuned is not None and base is not None:

@@ -166,12 +166,7 @@ def write_manifest(profile_name: str) -> None:
     """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
     profile = config.load_profile(profile_name)
     paths = RunPaths.of(profile.name)
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    changed = subprocess.run(
-        ["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True
-    ).stdout.strip()
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     times = {
         f"{log.parent.name}/{log.stem}": json.loads(log.read_text())
         for log in sorted((paths.run / "logs").glob("*/*.json"))
@@ -208,13 +203,20 @@ def write_manifest(profile_name: str) -> None:
 
 
 def _gpu() -> str | None:
+    return _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+
+
+def _git(*arguments: str) -> str | None:
+    return _said("git", "-C", str(ROOT), *arguments)
+
+
+def _said(*command: str) -> str | None:
+    """What a program printed; None where there is no such program, it failed or had nothing to say."""
     try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
-        )
-        return found.stdout.strip() or None
+        done = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def summary(profile_name: str) -> str:
