@@ -66,11 +66,22 @@ class Stage:
     def beside(self, table: pd.DataFrame) -> pd.DataFrame:
         """Attack success of all forms together: this stage, the untuned model, and the run's own where this is a tweak."""
         found, run = {"this": table}, RunPaths(self.paths.base, self.paths.base)
-        others = {"untuned": ("01_baseline", "all"), "the run": (self.name, self.unit)}
-        for label, (stage, unit) in others.items():
-            files = [run.table_of_unit(kind, stage, unit) for kind in ("responses", "verdicts")]
-            if all(f.is_file() for f in files) and (label == "untuned" or run != self.paths):
-                found[label] = tables.attack_success(*(pd.read_parquet(f) for f in files))
+        others = {"untuned": "01_baseline"} | ({"the run": self.name} if run != self.paths else {})
+        for label, stage in others.items():
+            units = [
+                u for u in config.units(self.profile, stage) if all(p.is_file() for p in products(self.profile, run, u))
+            ]
+            if units:
+                rows, verdicts = (
+                    pd.concat([pd.read_parquet(run.table_of_unit(kind, stage, unit.name)) for unit in units])
+                    for kind in ("responses", "verdicts")
+                )
+                alike = rows["style"].isin([cell.style for cell in self.cells])
+                if label == "the run":
+                    alike &= rows["finetune_task"].isin([cell.finetune_task for cell in self.cells])
+                    alike &= rows["seed"].isin([cell.seed for cell in self.cells])
+                if alike.any():
+                    found[label] = tables.attack_success(rows[alike], verdicts)
         columns = ["style", "system_prompt", "rate", "low", "high", "n", "n_seeds"]
         whole = {label: t[t["form"] == "all"].set_index(columns[:2])[columns[2:]] for label, t in found.items()}
         return pd.concat(whole, names=["model"]).sort_index(level=[1, 2])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from studylib import stage
+from studylib import judges, stage, tables
 from studylib.config import STAGE_SAFETY_DATA, STAGES, StudyError, Unit, load_profile, units
 from studylib.paths import RunPaths
 
@@ -111,6 +111,9 @@ def test_a_tweak_is_kept_apart_and_shown_beside_the_run(in_runs):
     assert tweak.paths.model("aligned").is_dir()  # shares the models of its run
     before = sorted(p.name for p in (in_runs / "smoke" / "adapters").iterdir())
     made = tweak.responses()
+    shown = tweak.beside(tables.attack_success(made, judges.judge(made)))
+    assert set(shown.index.get_level_values("model")) == {"this", "the run", "untuned"}
+    assert shown["n_seeds"].eq(1).all() and set(shown.index.get_level_values("style")) == {"chat"}
     assert len(made) and sorted(p.name for p in (in_runs / "smoke" / "adapters").iterdir()) == before
 
 
