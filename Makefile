@@ -8,8 +8,8 @@ export UV_COMPILE_BYTECODE := 1
 .DEFAULT_GOAL := study
 
 study: .venv/ready
-	$(PYTHON) -m studylib.run study --profile $(PROFILE) --cores $(CORES)
-	$(PYTHON) -m studylib.run summary --profile $(PROFILE)
+	$(PYTHON) -m studylib.run study --profile "$(PROFILE)" --cores $(CORES)
+	$(PYTHON) -m studylib.run summary --profile "$(PROFILE)"
 
 test: .venv/ready
 	$(PYTHON) -m pytest
@@ -25,7 +25,7 @@ bench: .venv/ready
 	python3 -c "import sys; sys.exit(sys.version_info < (3, 11) and 'error: Python 3.11 or newer is needed, this is ' + sys.version)"
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
-	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip sync --quiet --require-hashes requirements.lock
+	VIRTUAL_ENV="$(CURDIR)/.venv" .venv/bin/uv pip sync --quiet --require-hashes requirements.lock
 	echo "$(CURDIR)" > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/studylib.pth"
 	$(PYTHON) -m ipykernel install --sys-prefix --name multitask-mayhem --display-name "Multitask Mayhem"
 	touch $@

@@ -53,7 +53,7 @@ def adapter_fingerprint(paths: RunPaths, profile: Profile, cell: Cell) -> str:
             profile.tuning.model_dump(),
             profile.model.context,
             cell.name,
-            code_digest("train", "prompts"),
+            code_digest("train", "prompts", "models", "datasets", "evaluate"),
         ]
     )
 
