@@ -90,7 +90,8 @@ def load(source: str | Path, settings: ModelSettings) -> tuple:
             bnb_4bit_compute_dtype=compute,
             bnb_4bit_use_double_quant=False,
         )
-    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    # the miniature is trained with these very weights, so it stays in fp32 on a GPU too
+    dtype = torch.float16 if torch.cuda.is_available() and settings.source != "miniature" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     if torch.cuda.is_available() and settings.quantization == "none":
         model = model.to("cuda")
