@@ -245,6 +245,9 @@ def cells(profile: Profile, safety_data: str, task: str, styles: Iterable[str], 
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise StudyError(f"seeds must be whole numbers, found {seed!r}.")
+    for given, word in ((styles, "styles"), (seeds, "seeds")):
+        if len(set(given)) != len(given):
+            raise StudyError(f"{word} names a value twice: {given}.")
     fraction = 0.0 if safety_data == "none" else profile.grid.safety_fraction
     return [Cell(task, style, safety_data, fraction, seed) for style, seed in product(styles, seeds)]
 

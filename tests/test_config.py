@@ -58,7 +58,8 @@ def test_a_profile_that_is_not_yaml_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "styles", "seeds"), [("cooking", ["chat"], [0]), ("code", ["chatty"], [0]), ("code", ["chat"], ["0"])]
+    ("task", "styles", "seeds"),
+    [("cooking", ["chat"], [0]), ("code", ["chatty"], [0]), ("code", ["chat"], ["0"]), ("code", ["chat"], [0, 0])],
 )
 def test_unknown_tasks_styles_and_seeds_are_refused(task, styles, seeds):
     with pytest.raises(StudyError):
