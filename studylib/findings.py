@@ -5,7 +5,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from studylib import agreement, captions, config, datasets, judges, plots, plots_judges, scores, tables, validation
+from studylib import (
+    agreement,
+    captions,
+    config,
+    datasets,
+    guard_tables,
+    judges,
+    paper,
+    plots,
+    plots_judges,
+    scores,
+    tables,
+    validation,
+)
 from studylib.config import FORMS, TASKS, Cell, Profile, StudyError
 from studylib.paths import DATA
 from studylib.stage import JUDGE_FIGURES
@@ -19,17 +32,17 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     attack, share = tables.attack_success(responses, verdicts), tables.answered_share(responses, verdicts)
     not_run, missing = not_run_in(stage), datasets.absent(stage.paths)
     cost = tables.with_not_run(tables.helpfulness(responses, verdicts, scored), not_run)
-    published = tables.published_counts(DATA / "published" / "gemma_answered_counts.csv")
+    published = paper.published_counts(DATA / "published" / "gemma_answered_counts.csv")
     found = {
         "attack_success": tables.with_not_run(attack, not_run),
         "helpfulness": tables.with_untested(cost, missing),
         "answered_share": tables.with_not_run(share, not_run),
-        "paper_vs_ours": tables.paper_vs_ours(attack, share, published),
+        "paper_vs_ours": paper.paper_vs_ours(attack, share, published),
     }
     if "generic" in stage.profile.grid.safety_data:
         decisions = stage.collect("guards")
-        found["guards"] = tables.guards(responses, verdicts, decisions)
-        guarded = tables.guarded_attack_success(responses, verdicts, decisions)
+        found["guards"] = guard_tables.guards(responses, verdicts, decisions)
+        guarded = guard_tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
     for name, table in found.items():
         tables.write(table, stage.paths.table(name))

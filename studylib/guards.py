@@ -61,7 +61,7 @@ def decide(
     Columns: guard, side, prompt_id, response_id ("" for prompts), form, prompt_set, harmful, intent, score (0-1, of
     guards that say only yes or no 0 or 1; NaN where undecided), blocked (score >= 0.5; NA where undecided) and reason
     ("" where decided; it begins with "not run" where the guard has nothing to learn from). A guard on both sides
-    blocks what either blocks: see `tables.guards`. `prompts` are rows of data sets, `responses` those of the stages;
+    blocks what either blocks: see `guard_tables.guards`. `prompts` are rows of data sets, `responses` those of the stages;
     `rows` are what the embedded guards learn from, by side, `asking` the profile's settings of an endpoint. What is equal is decided once. Raises StudyError as
     `open_judges` and `endpoint` do where a guard that was asked for cannot be reached or loaded.
     """

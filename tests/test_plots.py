@@ -10,11 +10,11 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib import captions, plots, tables
+from studylib import captions, paper, plots, tables
 from studylib.config import FORMS, SAFETY_DATA, SIDES, TASKS
 
 mpl.use("Agg")
-PUBLISHED = tables.published_counts(Path(__file__).parents[1] / "data" / "published" / "gemma_answered_counts.csv")
+PUBLISHED = paper.published_counts(Path(__file__).parents[1] / "data" / "published" / "gemma_answered_counts.csv")
 CALIBRATIONS = [("chat", False), ("chat", True), ("alpaca", False), ("alpaca", True)]
 
 

@@ -129,7 +129,9 @@ def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs,
     assert done.returncode == 0, done.stdout
     assert all(p.stat().st_mtime_ns == mtime for p, mtime in adapters.items())
     assert all(p.read_bytes().startswith(begun) for p, begun in rows.items())
-    made = list(run.glob("responses/rows/miniature-code-*.jsonl"))  # not those of the untuned model, which judging needs
+    made = list(
+        run.glob("responses/rows/miniature-code-*.jsonl")
+    )  # not those of the untuned model, which judging needs
     assert len(made) == 2 * 10 and all(len(p.read_bytes().splitlines()) == 136 for p in made)
 
 
