@@ -24,6 +24,7 @@ bench: .venv/ready
 	$(PYTHON) tests/bench/bench_speed.py
 	$(PYTHON) tests/bench/bench_duplicates.py
 	$(PYTHON) tests/bench/bench_judges.py
+	$(PYTHON) tests/bench/bench_tables.py
 	$(PYTHON) tests/bench/bench_study.py
 
 # The locked packages, hash-checked, then the library itself and the kernel.

@@ -6,7 +6,8 @@ Both are random: a rate or a difference is meant for new prompts and for new tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,7 @@ def clustered_intervals(
     columns = ["n", "n_prompts", "n_seeds", "n_effective", "df", "rate", "low", "high"]
     if frame.empty:
         return frame[by].reindex(columns=[*by, *columns])
-    group, keys = _groups(frame, by)
+    group, keys = groups(frame, by)
     sizes, total, centre, _, v_seed, variance = _two_way(frame, group, value, ANSWERED_AND_REFUSED)
     n, n_prompts, n_seeds = sizes
     df = _satterthwaite(variance, (v_seed, n_seeds - 1))
@@ -131,7 +132,7 @@ def clustered_differences(
             "detectable",
         ]
         return frame[by].reindex(columns=[*by, *columns])
-    group, keys = _groups(frame, by)
+    group, keys = groups(frame, by)
     sizes, total, centre, v_prompt, v_seed, variance = _two_way(frame, group, value, ONE_OF_EACH_PAIR)
     n, n_prompts, n_seeds = sizes
     df = _satterthwaite(variance, (v_prompt, n_prompts - 1), (v_seed, n_seeds - 1))
@@ -171,13 +172,13 @@ def mcnemar(n_up, n_down):
     return float(p) if p.ndim == 0 else p
 
 
-def holm(p: pd.Series, family: Sequence[pd.Series]) -> pd.Series:
+def holm(p: pd.Series, family: np.ndarray) -> pd.Series:
     """The p values adjusted within each family (0-1); NaN where p is NaN, which counts for nothing.
 
-    `family` are columns of the same length. Source: Holm (1979, Scandinavian J. of Statistics 6): the p values of a family
-    in rising order times m, m-1, ..., never falling, at most 1.
+    `family` is the number of each p value's family. Source: Holm (1979, Scandinavian J. of Statistics 6): the p values of a
+    family in rising order times m, m-1, ..., never falling, at most 1.
     """
-    table = pd.DataFrame({"p": p.to_numpy(), "at": np.arange(len(p))}).assign(family=_codes(list(family), len(p)))
+    table = pd.DataFrame({"p": p.to_numpy(float), "at": np.arange(len(p)), "family": family})
     table = table[table["p"].notna()].sort_values(["family", "p"], kind="stable")
     within = table.groupby("family")["p"]
     scaled = table["p"] * (within.transform("size") - within.cumcount())
@@ -220,10 +221,10 @@ def variance_shares(frame: pd.DataFrame, by: Sequence[str] = (), outcome: str = 
     names = ["prompt", "seed", "prompt_x_seed", "sample"]
     if frame.empty:
         return frame[by].reindex(columns=[*by, "n", "n_prompts", "n_seeds", "variance", *names])
-    group, keys = _groups(frame, by)
-    prompt, of_prompt = _clusters(group, _codes([frame["prompt_id"]], len(frame)))
-    seed, of_seed = _clusters(group, _codes([frame["seed"]], len(frame)))
-    cell, prompt_of_cell = _clusters(prompt, _codes([frame["seed"]], len(frame)))
+    group, keys = groups(frame, by)
+    prompt, of_prompt = _clusters(group, codes(frame[["prompt_id"]]))
+    seed, of_seed = _clusters(group, codes(frame[["seed"]]))
+    cell, prompt_of_cell = _clusters(prompt, codes(frame[["seed"]]))
     of_cell = of_prompt[prompt_of_cell]
     n, p, s, c = (np.bincount(g).astype(float) for g in (group, of_prompt, of_seed, of_cell))
     centre = np.bincount(group, value) / n
@@ -251,57 +252,61 @@ def variance_shares(frame: pd.DataFrame, by: Sequence[str] = (), outcome: str = 
     return keys.assign(n=n.astype(int), n_prompts=p.astype(int), n_seeds=s.astype(int), variance=variance, **shares)
 
 
-def bootstrap_means(
-    frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], draws: int = DRAWS, seed: int = 0
-) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """The groups of `by`, and for each of the columns an array [groups, draws] of its mean in resampled data.
+def bootstrap(
+    group: np.ndarray,
+    prompt: np.ndarray,
+    seed: np.ndarray,
+    values: Sequence[np.ndarray],
+    draws: int = DRAWS,
+    start: int = 0,
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Blocks of groups, and for each of the values an array [groups of the block, draws] of its mean in resampled data.
 
-    `frame` has prompt_id, seed and the numeric columns; NaN values count for nothing, and a draw in which nothing counts
-    is NaN. Prompts and seeds are both drawn with replacement (pigeonhole bootstrap: Owen 2007, Annals of Applied
-    Statistics 1), the same ones for all groups of one call, so that differences and ratios of groups are paired. With two
+    All are arrays with one place per row: group, prompt and seed whole numbers from 0, values numbers, of which NaN count for nothing; a draw in which
+    nothing counts is NaN. Prompts and seeds are both drawn with replacement (pigeonhole bootstrap: Owen 2007, Annals of Applied
+    Statistics 1), the same ones for all groups and values of a call, so that differences and ratios of them are paired. With two
     or three seeds it spreads less than new training runs would: where a rate or difference has an interval of
-    `clustered_intervals` or `clustered_differences`, that one decides.
-    Memory: groups x draws numbers of 4 bytes per column, and as much in between.
+    `clustered_intervals` or `clustered_differences`, that one decides. `start` is the generator's seed.
+    Blocks bound the memory to some 100 MB, where prompts x seeds x draws do not take more.
     """
-    by = list(by)
-    group, keys = _groups(frame, by)
-    prompts, seeds = (pd.factorize(frame[name])[0] for name in ("prompt_id", "seed"))
-    n_groups, n_prompts, n_seeds = len(keys), prompts.max() + 1, seeds.max() + 1
-    rng = np.random.default_rng(seed)
-    prompt_weights = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), draws).T.astype(np.float32)
-    seed_weights = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), draws).T.astype(np.float32)
-    place = (group * n_seeds + seeds) * n_prompts + prompts
-    shape = n_groups, n_seeds, n_prompts
-    means = []
-    for name in columns:
-        value = frame[name].to_numpy(float, na_value=np.nan)
-        known = ~np.isnan(value)
-        sums, counts = (
-            np.bincount(place[known], weights, np.prod(shape)).reshape(shape).astype(np.float32)
-            for weights in (value[known], None)
-        )
-        drawn = np.zeros((2, n_groups, draws), np.float32)
-        for one in range(n_seeds):
-            drawn[0] += (sums[:, one] @ prompt_weights) * seed_weights[one]
-            drawn[1] += (counts[:, one] @ prompt_weights) * seed_weights[one]
-        with np.errstate(invalid="ignore"):
-            means.append(drawn[0] / drawn[1])
-    return keys, means
+    rng = np.random.default_rng(start)
+    n_prompts, n_seeds = int(prompt.max()) + 1, int(seed.max()) + 1
+    of_prompt, of_seed = (rng.multinomial(m, np.full(m, 1 / m), draws).T for m in (n_prompts, n_seeds))
+    weights = (of_seed[:, None] * of_prompt).reshape(n_seeds * n_prompts, draws).astype(np.float32)
+    width, n_groups = n_seeds * n_prompts, int(group.max()) + 1
+    place = group * width + seed * n_prompts + prompt
+    by_group = np.argsort(group, kind="stable")
+    ends = np.searchsorted(group[by_group], np.arange(n_groups + 1))
+    block = max(1, int(8e6 / max(draws, width)))
+    for first in range(0, n_groups, block):
+        last = min(first + block, n_groups)
+        rows = by_group[ends[first] : ends[last]]
+        means = []
+        for value in values:
+            known = rows[~np.isnan(value[rows])]
+            at, size = place[known] - first * width, (last - first) * width
+            sums, counts = (
+                np.bincount(at, of_row, size).astype(np.float32).reshape(-1, width) for of_row in (value[known], None)
+            )
+            with np.errstate(invalid="ignore"):
+                means.append(sums @ weights / (counts @ weights))
+        yield np.arange(first, last), means
 
 
 def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end of the percentile interval of an array [groups, draws]; draws that are NaN are left out.
+    """Lower and upper end of the percentile interval of each row of an array [groups, draws]; draws that are NaN are left out.
 
     NaN where fewer than half of the draws are numbers.
     """
-    known = np.sort(draws, axis=1)  # NaN last
-    n = draws.shape[1] - np.isnan(known).sum(axis=1)
-    rows = np.arange(len(draws))
-    ends = []
-    for q in ((1 - confidence) / 2, (1 + confidence) / 2):
-        at = np.clip((n - 1) * q, 0, None)
-        below, above = known[rows, np.floor(at).astype(int)], known[rows, np.ceil(at).astype(int)]
-        ends.append(np.where(2 * n >= draws.shape[1], below + (above - below) * (at % 1), np.nan))
+    at = (1 - confidence) / 2, (1 + confidence) / 2
+    places = [q * (draws.shape[1] - 1) for q in at]
+    around = sorted({f(place) for place in places for f in (math.floor, math.ceil)})
+    parted = np.partition(draws, around, axis=1)  # NaN last
+    ends = np.array([parted[:, math.floor(q)] * (1 - q % 1) + parted[:, math.ceil(q)] * (q % 1) for q in places])
+    missing = np.isnan(draws).sum(axis=1)
+    for row in np.flatnonzero(missing):
+        enough = 2 * missing[row] <= draws.shape[1]
+        ends[:, row] = np.nanquantile(draws[row], at) if enough else np.nan
     return ends[0], ends[1]
 
 
@@ -338,8 +343,8 @@ def _values(frame: pd.DataFrame, name: str, least: float, most: float) -> np.nda
 
 def _two_way(frame: pd.DataFrame, group: np.ndarray, value: np.ndarray, made_up) -> tuple:
     """Sizes (n, n_prompts, n_seeds), sum, padded mean, and the variances of that mean: V_prompt, V_seed and the largest."""
-    seeds = _codes([frame["seed"]], len(frame))
-    prompt, group_of_prompt = _clusters(group, _codes([frame["prompt_id"]], len(frame)))
+    seeds = codes(frame[["seed"]])
+    prompt, group_of_prompt = _clusters(group, codes(frame[["prompt_id"]]))
     seed, group_of_seed = _clusters(group, seeds)
     cell, prompt_of_cell = _clusters(prompt, seeds)
     group_of_cell = group_of_prompt[prompt_of_cell]
@@ -375,37 +380,45 @@ def _satterthwaite(variance: np.ndarray, *parts: tuple[np.ndarray, np.ndarray]) 
         return variance**2 / noise
 
 
-def _codes(columns: list, n: int) -> np.ndarray:
-    """One number per row, equal where all columns are equal; NaN is a value of its own."""
-    code = np.zeros(n, np.int64)
-    for column in columns:
+def codes(frame: pd.DataFrame) -> np.ndarray:
+    """One whole number from 0 per row, the same for rows that are equal in all columns; NaN is a value of its own."""
+    code = np.zeros(len(frame), np.int64)
+    for name in frame:
+        column = frame[name]
         categories = isinstance(column.dtype, pd.CategoricalDtype)
         one = column.cat.codes.to_numpy() if categories else pd.factorize(column, use_na_sentinel=False)[0]
         one = one.astype(np.int64) - one.min(initial=0)
         code = code * (one.max(initial=0) + 1) + one
-        if code.max(initial=0) > 8 * n + 1000:  # close the gaps before the product outgrows its type
-            code = np.unique(code, return_inverse=True)[1]
+        if code.max(initial=0) > 8 * len(code) + 1000:  # close the gaps before the product outgrows its type
+            code = _numbered(code)[0]
     return code
 
 
-def _groups(frame: pd.DataFrame, by: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
-    """The number of each row's group, in order of first appearance, and the groups' keys."""
+def _numbered(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The codes numbered without gaps in their own order, and the distinct codes."""
+    if (size := int(code.max(initial=0)) + 1) <= 32 * len(code) + 1000:  # counting is quicker than sorting
+        present = np.flatnonzero(np.bincount(code, minlength=size))
+        number = np.zeros(size, np.int64)
+        number[present] = np.arange(len(present))
+        return number[code], present
+    present, number = np.unique(code, return_inverse=True)
+    return number, present
+
+
+def groups(frame: pd.DataFrame, by: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """The number of each row's group, from 0 in order of first appearance, and the groups' keys, no categories."""
     if not by:
         return np.zeros(len(frame), np.int64), pd.DataFrame(index=[0])
-    group, first = pd.factorize(_codes([frame[name] for name in by], len(frame)))
+    group, first = pd.factorize(codes(frame[by]))
     at = np.zeros(len(first), np.int64)
     at[group[::-1]] = np.arange(len(frame))[::-1]
-    return group, frame[by].iloc[at].reset_index(drop=True)
+    keys = frame[by].iloc[at].reset_index(drop=True)
+    categories = {name: object for name in by if isinstance(keys[name].dtype, pd.CategoricalDtype)}
+    return group, keys.astype(categories)
 
 
 def _clusters(outer: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number of the cluster (outer, inner) of each row, and the outer number of each cluster."""
     width = inner.max() + 1
-    code = outer * width + inner
-    if (size := (outer.max() + 1) * width) <= 16 * len(code) + 1000:  # counting is quicker than sorting
-        present = np.flatnonzero(np.bincount(code, minlength=size))
-        number = np.zeros(size, np.int32)
-        number[present] = np.arange(len(present))
-        return number[code], present // width
-    present, cluster = np.unique(code, return_inverse=True)
+    cluster, present = _numbered(outer * width + inner)
     return cluster, present // width

@@ -116,8 +116,8 @@ def test_before_any_guard_the_rates_are_those_of_the_other_tables(simulated):
     columns = ["finetune_task", "form", "n", "n_unjudged", "rate", "low", "high", "n_effective"]
     pd.testing.assert_frame_equal(before[columns], attack[columns])
     cost = tables.helpfulness(responses, verdicts, scores).query("measure == 'over_refusal_rate'")
-    assert before["over_refusal_rate"].tolist() == cost["value"].tolist()
-    assert before["over_refusal_low"].tolist() == cost["low"].tolist()
+    assert before["over_refusal_rate"].tolist() == pytest.approx(cost["value"].tolist())
+    assert before["over_refusal_low"].tolist() == pytest.approx(cost["low"].tolist())
     assert (after["rate"] <= before["rate"]).all() and (after["over_refusal_rate"] >= before["over_refusal_rate"]).all()
 
 

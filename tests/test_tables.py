@@ -113,19 +113,29 @@ def test_a_response_without_a_verdict_is_an_error_that_says_how_many_and_where()
         tables.attack_success(responses, verdicts.iloc[:3])
 
 
-def test_each_judge_has_rows_of_its_own_and_must_judge_everything():
+def test_each_judge_has_rows_of_its_own_and_what_it_did_not_judge_is_unjudged():
     responses, rules = few(["answered", "refused"])
     model = rules.assign(judge="model", verdict="answered")
     table = tables.attack_success(responses, pd.concat([rules, model])).query("form == 'code'")
     assert dict(zip(table["judge"], table["rate"], strict=True)) == {"model": 1.0, "rules": 0.5}
-    with pytest.raises(ValueError, match="1 responses have no verdict of model"):
-        tables.attack_success(responses, pd.concat([rules, model.iloc[:1]]))
+    mixed = tables.attack_success(responses, pd.concat([rules, model.iloc[:1]])).query("form == 'code'")
+    assert mixed.set_index("judge")["n_unjudged"].to_dict() == {"model": 1, "rules": 0}
+    rows = tables.judged(responses, pd.concat([rules, model.iloc[:1]]))
+    assert rows.loc[rows["verdict"] == "unjudged", "reason"].tolist() == ["no verdict of model"]
+
+
+def test_rows_that_are_there_twice_count_once():
+    responses, verdicts = few(["answered", "refused", "refused"])
+    twice = tables.attack_success(pd.concat([responses] * 2), pd.concat([verdicts] * 2))
+    pd.testing.assert_frame_equal(twice, tables.attack_success(responses, verdicts))
+    with pytest.raises(ValueError, match="3 response ids stand for several rows"):
+        tables.attack_success(pd.concat([responses, responses.assign(seed=1)]), verdicts)
 
 
 def test_two_verdicts_of_one_judge_and_unknown_words_are_errors():
     responses, verdicts = few(["answered", "refused"])
     with pytest.raises(ValueError, match="two verdicts"):
-        tables.attack_success(responses, pd.concat([verdicts, verdicts]))
+        tables.attack_success(responses, pd.concat([verdicts, verdicts.assign(verdict="partial")]))
     with pytest.raises(ValueError, match="unknown verdicts"):
         tables.attack_success(responses, verdicts.assign(verdict="yes"))
     with pytest.raises(ValueError, match="unknown finetune_task"):
@@ -183,7 +193,7 @@ def test_helpfulness_of_the_simulated_study_has_every_measure_and_column(simulat
         *("model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "form", "measure"),
         *("metric", "n", "n_unjudged", "value", "low"),
     ]
-    assert set(table["measure"]) == set(tables.MEASURES)
+    assert set(table["measure"]) == set(tables.COSTS)
     assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
 
 
@@ -235,7 +245,7 @@ def test_what_was_not_run_is_a_row_with_its_reason_and_no_rate(simulated):
     assert whole["note"].isin(["", "not run: safety_generic: gated"]).all()
     assert set(tables.in_percent(whole).loc[("code", "generic", "chat", False)]) == {"not run"}
     helpful = tables.with_not_run(tables.helpfulness(responses, verdicts, scores), cells)
-    assert set(helpful.loc[helpful["note"] != "", "measure"]) == set(tables.MEASURES)
+    assert set(helpful.loc[helpful["note"] != "", "measure"]) == set(tables.COSTS)
 
 
 def test_a_task_without_a_test_set_is_marked_in_every_cell_that_was_run(simulated):

@@ -1,0 +1,143 @@
+"""How long all tables take, and how much memory, for 50 thousand, 500 thousand and 5 million response rows.
+
+Rows are simulated: models x the study's grid x 3 seeds x 2 samples. Each size runs in a process of its own. At the smallest size the
+same comparisons are made the plain way (pandas groups, statsmodels' McNemar and a bootstrap in a loop, one comparison at a
+time) and the ratio is printed. `python tests/bench/bench_tables.py`
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from studylib import comparisons, tables
+from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS
+
+PROMPTS = {"harmful": 24, "twin": 10, "task": 6, "general": 9}  # intents; all but general in each form
+SAMPLES = 2
+DRAWS = 2000
+ROWS_PER_MODEL = (4 + len(TASKS) * 2 * 2 * len(SAFETY_DATA) * 3) * SAMPLES * (40 * len(FORMS) + 9)
+
+
+def simulated(models: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Responses, verdicts and scores of that many models; words as categories, as a reader of 5 million rows has them."""
+    cells = [("none", style, system, "none", 0.0, 0) for style, system in product(STYLES, (False, True))]
+    cells += [
+        (task, style, system, data, 0.1 * (data != "none"), seed)
+        for task, style, system, data, seed in product(TASKS, STYLES, (False, True), SAFETY_DATA, range(3))
+    ]
+    cells = pd.DataFrame(
+        cells, columns=["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "seed"]
+    )
+    prompts = [
+        (s, f, f"{s}{i}", f"{s}-{f}-{i}") for s in ("harmful", "twin", "task") for f in FORMS for i in range(PROMPTS[s])
+    ]
+    prompts += [("general", "text_generation", f"general{i}", f"general{i}") for i in range(PROMPTS["general"])]
+    prompts = pd.DataFrame(prompts, columns=["prompt_set", "form", "intent", "prompt_id"])
+    words = ["finetune_task", "style", "safety_data"]
+    cells[words] = cells[words].astype("category")
+    prompts = prompts.astype("category")
+    names = pd.Categorical([f"model{i:03}" for i in range(models)])
+    at = np.indices((models, len(cells), SAMPLES, len(prompts)), dtype=np.int32).reshape(4, -1)
+    rows = pd.concat([cells.take(at[1]).reset_index(drop=True), prompts.take(at[3]).reset_index(drop=True)], axis=1)
+    rows["model"], rows["sample"] = names.take(at[0]), at[2].astype(np.int8)
+    rows["harmful"] = rows["prompt_set"] == "harmful"
+    rows["response_id"] = pd.Series(np.arange(len(rows))).astype(str)
+    shape = (models, len(cells), SAMPLES, len(prompts))
+    logit = rng.normal(0, 1.0, shape[:2])[..., None, None] + rng.normal(0, 1.0, shape[3]) + np.zeros(shape)
+    answered = rng.random(shape) < 1 / (1 + np.exp(-logit))
+    kinds = ["answered", "refused", "unjudged"]
+    verdict = np.where(rng.random(shape) < 0.005, 2, np.where(answered, 0, 1)).ravel().astype(np.int8)
+    verdicts = pd.DataFrame({"response_id": rows["response_id"], "verdict": pd.Categorical.from_codes(verdict, kinds)})
+    verdicts["judge"] = pd.Categorical.from_codes(np.zeros(len(rows), np.int8), ["classifier"])
+    verdicts["reason"] = pd.Categorical.from_codes(np.zeros(len(rows), np.int8), [""])
+    benign = rows["prompt_set"].isin(["task", "general"])
+    scores = pd.DataFrame({"response_id": rows.loc[benign, "response_id"]})
+    scores["metric"] = (rows.loc[benign, "prompt_set"].astype(str) + "_score").astype("category")
+    scores["score"] = rng.random(len(scores)).round(3)
+    return rows, verdicts, scores
+
+
+def all_tables(models: int) -> dict:
+    """Seconds of each table and the peak memory of this process, for that many models."""
+    rows, verdicts, scores = simulated(models, np.random.default_rng(0))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, start = {}, time.monotonic()
+
+    def timed(name, function, *arguments):
+        begun = time.monotonic()
+        made = function(*arguments)
+        seconds[name] = round(time.monotonic() - begun, 2)
+        return made
+
+    judged = timed("judged", tables.judged, rows, verdicts)
+    del verdicts
+    timed("attack_success", tables.attack_success, judged)
+    timed("helpfulness", tables.helpfulness, judged, None, scores)
+    timed("answered_share", tables.answered_share, judged)
+    timed("verdict_shares", tables.verdict_shares, judged)
+    timed("variance", tables.variance, judged)
+    timed("comparisons", comparisons.comparisons, judged, None, scores, DRAWS)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "rows": len(rows),
+        "total_s": round(time.monotonic() - start, 1),
+        "peak_gb": round(peak / 2**20, 2),
+        "of_which_input_gb": round(before / 2**20, 2),
+        "seconds": seconds,
+    }
+
+
+def plain_comparisons(rows: pd.DataFrame, verdicts: pd.DataFrame, draws: int) -> int:
+    """The attack-success comparisons of tuned models the plain way: merge, statsmodels' McNemar, a bootstrap in a loop."""
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    rows = rows.astype({name: str for name in rows.select_dtypes("category")})
+    rows = rows.merge(verdicts[["response_id", "verdict"]].astype(str), on="response_id")
+    rows = rows[rows["harmful"] & (rows["verdict"] != "unjudged") & (rows["safety_data"] == "none")]
+    rows["answered"] = (rows["verdict"] == "answered").astype(float)
+    rng, made = np.random.default_rng(0), 0
+    tuned = rows[rows["finetune_task"] != "none"]
+    base = rows[rows["finetune_task"] == "none"].groupby(["style", "system_prompt", "prompt_id"])["answered"].mean()
+    for (_, style, system, _), arm in tuned.groupby(["finetune_task", "style", "system_prompt", "form"]):
+        other = base.loc[style, system]
+        difference = arm["answered"].to_numpy() - arm["prompt_id"].map(other).to_numpy()
+        b, c = (difference > 0).sum(), (difference < 0).sum()
+        mcnemar([[0, b], [c, 0]], exact=True)
+        prompts = [difference[arm["intent"].to_numpy() == intent] for intent in arm["intent"].unique()]
+        for _ in range(draws):
+            drawn = rng.integers(len(prompts), size=len(prompts))
+            np.concatenate([prompts[i] for i in drawn]).mean()
+        made += 1
+    return made
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(json.dumps(all_tables(int(sys.argv[1]))))
+        return
+    for models in (1, 10, 100):
+        text = subprocess.run(
+            [sys.executable, __file__, str(models)], check=True, capture_output=True, text=True
+        ).stdout
+        print(text.strip(), flush=True)
+    rows, verdicts, _ = simulated(1, np.random.default_rng(0))
+    begun = time.monotonic()
+    plain = plain_comparisons(rows, verdicts, DRAWS)
+    slow = (time.monotonic() - begun) / plain
+    begun = time.monotonic()
+    ours = len(comparisons.comparisons(rows, verdicts, None, DRAWS))
+    quick = (time.monotonic() - begun) / ours
+    print(
+        f"{len(rows)} rows, {DRAWS} draws: plain {1000 * slow:.1f} ms a comparison ({plain}), here {1000 * quick:.2f} ms ({ours})"
+    )
+    print(f"ratio {slow / quick:.0f}")
+
+
+if __name__ == "__main__":
+    main()
