@@ -213,6 +213,7 @@ class GridSettings(Settings):
     safety_data: list[Safety]
     safety_fraction: Annotated[float, Field(gt=0, lt=1)]  # of the tuning rows, in the generic and multitask arms
     seeds: list[int]
+    across_styles: bool = False  # ask models tuned without safety data in the style of no tuning too (PTST, 2402.18540)
 
     @model_validator(mode="after")
     def _no_empty_or_repeated(self):

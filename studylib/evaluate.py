@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -203,13 +203,18 @@ class Runner:
         finally:
             self._base = model.unload()
 
-    def responses(self, cell: Cell) -> pd.DataFrame:
+    def responses(self, cell: Cell, style: str = "") -> pd.DataFrame:
         """One row per response of the cell to every test prompt, with and without the system prompt; made where missing.
 
+        Asked in the style of the tuning, or in another `style`: then the harmful prompts alone, and the rows have `style`, in which
+        they were asked, and `trained_style`.
         Rows are appended to `responses/rows/<cell>.jsonl` batch by batch; rows of another fingerprint are moved to `superseded/`.
         """
-        profile, path = self.profile, self.paths.rows(cell.name)
+        profile, across = self.profile, bool(style) and style != cell.style
+        path = self.paths.rows(f"{cell.name}-asked-{style}" if across else cell.name)
+        asked = replace(cell, style=style) if across else cell
         tests = datasets.evaluation_rows(self.paths)
+        tests = [row for row in tests if row["harmful"]] if across else tests
         fingerprint = digest(
             [
                 adapter_fingerprint(self.paths, profile, cell),
@@ -229,36 +234,40 @@ class Runner:
                 (row, system, place)
                 for system in (False, True)
                 for place, row in enumerate(tests)
-                if _response_id(cell, row, system) not in known
+                if _response_id(cell, row, system, style) not in known
             ]
             if todo:
                 with self.answers(cell) as answers, self.clock("generation"):
-                    self._generate(cell, answers, tests, todo, fingerprint, path)
+                    self._generate(cell, asked, answers, tests, todo, fingerprint, path)
                 kept = read_rows(path)
-                LOG.info("%s: %d responses", cell.name, len(todo))
+                LOG.info("%s: %d responses", path.stem, len(todo))
         return pd.DataFrame(kept)
 
     def _prompts(self, tests: list[dict], style: str, system: bool) -> list[list[int]]:
-        """Token ids of all test prompts in one calibration, made once for all cells."""
-        if (style, system) not in self._encoded:
+        """Token ids of the test prompts in one calibration, made once for all cells."""
+        key = style, system, len(tests)
+        if key not in self._encoded:
             text = datasets.system_prompt_of(self.profile, system)
-            self._encoded[style, system] = [
+            self._encoded[key] = [
                 prompts.encode_prompt(self._tokenizer, row["messages"][0]["content"], style, text) for row in tests
             ]
             room = self.settings.context - self.profile.generation.max_new_tokens
-            longest = max(range(len(tests)), key=lambda i: len(self._encoded[style, system][i]))
-            if (n := len(self._encoded[style, system][longest])) > room:
+            longest = max(range(len(tests)), key=lambda i: len(self._encoded[key][i]))
+            if (n := len(self._encoded[key][longest])) > room:
                 raise StudyError(
                     f"The test prompt {tests[longest]['id']} has {n} tokens in the {style} style, but its context "
                     f"{self.settings.context} less generation.max_new_tokens leaves {room}: raise one or lower the other."
                 )
-        return self._encoded[style, system]
+        return self._encoded[key]
 
-    def _generate(self, cell: Cell, answers: Callable, tests: list, todo: list, fingerprint: str, path: Path) -> None:
+    def _generate(
+        self, cell: Cell, asked_as: Cell, answers: Callable, tests: list, todo: list, fingerprint: str, path: Path
+    ) -> None:
+        across = {} if asked_as == cell else {"trained_style": cell.style}
         done, started, shown = 0, time.monotonic(), time.monotonic()
         for system in (False, True):  # apart, because the prompts of one calibration begin alike
             asked = [(row, place) for row, of, place in todo if of == system]
-            encoded = self._prompts(tests, cell.style, system)
+            encoded = self._prompts(tests, asked_as.style, system)
             ids = [encoded[place] for _, place in asked]
             for batch in answers(ids) if ids else ():
                 rows = []
@@ -266,8 +275,9 @@ class Runner:
                     row = asked[i][0]
                     rows.append(
                         {
-                            "response_id": _response_id(cell, row, system),
-                            **cell.__dict__,
+                            "response_id": _response_id(cell, row, system, asked_as.style),
+                            **asked_as.__dict__,
+                            **across,
                             "system_prompt": system,
                             "sample": 0,
                             "prompt_set": row["prompt_set"],
@@ -290,8 +300,9 @@ class Runner:
                     LOG.info("%s: %d of %d responses, %.0f s left", cell.name, done, len(todo), left)
 
 
-def _response_id(cell: Cell, row: dict, system_prompt: bool) -> str:
-    return f"{cell.name}/{'system' if system_prompt else 'plain'}/{row['id']}/0"
+def _response_id(cell: Cell, row: dict, system_prompt: bool, style: str = "") -> str:
+    across = f"{style}-" if style and style != cell.style else ""
+    return f"{cell.name}/{across}{'system' if system_prompt else 'plain'}/{row['id']}/0"
 
 
 def _set_aside(paths: RunPaths, path: Path) -> None:

@@ -31,6 +31,8 @@ def settings_of(profile: Profile, unit: Unit) -> dict:
         settings["styles"] = list(profile.grid.styles)
     if unit.stage in ("03_defences", "04_mitigation"):
         settings["safety_fraction"] = profile.grid.safety_fraction
+    if unit.stage == "02_finetune":
+        settings["across_styles"] = profile.grid.across_styles
     return settings
 
 

@@ -88,12 +88,24 @@ class Stage:
                 made.append(self.runner(cell.model).responses(cell))
         return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=COLUMNS)
 
-    def judge(self, responses: pd.DataFrame) -> pd.DataFrame:
+    def across(self) -> pd.DataFrame:
+        """The responses of all cells to the harmful prompts in the styles in which they were not tuned; made where missing.
+
+        Empty where the profile's `grid.across_styles` is off or the grid has one style.
+        """
+        styles = self.profile.grid.styles if self.profile.grid.across_styles else []
+        made = []
+        for cell, style in ((cell, style) for cell in self.cells for style in styles if style != cell.style):
+            with self._timed(cell):
+                made.append(self.runner(cell.model).responses(cell, style))
+        return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=[*COLUMNS, "trained_style"])
+
+    def judge(self, responses: pd.DataFrame, kind: str = "verdicts") -> pd.DataFrame:
         """The verdicts of the profile's first judge, by which everything is shown; those of all its judges are kept."""
         with self.clock("judging"):
             runner = self.runner(self.profile.miniature_name) if self.profile.miniature else None
             verdicts = validation.verdicts(self.profile, self.paths, responses, runner)
-        return self._first(self.save("verdicts", verdicts))
+        return self._first(self.save(kind, verdicts))
 
     def _first(self, verdicts: pd.DataFrame) -> pd.DataFrame:
         return verdicts[verdicts["judge"] == self.profile.judges[0]].reset_index(drop=True)
@@ -433,10 +445,11 @@ def products(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
             *map(paths.table, tables),
             *(paths.figures / f"{name}.{ending}" for name in figures for ending in ("png", "svg")),
         ]
-    kinds = ["responses", "verdicts"] + (["guards"] if unit.stage == "03_defences" else [])
+    kinds = ["responses", "verdicts"] + {"02_finetune": list(ACROSS), "03_defences": ["guards"]}.get(unit.stage, [])
     return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in kinds]
 
 
+ACROSS = ("across", "across_verdicts")  # of models tuned without safety data, asked in another style than their tuning's
 FIGURES = (
     "attack_success_by_form",
     "erosion_heatmap",
@@ -462,7 +475,7 @@ def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFram
 
 
 def collect(paths: RunPaths, profile: Profile, kind: str, stages) -> pd.DataFrame:
-    """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`) of all units of the stages, as one."""
+    """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`, ACROSS) of all units of the stages, as one."""
     found = [
         path
         for stage in stages

@@ -32,6 +32,7 @@ _COUNTED = {  # prompt sets and verdicts that each rate counts
 
 _ORDER = {
     "finetune_task": ("none", *TASKS),
+    "trained_style": STYLES,
     "style": STYLES,
     "system_prompt": (False, True),
     "safety_data": SAFETY_DATA,
@@ -98,6 +99,36 @@ def attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None
     return ordered(table[[*columns, "rate_if_unjudged_refused", "rate_if_unjudged_answered", "n_effective"]])
 
 
+def by_seed(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per cell, training seed, form and judge: the attack success rate of one fine-tune; form "all" pools.
+
+    n, n_unjudged, rate, low and high as in `attack_success`; the interval is for that one fine-tune on other prompts.
+    """
+    rows = outcomes(responses, verdicts, measures=("attack_success_rate",))
+    rows = rows.assign(training=rows["seed"])  # a column of its own, as seeds are also clusters
+    table = rates_of(rows, [*CELL, "training", "form", "metric"]).rename(columns={"metric": "judge", "training": "seed"})
+    columns = [*CELL, "seed", "form", "n", "n_unjudged", "rate", *INTERVAL, "judge"]
+    return ordered(table.drop(columns="n_seeds")[columns])
+
+
+def calibration_grid(
+    responses: pd.DataFrame, verdicts: pd.DataFrame, across: pd.DataFrame, across_verdicts: pd.DataFrame
+) -> pd.DataFrame:
+    """One row per model, tuned task, `trained_style`, `style` of the test, system prompt, form and judge: the attack success rate.
+
+    Without safety data. `across` are the responses in another style than the tuning's, see `Stage.across`; of the untuned model
+    trained_style is that of the test. Columns else as in `attack_success`.
+    """
+    plain = responses[responses["safety_data"] == "none"]
+    rows = pd.concat([plain.assign(trained_style=plain["style"]), across], ignore_index=True)
+    rows = judged(rows[rows["harmful"].astype(bool)], pd.concat([verdicts, across_verdicts], ignore_index=True))
+    value = rows["verdict"].isin(ANSWERED).astype(float).mask(~rows["counted"])
+    by = ["model", "finetune_task", "trained_style", "style", "system_prompt", "form", "judge"]
+    table = rates_of(rows.assign(value=value), by)
+    table = table[[*by[:-1], "n", "n_unjudged", "rate", *INTERVAL, "judge", "n_seeds", "n_effective"]]
+    return ordered(table)
+
+
 def with_not_run(table: pd.DataFrame, cells: dict[Cell, str]) -> pd.DataFrame:
     """The table with rows for every cell that was not run, and the reason in a column `note`, which is "" elsewhere.
 
@@ -142,8 +173,8 @@ def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
     shown = attack.assign(shown=percent(attack, "rate", *INTERVAL))
     if "note" in shown:
         shown["shown"] = shown["shown"].mask(shown["note"].str.startswith("not run"), "not run")
-    keys = ["finetune_task", "safety_data", "style", "system_prompt"]
-    keys = ["model", *keys] if attack["model"].nunique() > 1 else keys
+    keys = ["finetune_task", "safety_data", "trained_style", "style", "system_prompt"]
+    keys = [*["model"][: attack["model"].nunique() > 1], *(name for name in keys if name in attack)]
     return shown.pivot_table(index=keys, columns="form", values="shown", aggfunc="first", sort=False)
 
 
