@@ -25,6 +25,7 @@ bench: .venv/ready
 	$(PYTHON) tests/bench/bench_duplicates.py
 	$(PYTHON) tests/bench/bench_judges.py
 	$(PYTHON) tests/bench/bench_tables.py
+	$(PYTHON) tests/bench/bench_sandbox.py --quick
 	$(PYTHON) tests/bench/bench_study.py
 
 # The locked packages, hash-checked, then the library itself and the kernel.
