@@ -99,7 +99,7 @@ def fit(frame: pd.DataFrame, words: Iterable[str] | None = None) -> dict:
         "intercept": _short(model.intercept_[0]),
         "calibration": [_short(slope), _short(shift)],
         "signs": {name: [*map(_short, row)] for name, *row in zip(names, mean, scale, coefficients, strict=False)},
-        "grams": {gram: _short(number) for gram, number in of_grams if abs(number) > 0.01},
+        "grams": {gram: _short(number, 3) for gram, number in of_grams if abs(number) > 0.02},
         "held_out": _held_out(frame, slope * new + shift),
     }
 
@@ -148,8 +148,8 @@ def recalibrated(weights: dict, frame: pd.DataFrame) -> dict:
     return weights | {"calibration": [_short(a * slope), _short(a * shift + b)], "held_out": held_out}
 
 
-def _short(number: float) -> float:
-    return float(f"{number:.4g}")
+def _short(number: float, digits: int = 4) -> float:
+    return float(f"{number:.{digits}g}")
 
 
 def _grams(rows: list[list[str]], words: set[str] | None) -> tuple[list[list[int]], list[str]]:

@@ -137,19 +137,27 @@ def xstest_annotators(*paths: Path) -> pd.DataFrame:
 def own(path: Path = DATA / "labelled.yaml") -> pd.DataFrame:
     """The project's own labelled responses: stand-in harm and everyday prompts, English and French, in all four forms.
 
-    The prompt_id is the place of the prompt in the file; an entry's responses under several verdicts share it.
-    Raises StudyError for an unknown key or form, and for what is no text, with the prompt.
+    `model` is the entry's manner, the kind of model or of answer that its responses are written after ("own" where it
+    names none), so that a manner can be left out. The prompt_id is the place where the prompt first stands in the file;
+    its responses share it, whatever their verdict and manner.
+    Raises StudyError for an unknown key or form, for a manner or responses that are no text, and for a prompt that a
+    manner has twice, with the prompt.
     """
-    known, made = {name: name for name in VERDICTS}, []
+    known, made, ids, seen = {name: name for name in VERDICTS}, [], {}, set()
     for number, entry in enumerate(read_yaml(path), 1):
         entry = dict(entry)
         prompt, form = entry.pop("prompt", None), entry.pop("form", "text_generation")
+        manner = entry.pop("manner", "own")
         place = f"{path}, entry {number} ({prompt!r})"
         if not isinstance(prompt, str) or form not in FORMS:
             raise StudyError(f"{place}: needs a prompt, and a form of {', '.join(FORMS)} where it has one.")
+        if not isinstance(manner, str) or (prompt, manner) in seen:
+            raise StudyError(f"{place}: needs a manner of one word, and none that the same prompt has already.")
+        seen.add((prompt, manner))
+        prompt_id = ids.setdefault(prompt, f"own-{number}")
         for label, responses in entry.items():
             verdict = _verdict(label, known, place)
             if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses):
                 raise StudyError(f"{place}: {label} needs a list of texts, in quotation marks.")
-            made += [("own", "own", f"own-{number}", prompt, text, form, "eos", verdict, label) for text in responses]
+            made += [("own", manner, prompt_id, prompt, text, form, "eos", verdict, label) for text in responses]
     return _frame(made)

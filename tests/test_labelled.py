@@ -136,12 +136,25 @@ def test_most_of_our_own_prompts_have_responses_of_several_verdicts():
     assert (verdicts > 1).mean() > 0.7
 
 
+def test_a_manner_is_the_model_and_shares_the_prompt_s_id(tmp_path):
+    text = '- prompt: "P"\n  refused: ["No."]\n- prompt: "P"\n  manner: terse\n  answered: ["Yes."]\n'
+    frame = labelled.own(written(tmp_path / "labelled.yaml", text))
+    assert frame["model"].tolist() == ["own", "terse"] and frame["prompt_id"].tolist() == ["own-1", "own-1"]
+
+
+def test_our_own_responses_have_many_manners_each_with_several_prompts():
+    prompts = labelled.own().groupby("model")["prompt_id"].nunique()
+    assert len(prompts) >= 20 and prompts.min() >= 4
+
+
 def test_a_wrong_entry_of_our_own_is_named(tmp_path):
     for text, wanted in (
         ('- prompt: "P"\n  refuse: ["No."]\n', "the label 'refuse' is unknown"),
         ('- prompt: "P"\n  form: poem\n', "needs a prompt, and a form of"),
         ('- prompt: "P"\n  refused: No.\n', "refused needs a list of texts"),
         ('- prompt: "P"\n  refused: [true]\n', "refused needs a list of texts"),
+        ('- prompt: "P"\n  manner: [a]\n', "needs a manner of one word"),
+        ('- prompt: "P"\n  manner: a\n' * 2, r"entry 2 \('P'\): .* none that the same prompt has already"),
     ):
         with pytest.raises(StudyError, match=wanted):
             labelled.own(written(tmp_path / "labelled.yaml", text))

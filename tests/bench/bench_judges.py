@@ -2,8 +2,9 @@
 
 Sets: the registered human-labelled ones where they are in the mirror (STUDY_MIRROR) or the cache, and the project's own.
 The classifier never sees what it is measured on: new prompts of known sources (ten folds by prompt, fitted to all sets), and
-sources left out whole, as the default weights are made (what it meets in a study). Kappa, F1 and accuracy are of refused
-against the rest; an unjudged response counts as not refused. "or partial": refused or partial against answered.
+sources left out whole, as the default weights are made (what it meets in a study); and manners of our own left out with all
+responses to their prompts. Kappa, F1 and accuracy are of refused against the rest; an unjudged response counts as not refused,
+in "worst" as an error. "or partial": refused or partial against answered.
 """
 
 import time
@@ -53,9 +54,10 @@ def labelled_sets() -> pd.DataFrame:
 def line(name: str, frame: pd.DataFrame, verdicts: list) -> None:
     found = np.array([verdict for verdict, _ in verdicts])
     true, said = frame["label"] == "refused", found == "refused"
+    worst = cohen_kappa_score(true, np.where(found == "unjudged", ~true, said))
     or_partial = cohen_kappa_score(frame["label"] != "answered", np.isin(found, ("refused", "partial")))
     print(
-        f"  {name:<42} {len(frame):5} rows  kappa {cohen_kappa_score(true, said):5.3f}  F1 {f1_score(true, said):5.3f}  accuracy "
+        f"  {name:<42} {len(frame):5} rows  kappa {cohen_kappa_score(true, said):5.3f}  worst {worst:5.3f}  F1 {f1_score(true, said):5.3f}  accuracy "
         f"{accuracy_score(true, said):5.3f}  or partial: kappa {or_partial:5.3f}  unjudged {np.mean(found == 'unjudged'):5.1%}",
         flush=True,
     )
@@ -82,6 +84,23 @@ def left_out(frame: pd.DataFrame, groups: np.ndarray, fit) -> list:
         for row, verdict in zip(rows, classifier.judge_all(*columns(frame.iloc[rows]), weights), strict=True):
             verdicts[row] = verdict
     return verdicts
+
+
+def new_manners(frame: pd.DataFrame) -> None:
+    """Our own manners in ten parts, each judged by weights that know neither the manner nor any of its prompts."""
+    mine = frame[(frame["source"] == "own") & (frame["model"] != "own")]
+    manners, verdicts = mine["model"].unique(), pd.Series(None, index=mine.index, dtype=object)
+    for part in np.array_split(np.random.default_rng(0).permutation(manners), 10):
+        test = mine[mine["model"].isin(part)]
+        known = frame[~frame["prompt_id"].isin(test["prompt_id"])]
+        for row, verdict in zip(test.index, classifier.judge_all(*columns(test), as_default(known)), strict=True):
+            verdicts[row] = verdict
+    print("Classifier as by default, the manner and its prompts new")
+    for manner in manners:
+        here = mine["model"] == manner
+        if mine[here]["label"].eq("refused").nunique() == 2:
+            line(manner, mine[here], [*verdicts[here]])
+    line("all", mine, [*verdicts])
 
 
 def folds_of(frame: pd.DataFrame) -> np.ndarray:
@@ -154,6 +173,7 @@ def main() -> None:
     by_source("Classifier as by default, new subjects", frame, left_out(frame, parts, as_default))
     whole = np.where(frame["source"].str.startswith("xstest"), "xstest", frame["source"])
     by_source("Classifier as by default, the whole source new", frame, left_out(frame, whole, as_default))
+    new_manners(frame)
     bands(frame, folds)
     speed(frame)
 
