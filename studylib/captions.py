@@ -32,15 +32,12 @@ _ARMS = "with no, generic and multitask safety data"
 _GEMMA = "Hollow: the published counts of Gemma, judged by GPT-4o. Dashed: no form weaker than another."
 FIGURES = {
     "attack_success_by_form": Shown(f"Attack success rate {_BY_FORM}", TICKS),
-    "erosion_heatmap": Shown(
-        f"Attack success rate in percent {_BY_FORM}",
-        "Intervals are not drawn; they are in the table.",
-        forms=(*FORMS, "all"),
-    ),
     "safety_data_comparison": Shown(f"Attack success rate {_ARMS}", TICKS, safety_data=SAFETY_DATA),
     "safety_vs_helpfulness": Shown(
         "Attack success rate, all forms pooled, against the score on the tuned task",
-        "Towards the lower right is better. Star: the aligned model. All numbers here are of the rate.",
+        "Towards the lower right is better. Star: the aligned model. Grey line: the Pareto front, which joins what no other mark "
+        "of its panel beats on both; hollow: beaten, but with intervals that overlap on both axes with every mark "
+        "that beats it, so whether it belongs to the front cannot be told; filled beside the line: beaten. All numbers here are of the rate.",
         forms=("all",),
         safety_data=SAFETY_DATA,
     ),
@@ -55,44 +52,38 @@ FIGURES = {
 }
 
 
-def caption(name: str, frame: pd.DataFrame) -> tuple[str, str]:
-    """Caption and alternative text of a figure, by the name of its function, from the (first) table it shows.
+def caption(name: str, *frames: pd.DataFrame) -> tuple[str, str]:
+    """Caption and alternative text of a figure, by the name of its function, from the tables that it shows.
 
-    Every number is computed from that table. Raises as the figure does, and when all its values are NaN.
+    Every number is computed from them; most figures need the first alone. Raises as the figure does, and when all its
+    values are NaN.
     """
+    from studylib import captions_change, captions_parts  # late: both are made of what is below
+
     if name == "guard_heatmap":
-        return _guards_caption(frame)
-    table, shown = rows_of(name, frame), FIGURES[name]
+        return _guards_caption(frames[0])
+    for module in (captions_change, captions_parts):
+        if name in module.CAPTIONS:
+            return module.CAPTIONS[name](*frames)
+    table, shown = rows_of(name, frames[0]), FIGURES[name]
     drawn = table[table[shown.value].notna()]
-    if len(shown.forms) > 1:
-        drawn = drawn[drawn["form"] != "all"]  # the pooled column has its own n
     if drawn.empty:
         raise ValueError(f"{name} has nothing to draw: all values are NaN")
     aligned = drawn["finetune_task"] == "none"
     judge = " and ".join(sorted(set(drawn["judge" if "judge" in drawn else "metric"])))
     text = [f"{shown.title}. {shown.key} Each mark: {n_of(drawn)} {shown.unit}."]
-    if not aligned.all():
-        text.append(f"Training seeds pooled: {span(drawn.loc[~aligned, 'n_seeds'])}.")
-    text.append(f"Judge: {judge}.")
+    text += doses_said(drawn) + seeds_said(drawn) + [f"Judge: {judge}."]
     if "n_unjudged" in drawn and drawn["n_unjudged"].sum():
         text.append(f"Left out: {drawn['n_unjudged'].sum()} responses that could not be judged.")
+    text += missing_said(table, shown.value, shown.safety_data)
     text.append(f"Intervals: {100 * CONFIDENCE:.0f} % Wilson, clustered by prompt and training seed;")
     text.append(f"a mark is worth {span(drawn['n_effective'])} independent {shown.unit}.")
     points = 100 * detectable_difference(drawn["n_effective"].to_numpy())
     if not np.isnan(points).all():
         text.append(f"Smallest difference seen with 80 % power, near 50 %: {span(points)} points.")
     text.append("Marks whose intervals overlap are not ranked.")
-
-    def told(row: pd.Series) -> str:
-        words = ["aligned model" if row["finetune_task"] == "none" else f"tuned on {label(row['finetune_task'])}"]
-        words += [f"{row['safety_data']} safety data"] if row["safety_data"] != "none" else []
-        words += [calibration_label(row["style"], row["system_prompt"])]
-        words += [f"{label(row['form'])} prompts"] if len(shown.forms) > 1 else []
-        return f"{100 * row[shown.value]:.0f} % ({', '.join(words)})"
-
-    values = drawn[shown.value]
-    alt = f"{shown.title}, from {told(drawn.loc[values.idxmin()])} to {told(drawn.loc[values.idxmax()])}."
-    alt += f" The aligned model: {span(100 * values[aligned])} %." if aligned.any() else ""
+    alt = f"{shown.title}, {extremes(drawn, shown.value, len(shown.forms) > 1)}."
+    alt += f" The aligned model: {span(100 * drawn.loc[aligned, shown.value])} %." if aligned.any() else ""
     return " ".join(text), alt
 
 
@@ -139,25 +130,91 @@ def calibration_label(style: str, system_prompt: bool, separator: str = ", ") ->
     return styles[style] + separator + ("system prompt" if system_prompt else "no system prompt")
 
 
+def cell_words(row, form: bool = False) -> str:
+    """The cell of a row, as in "tuned on code, generic safety data, chat template, no system prompt"; with its form on request."""
+    words = ["aligned model" if row["finetune_task"] == "none" else f"tuned on {label(row['finetune_task'])}"]
+    words += [f"{row['safety_data']} safety data"] if row["safety_data"] != "none" else []
+    words += [calibration_label(row["style"], row["system_prompt"])]
+    words += [f"{label(row['form'])} prompts"] if form and row["form"] != "all" else []
+    return ", ".join(words)
+
+
+def extremes(rows: pd.DataFrame, value: str, form: bool = False) -> str:
+    """Smallest and largest value in percent with their cells, as in "from 3 % (aligned model, ...) to 80 % (tuned on ...)"."""
+    ends = (rows.loc[rows[value].idxmin()], rows.loc[rows[value].idxmax()])
+    return "from " + " to ".join(f"{100 * row[value]:.0f} % ({cell_words(row, form)})" for row in ends)
+
+
 def rows_of(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the table that this figure shows."""
+    """The rows of the table that this figure shows, of one dose of the safety data (see `one_dose`)."""
     shown = FIGURES[name]
     rows = frame[frame["form"].isin(shown.forms) & frame["safety_data"].isin(shown.safety_data)]
     if "measure" in rows:
         rows = rows[rows["measure"] == "over_refusal_rate"]
     if rows.empty:
         raise ValueError(f"{name} has nothing to draw: the table has no rows of the kind it shows")
-    return one_row_per_mark(rows)
+    if len(shown.safety_data) > 1 and (rows["finetune_task"] == "none").all():
+        raise ValueError(f"{name} has nothing to draw: the table has no tuned model")
+    return one_row_per_mark(one_dose(rows))
 
 
-def one_row_per_mark(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows as they are. Raises ValueError where two of them would be drawn at one place."""
-    keys = ["finetune_task", "style", "system_prompt", "safety_data", "form"]
+def one_dose(table: pd.DataFrame, fraction: float | None = None) -> pd.DataFrame:
+    """The rows without safety data, and those of one safety fraction: the given one, or the most frequent, the smaller of two.
+
+    A table without safety data or without the column is as it was. Raises ValueError where it has other fractions but not
+    the given one.
+    """
+    if "safety_fraction" not in table:
+        return table
+    doses = table.loc[table["safety_data"] != "none", "safety_fraction"]
+    if doses.empty:
+        return table
+    chosen = doses.mode().min() if fraction is None else fraction
+    if not np.isclose(doses, chosen).any():
+        known = ", ".join(f"{dose:g}" for dose in sorted(set(doses)))
+        raise ValueError(f"no rows with safety fraction {chosen:g}: the table has {known}")
+    return table[(table["safety_data"] == "none") | np.isclose(table["safety_fraction"], chosen)]
+
+
+def one_row_per_mark(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
+    """The rows as they are. Raises ValueError where two of them would be drawn at one place; `more`: further columns that set places apart."""
+    keys = ["finetune_task", "style", "system_prompt", "safety_data", "form", *more]
     twice = rows[rows.duplicated(keys)]
     if len(twice):
         first = ", ".join(map(str, twice.iloc[0][keys]))
-        raise ValueError(f"several rows for one mark ({first}): keep one judge, metric and safety fraction")
+        raise ValueError(f"several rows for one mark ({first}): keep one model, judge, metric and safety fraction")
     return rows
+
+
+def doses_said(rows: pd.DataFrame) -> list[str]:
+    """A sentence on how much safety data the rows' models were tuned with; none where there is none."""
+    doses = sorted(set(rows.loc[rows["safety_data"] != "none", "safety_fraction"]))
+    return [f"Safety data: {' and '.join(f'{100 * dose:g}' for dose in doses)} % of the tuning rows."] if doses else []
+
+
+def seeds_said(rows: pd.DataFrame) -> list[str]:
+    """A sentence on the training seeds that are pooled; of a single seed, what its intervals leave out."""
+    seeds = rows.loc[rows["finetune_task"] != "none", "n_seeds"]
+    if seeds.empty:
+        return []
+    alone = " The intervals are of that one training run." if seeds.max() == 1 else ""
+    return [f"Training seeds pooled: {span(seeds)}.{alone}"]
+
+
+def missing_said(rows: pd.DataFrame, value: str, safety_data: tuple = ("none",)) -> list[str]:
+    """Sentences on what is not drawn: kinds of safety data and cells that are not in the table, marks without a value."""
+    tuned = rows[rows["finetune_task"] != "none"]
+    arms = [arm for arm in safety_data if arm in set(tuned["safety_data"])]
+    names = ["finetune_task", "style", "system_prompt", "safety_data"]
+    present = set(tuned[names].drop_duplicates().itertuples(index=False, name=None))
+    styles = set(rows[["style", "system_prompt"]].drop_duplicates().itertuples(index=False, name=None))
+    absent = len(set(tuned["finetune_task"])) * len(styles) * len(arms) - len(present)
+    text = [f"Not run: {arm} safety data." for arm in safety_data if arm not in arms and arm != "none"]
+    text += ["Not run: tuning without safety data."] if len(tuned) and "none" not in arms else []
+    text += ["Not run: the aligned model."] if len(tuned) == len(rows) else []
+    text += [f"Left empty, not run: {absent} cells."] if absent else []
+    unknown = int(rows[value].isna().sum())
+    return text + ([f"Left empty, nothing judged: {unknown} marks."] if unknown else [])
 
 
 def span(numbers) -> str:

@@ -27,7 +27,8 @@ OTHER = [f"other_{name}" for name in ARM]
 _WHAT = ["kind", "model", *ARM, *OTHER, "measure", "metric", "form"]
 _NUMBERS = ["n", "n_prompts", "n_seeds", "value", "other_value", "difference", "low", "high", "p", "test", "detectable"]
 _NUMBERS += ["bootstrap_low", "bootstrap_high", "se", "df"]
-_COLUMNS = [*_WHAT, *_NUMBERS[:-2], "p_holm", "n_family", "verdict", "p_within", "within"]
+_COLUMNS = [*_WHAT, *_NUMBERS[:-2], "p_holm", "n_family", "verdict"]
+_COLUMNS += ["p_within", "within", "p_not_worse", "not_worse"]
 _ERODES_MOST_FIRST = ("code", "translation", "text_generation", "classification")  # as the paper has it
 
 
@@ -42,13 +43,14 @@ def comparisons(
     The columns of the arm, those of the other arm (`other_...`), then n (pairs), n_prompts, n_seeds, value and other_value (means over the
     pairs, 0-1), difference (value - other_value) with low and high (95 %), p, test and detectable of
     `stats.clustered_differences`, bootstrap_low and _high (percentiles of `draws` draws of prompts and seeds; NaN where
-    draws is 0), p_holm, n_family, verdict, p_within and within. Form "all" pools the forms, except of task_score, where each form has its own metric.
+    draws is 0 or with one prompt), p_holm, n_family, verdict, p_within, within, p_not_worse and not_worse. Form "all" pools the forms, except of task_score, where each form has its own metric.
 
     p_holm is adjusted over its family: the comparisons of one model, kind, measure and judge, those of single forms and
     the pooled ones apart. verdict is "worse" or "better" where p_holm is below 0.05, by what the measure counts, else
-    "cannot be told apart", or "no pairs" where n is 0 (an arm without the other, or without common seeds or prompts),
+    "cannot be told apart", or "no pairs" where n is 0 (an arm without the other, without common seeds or prompts, or with nothing judged),
     "too few" with one prompt. within is "yes" where the equivalence test p_within says that the
-    difference lies within MARGIN either way (p below 0.05, not adjusted: each is a claim of its own), else "cannot be told".
+    difference lies within MARGIN either way, not_worse where the one-sided test p_not_worse says that this arm is not worse by MARGIN
+    or more (p below 0.05, not adjusted: each is a claim of its own), else "cannot be told".
     Unjudged responses leave their pair out. Several samples of one prompt are averaged first. Clustered by intent and seed.
     """
     rows = _averaged(outcomes(responses, verdicts, scores))
@@ -69,12 +71,14 @@ def comparisons(
 
 
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:
-    """The judged outcomes, several samples of one prompt under one seed as their mean."""
-    rows = rows[rows["value"].notna()]
+    """The outcomes, several samples of one prompt under one seed as the mean of those judged, NaN where none was."""
     place = stats.codes(rows[["model", *ARM, "seed", "measure", "metric", "form", "prompt_id"]])
     sizes = np.bincount(place, minlength=1)
     if sizes.max() > 1:
-        means = np.bincount(place, rows["value"]) / np.maximum(sizes, 1)
+        known = rows["value"].notna().to_numpy()
+        sums, counts = (np.bincount(place[known], of, len(sizes)) for of in (rows["value"][known], None))
+        with np.errstate(invalid="ignore"):
+            means = sums / counts
         first = ~pd.Series(place).duplicated().to_numpy()
         rows = rows[first].assign(value=means[place[first]])
     return rows.reset_index(drop=True)
@@ -122,7 +126,7 @@ def _paired(rows: pd.DataFrame, arms: pd.Series, others: pd.Series, same: list[s
 def _tested(pairs: pd.DataFrame, draws: int) -> pd.DataFrame:
     """One row per group of pairs: means, difference, interval, test and bootstrap interval; n is 0 where none has a partner."""
     group, keys = stats.groups(pairs, _WHAT)
-    found = pairs["other_value"].notna().to_numpy()
+    found = (pairs["value"] - pairs["other_value"]).notna().to_numpy()
     group, known = group[found], pairs[found]
     rows = pd.DataFrame({"group": group, "prompt_id": known["intent"].array, "seed": known["seed"].array})
     rows["difference"] = (known["value"] - known["other_value"]).to_numpy()
@@ -136,6 +140,7 @@ def _tested(pairs: pd.DataFrame, draws: int) -> pd.DataFrame:
         places = (stats.codes(rows[[name]]) for name in ("prompt_id", "seed"))
         for block, (drawn,) in stats.bootstrap(group, *places, [rows["difference"].to_numpy()], draws):
             ends[:, block] = stats.percentiles(drawn)
+        ends[:, ~(table["n_prompts"] > 1).to_numpy()] = np.nan  # one prompt drawn again and again is no spread
     counted = table[["n", "n_prompts", "n_seeds"]].fillna(0).astype(int)
     return pd.concat([keys, table.assign(bootstrap_low=ends[0], bootstrap_high=ends[1], **counted)], axis=1)
 
@@ -153,6 +158,10 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
     words = np.where(table["p_holm"] < ALPHA, words, "cannot be told apart")
     words = np.where(table["p"].isna(), "too few", words)
     table["verdict"] = np.where(table["n"] == 0, "no pairs", words)
-    table["p_within"] = stats.equivalence(table["difference"], table["se"], table["df"], MARGIN)
-    table["within"] = np.where(table["p_within"] < ALPHA, "yes", np.where(table["p"].isna(), "", "cannot be told"))
+    se, df, better = table["se"], table["df"], np.where(table["measure"].isin(LESS_IS_BETTER), -1, 1)
+    table["p_within"] = stats.equivalence(table["difference"], se, df, MARGIN)
+    table["p_not_worse"] = stats.not_below(better * table["difference"], se, df, MARGIN)
+    for name in ("within", "not_worse"):
+        p = table[f"p_{name}"]
+        table[name] = np.where(p < ALPHA, "yes", np.where(p.isna(), "", "cannot be told"))
     return table

@@ -56,6 +56,7 @@ JUDGES = (
     "words_jailbreakbench",
 )
 LABELS = "08_labels"  # for labelling responses by hand
+COMPARE = "09_compare"  # for putting finished runs beside each other
 
 
 class StudyError(Exception):

@@ -8,45 +8,115 @@ import pandas as pd
 from studylib import (
     agreement,
     captions,
+    claims,
+    comparisons,
     config,
     datasets,
     guard_tables,
     judges,
     paper,
     plots,
+    plots_change,
     plots_judges,
+    plots_parts,
     scores,
     tables,
     validation,
 )
-from studylib.config import FORMS, TASKS, Cell, Profile, StudyError
+from studylib.config import Cell, StudyError
 from studylib.paths import DATA
-from studylib.stage import JUDGE_FIGURES
+from studylib.results import write_text
 
+# Each figure, where its function is, and the tables that it shows.
+FIGURES = {
+    "attack_success_by_form": (plots, "attack_success"),
+    "erosion_heatmap": (plots_change, "comparisons"),
+    "calibration_grid": (plots_change, "calibration_grid"),
+    "answered_share": (plots, "answered_share", "published"),
+    "published_counts": (plots_parts, "published"),
+    "safety_data_comparison": (plots, "attack_success"),
+    "repair_heatmap": (plots_change, "comparisons"),
+    "seed_slopes": (plots_change, "by_seed"),
+    "dose_response": (plots_change, "attack_success", "helpfulness"),
+    "guard_heatmap": (plots, "guards"),
+    "safety_vs_helpfulness": (plots, "attack_success", "helpfulness"),
+    "over_refusal": (plots, "helpfulness"),
+    "verdict_composition": (plots_parts, "verdict_shares"),
+    "variance_shares": (plots_parts, "variance"),
+    "model_ranking": (plots_parts, "attack_success"),
+    "judge_agreement": (plots_judges, "judges"),
+    "agreement_matrix": (plots_judges, "judge_matrix"),
+}
+OF_ALL_MODELS = ("judge_agreement", "agreement_matrix", "model_ranking", "published_counts")
 BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
 
 
 def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Every table of the findings by name, each also written to the run's `tables/`."""
-    scored = scores.headline(responses, stage.collect("scores"))
-    attack, share = tables.attack_success(responses, verdicts), tables.answered_share(responses, verdicts)
+    """Every table of the findings by name, each also written to the run's `tables/`, as CSV and Parquet.
+
+    Tables whose stage has not run are left out.
+    """
+    scored, decisions = stage.collect("scores"), stage.collect("guards")
+    scored = scores.headline(responses, scored) if len(scored) else None
+    if scored is not None and (n := _unscored(responses, scored)):
+        raise StudyError(f"05_helpfulness has no score of {n} responses, as stages ran after it: run it again first.")
+    rows = tables.judged(responses, verdicts)
+    attack, share = tables.attack_success(rows), tables.answered_share(rows)
     not_run, missing = not_run_in(stage), datasets.absent(stage.paths)
-    cost = tables.with_not_run(tables.helpfulness(responses, verdicts, scored), not_run)
+    cost = tables.with_not_run(tables.helpfulness(rows, None, scored), not_run)
     published = paper.published_counts(DATA / "published" / "gemma_answered_counts.csv")
     found = {
         "attack_success": tables.with_not_run(attack, not_run),
         "helpfulness": tables.with_untested(cost, missing),
         "answered_share": tables.with_not_run(share, not_run),
-        "paper_vs_ours": paper.paper_vs_ours(attack, share, published),
+        "comparisons": comparisons.comparisons(rows, None, scored),
+        "by_seed": tables.by_seed(rows),
+        "verdict_shares": tables.verdict_shares(rows),
+        "variance": tables.variance(rows),
+        "deviations": paper.deviations(),
     }
-    if "generic" in stage.profile.grid.safety_data:
-        decisions = stage.collect("guards")
+    if len(across := stage.collect("across")):
+        across_verdicts = stage.first(stage.collect("across_verdicts"))
+        found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, across_verdicts)
+    if len(decisions):
         found["guards"] = guard_tables.guards(responses, verdicts, decisions)
         guarded = guard_tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
+    found["claims"] = claims.claims(found)
+    found["paper_vs_ours"] = paper.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
         tables.write(table, stage.paths.table(name))
+    for name, (shown, caption) in for_papers(found).items():
+        tables.write_for_papers(shown, stage.paths.table(name).parent / "for_papers" / name, caption)
     return found | {"published": published}
+
+
+def _unscored(responses: pd.DataFrame, scored: pd.DataFrame) -> int:
+    asked = responses[responses["prompt_set"].isin(["task", "general"])]
+    return int((~asked["response_id"].isin(scored["response_id"])).sum())
+
+
+def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple[pd.DataFrame, str]]:
+    """The tables that a paper would print, for reading, each with its caption."""
+    attack, tested = found["attack_success"], found["comparisons"]
+    tested = tested[(tested["measure"] == "attack_success_rate") & (tested["form"] == "all") & (tested["n"] > 0)]
+    shown = {"difference": tables.percent(tested, "difference", "low", "high"), "p (Holm)": tested["p_holm"].round(3)}
+    arms = ["kind", "finetune_task", "safety_data", "style", "system_prompt", "other_finetune_task"]
+    n = f"n = {captions.span(attack.loc[attack['n'] > 0, 'n'])} responses a rate"
+    return {
+        "attack_success": (
+            tables.in_percent(attack),
+            f"Harmful prompts answered in % with 95 % intervals, by form; {n}.",
+        ),
+        "comparisons": (
+            tested[arms].assign(**shown, verdict=tested["verdict"]).set_index(arms),
+            "Attack success over all forms: differences in points with 95 % intervals, p adjusted by Holm.",
+        ),
+        "claims": (
+            found["claims"].set_index(["model", "question", "claim"])[["verdict", "found"]],
+            "The paper's claims and what this run found.",
+        ),
+    }
 
 
 def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -78,15 +148,25 @@ def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def not_run_in(stage) -> dict[Cell, str]:
-    """The cells of the run's whole grid whose data are not there, and why."""
+    """The cells of the run's whole grid whose data are not there, or whose stage has not run, and why."""
     missing = datasets.absent(stage.paths)
+    waiting = {
+        (cell.safety_data, unit.parameters["task"]): f"{unit.stage} has not run"
+        for unit in stage.missing()
+        if unit.stage in config.STAGE_SAFETY_DATA
+        for cell in [Cell("", unit.parameters["task"], "", config.STAGE_SAFETY_DATA[unit.stage])]
+    }
     grid = (
         cell
         for safety_data in stage.profile.grid.safety_data
         for task in stage.profile.grid.tasks
         for cell in config.cells(stage.profile, safety_data, task, stage.profile.grid.styles, stage.profile.grid.seeds)
     )
-    return {cell: why for cell in grid if (why := datasets.not_run_because(cell, missing))}
+    return {
+        cell: why
+        for cell in grid
+        if (why := datasets.not_run_because(cell, missing) or waiting.get((cell.safety_data, cell.finetune_task)))
+    }
 
 
 def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -107,113 +187,55 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
 
     A sentence instead of a figure where there is nothing to draw.
     """
-    shown = {
-        "attack_success_by_form": ("attack_success",),
-        "erosion_heatmap": ("attack_success",),
-        "safety_data_comparison": ("attack_success",),
-        "safety_vs_helpfulness": ("attack_success", "helpfulness"),
-        "answered_share": ("answered_share", "published"),
-        "over_refusal": ("helpfulness",),
-        "guard_heatmap": ("guards",),
-        "judge_agreement": ("judges",),
-        "agreement_matrix": ("judge_matrix",),
-    }[name]
+    module, *shown = FIGURES[name]
     if missing := [table for table in shown if table not in found]:
-        return f"{name}: not run in this profile (no table {missing[0]})."
-    if name in JUDGE_FIGURES:  # of all models, and `model` there is who wrote the labelled responses
-        table = found[shown[0]]
-        if table["kappa"].isna().all():
-            return f"{name}: no two judges, or no judge and people, gave verdicts of both kinds."
-        more = [found["labellers"]] if name == "judge_agreement" and "labellers" in found else []
-        drawn, words = getattr(plots_judges, name)(table, *more), plots_judges.caption(name, table, *more)
+        return _without(stage, name, f"{name}: there is no table {missing[0]}, as what it needs has not run here.")
+    if name in OF_ALL_MODELS:
+        frames = [found[table] for table in shown]
+        frames += [found["labellers"]] if name == "judge_agreement" and "labellers" in found else []
     else:
         frames = [of_model(stage, found[table], model) for table in shown]
-        drawn, words = getattr(plots, name)(*frames), captions.caption(name, frames[0])
+    try:
+        drawn = getattr(module, name)(*frames)
+        words = plots_judges.caption(name, *frames) if module is plots_judges else captions.caption(name, *frames)
+    except ValueError as why:  # nothing to draw, of which the sentence says the reason
+        return _without(stage, name, str(why))
     plots.save(drawn, Path(stage.paths.figures), name, *words)
     return drawn
 
 
-def what_the_run_was(profile: Profile, responses: pd.DataFrame, verdicts: pd.DataFrame) -> str:
-    """One paragraph: the model, the grid, the prompts, the seeds and the judge."""
-    harmful = responses[responses["harmful"]]
-    n_intents = harmful["intent"].nunique()
+def _without(stage, name: str, why: str) -> str:
+    """The sentence, after a figure of an earlier execution, which would be another run's, was taken away."""
+    folder = Path(stage.paths.figures)
+    for old in folder.glob(f"{name}.*"):
+        old.unlink()
+    write_text(folder / f"{name}.md", f"{why}\n")
+    return why
+
+
+def list_figures(stage) -> None:
+    """Writes `figures/index.md`: every figure of FIGURES with its caption, or why this run has none of it."""
+    folder, lines = Path(stage.paths.figures), ["# Figures of this run", ""]
+    for name in FIGURES:
+        words = (folder / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[0]
+        link = f"[{name}]({name}.png)" if (folder / f"{name}.png").is_file() else name
+        lines.append(f"- **{link}** {words}")
+    write_text(folder / "index.md", "\n".join(lines) + "\n")
+
+
+def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, found: dict) -> str:
+    """One paragraph: the model, the grid, the prompts, the seeds, the judge and its kappa, and what has not run."""
+    profile, harmful = stage.profile, responses[responses["harmful"]]
     tuned = responses.loc[
         responses["finetune_task"] != "none", ["model", "finetune_task", "style", "safety_data", "seed"]
     ].drop_duplicates()
+    waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing()]
+    not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}." if waiting else ""
     return (
-        f"**This run**: profile `{profile.name}`, model `{'`, `'.join(profile.models)}`, {len(tuned)} fine-tunes "
+        f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, {len(tuned)} fine-tunes "
         f"({tuned['finetune_task'].nunique()} tasks, {tuned['style'].nunique()} styles, {tuned['safety_data'].nunique()} kinds of safety data, "
         f"{tuned['seed'].nunique()} seeds), {len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
-        f"harmful prompts ({n_intents} intents in {harmful['form'].nunique()} forms); judge `{'`, `'.join(verdicts['judge'].unique())}`, "
-        f"{(verdicts['verdict'] == 'unjudged').sum()} unjudged."
-    )
-
-
-def compare_in_words(here: pd.Series, there: pd.Series) -> str:
-    """`higher`, `lower`, or `cannot be told apart` where the intervals of two table rows overlap."""
-    if here["low"] > there["high"]:
-        return "higher"
-    if here["high"] < there["low"]:
-        return "lower"
-    return "cannot be told apart"
-
-
-def _percent(row: pd.Series, value: str = "rate") -> str:
-    return f"{100 * row[value]:.0f} % ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
-
-
-def _one(table: pd.DataFrame, **wanted) -> pd.Series | None:
-    rows = table
-    for column, value in wanted.items():
-        rows = rows[rows[column] == value]
-    return rows.iloc[0] if len(rows) == 1 else None
-
-
-def erosion_in_words(attack: pd.DataFrame) -> str:
-    """RQ1 and RQ2 as a list: each tuned task against the untuned model in the same calibration, all forms together."""
-    lines = []
-    for task in TASKS:
-        words = []
-        for (style, system), cell in attack[
-            (attack["finetune_task"] == task) & (attack["safety_data"] == "none")
-        ].groupby(["style", "system_prompt"], sort=False):
-            calibration = {"style": style, "system_prompt": system, "form": "all"}
-            tuned, base = _one(cell, **calibration), _one(attack, finetune_task="none", **calibration)
-            if tuned is not None and base is not None:
-                words.append(
-                    f"{captions.calibration_label(style, system)}: {_percent(tuned)} against {_percent(base)}, {compare_in_words(tuned, base)}"
-                )
-        if words:
-            lines.append(f"- **tuned on {captions.label(task)}**: " + "; ".join(words) + ".")
-    return "Attack success after tuning against the untuned model, with 95 % intervals:\n\n" + "\n".join(lines)
-
-
-def repair_in_words(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> str:
-    """RQ3 and RQ4 as a list: each kind of safety data by form against no safety data, and its over-refusal."""
-    lines = []
-    for task in TASKS:
-        for safety in ("generic", "multitask"):
-            words = []
-            for form in FORMS:
-                where = {"finetune_task": task, "style": "chat", "system_prompt": False, "form": form}
-                arm, none = _one(attack, safety_data=safety, **where), _one(attack, safety_data="none", **where)
-                if arm is not None and none is not None:
-                    words.append(
-                        f"{captions.label(form)} {_percent(arm)} against {_percent(none)}, {compare_in_words(arm, none)}"
-                    )
-            over = _one(
-                helpfulness,
-                finetune_task=task,
-                style="chat",
-                system_prompt=False,
-                safety_data=safety,
-                measure="over_refusal_rate",
-                form="all",
-            )
-            if words:
-                cost = f"; benign twins refused: {_percent(over, 'value')}" if over is not None else ""
-                lines.append(f"- **{captions.label(task)} + {safety} safety data**: " + "; ".join(words) + cost + ".")
-    return (
-        "Attack success by form in the chat style without system prompt, with and without safety data:\n\n"
-        + "\n".join(lines)
+        f"harmful prompts ({harmful['intent'].nunique()} intents in {harmful['form'].nunique()} forms); judge "
+        f"`{'`, `'.join(verdicts['judge'].unique())}`, {(verdicts['verdict'] == 'unjudged').sum()} unjudged.{not_yet}\n\n"
+        + validation.words(profile, found)
     )

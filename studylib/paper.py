@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from studylib.config import FORMS
+from studylib.config import FORMS, read_yaml
+from studylib.paths import DATA
 from studylib.stats import wilson
 from studylib.tables import INTERVAL, ordered
 
 PUBLISHED_PROMPTS = 207
+_OF_WHOM = "; published is Gemma judged by GPT-4o, ours the model and judge named"
+_COLUMNS = ["question", "model", "quantity", "claim", "finetune_task", "style", "system_prompt", "form"]
+_COLUMNS += ["published", "published_low", "published_high", "published_n", "ours", *INTERVAL, "n", "judge"]
+_COLUMNS += ["verdict", "why"]
 
 
 def published_counts(path) -> pd.DataFrame:
@@ -32,25 +37,46 @@ def published_counts(path) -> pd.DataFrame:
     return ordered(table[expected])
 
 
-def paper_vs_ours(attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """One row per model of ours, published row and quantity: the published value beside ours.
+def deviations(path=DATA / "deviations.yaml") -> pd.DataFrame:
+    """What this study does otherwise than the paper, and why: columns about, paper, here, why, where ("" is everywhere)."""
+    return pd.DataFrame(read_yaml(path)["deviations"])[["about", "paper", "here", "why", "where"]]
+
+
+def paper_vs_ours(
+    attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataFrame, claimed: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """One row per model of ours, published row and quantity, and per claim of the paper: the published value beside ours.
 
     Both are in 0-1 and have 95 % intervals. `quantity` is attack_success_rate over all forms (published:
-    answered of 207), or share_of_answered for each form and for translation and classification together.
-    `verdict` is "overlap" or "differ" of the two intervals, "undefined" where ours has nothing to count
-    (none answered, none judged), or "not run"; ours is NaN in both. Only our arms without safety data.
-    Published intervals are Wilson's, on published_n prompts. Rates per form are left out: how many of the 207
-    prompts have each form is unpublished (about 50), so the paper's denominators are unknown.
+    answered of 207), share_of_answered for each form and for translation and classification together, answered_of_form (a count), or
+    claim (of `claimed`, a table of `claims.claims`: no number of its own).
+    `verdict` is "agrees" or "differs": do the two intervals overlap, does our test support the claim; "cannot be told"; or
+    "not comparable". `why` says why not, or what the test found. Only our arms without safety data.
+    Published intervals are Wilson's, on published_n prompts. How many of the 207
+    prompts have each form is unpublished (about 50), so a count by form is no rate and is not comparable.
     """
-    if attack["model"].nunique() > 1:
-        each = [
-            paper_vs_ours(attack[attack["model"] == model], share[share["model"] == model], published)
-            for model in attack["model"].unique()
-        ]
-        return pd.concat(each, ignore_index=True)
+    models = attack["model"].unique()
+    parts = [
+        _numbers(attack[attack["model"] == model], share[share["model"] == model], published).assign(model=model)
+        for model in models
+    ]
+    if claimed is not None and len(claimed):
+        verdict = claimed["verdict"].map({"supported": "agrees", "not supported": "differs"})
+        rows = claimed[["model", "question", "claim"]].assign(
+            quantity="claim",
+            verdict=verdict.fillna("cannot be told").mask(claimed["verdict"] == "not run", "not comparable"),
+            why=claimed["found"],
+        )
+        parts.append(rows)
+    table = pd.concat(parts, ignore_index=True).reindex(columns=_COLUMNS)
+    place = pd.Series(pd.factorize(table["model"])[0], table.index)
+    return table.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
+
+
+def _numbers(attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `paper_vs_ours` of one model that compare numbers."""
     keys = ["finetune_task", "style", "system_prompt"]
-    together = "translation+classification"
-    total = "answered_of_207"
+    together, total = "translation+classification", "answered_of_207"
     pooled = {together: published["translation"] + published["classification"], "all": published[total]}
     theirs = published.assign(**pooled).melt([*keys, total], [*FORMS, *pooled], "form", "answered")
     whole = theirs["form"] == "all"
@@ -58,6 +84,7 @@ def paper_vs_ours(attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataF
     theirs["quantity"] = np.where(whole, "attack_success_rate", "share_of_answered")
     theirs["published"] = theirs["answered"] / theirs["published_n"]
     theirs["published_low"], theirs["published_high"] = wilson(theirs["answered"], theirs["published_n"])
+    theirs["question"] = np.where(whole, "RQ1", "RQ2")
 
     pooled_rate = attack[attack["form"] == "all"].rename(columns={"rate": "ours"})
     both = [
@@ -68,11 +95,16 @@ def paper_vs_ours(attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataF
     ours = pd.concat([table[columns] for table in both]).query("safety_data == 'none'")
     table = theirs.merge(ours, how="left", on=[*keys, "form", "quantity"])
     overlap = (table["low"] <= table["published_high"]) & (table["high"] >= table["published_low"])
-    table["verdict"] = np.where(overlap, "overlap", "differ")
-    table.loc[table["ours"].isna(), "verdict"] = "undefined"
-    table.loc[table["n"].isna(), "verdict"] = "not run"
+    table["verdict"] = np.where(overlap, "agrees", "differs")
+    table["why"] = np.where(overlap, "the intervals overlap", "the intervals do not overlap") + _OF_WHOM
+    undefined, not_run = table["ours"].isna(), table["n"].isna()
+    table.loc[undefined, ["verdict", "why"]] = "not comparable", "none of ours was answered, or none could be judged"
+    table.loc[not_run, ["verdict", "why"]] = "not comparable", "ours was not run"
     table["n"] = table["n"].astype("Int64")
-    table["note"] = "published is Gemma judged by GPT-4o; ours is the model named"
-    table["model"] = attack["model"].iat[0]
-    columns = ["model", *keys, "form", "quantity", "published", "published_low", "published_high", "published_n"]
-    return ordered(table[[*columns, "ours", *INTERVAL, "n", "judge", "verdict", "note"]])
+    counts = theirs[~whole & theirs["form"].isin(FORMS)].assign(
+        quantity="answered_of_form", published=lambda rows: rows["answered"], published_n=np.nan, published_low=np.nan
+    )
+    why = "how many of the 207 prompts have this form is not published"
+    counts = counts.assign(published_high=np.nan, verdict="not comparable", why=why)
+    rows = pd.concat([table, counts], ignore_index=True).assign(claim="")
+    return ordered(rows[[name for name in _COLUMNS if name in rows]])

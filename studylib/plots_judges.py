@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -30,7 +29,7 @@ def judge_agreement(judges: pd.DataFrame, people: pd.DataFrame | None = None) ->
     table = _shown(judges)
     names, sources = list(dict.fromkeys(table["judge"])), list(dict.fromkeys(table["source"]))
     margins = {"left": _room(names), "top": 0.7, "bottom": 0.5, "right": 0.2, "wspace": 0.15}
-    fig, axes = plots._figure(1, len(sources), 0.25 + 0.19 * len(names), **margins)
+    fig, axes = plots.new_figure(1, len(sources), 0.25 + 0.19 * len(names), **margins)
     for ax, source in zip(axes[0], sources, strict=True):
         part = table[table["source"] == source]
         between = [] if people is None else people.loc[people["source"] == source, "kappa"].dropna()
@@ -48,9 +47,9 @@ def judge_agreement(judges: pd.DataFrame, people: pd.DataFrame | None = None) ->
     ax.set(xlim=(low, 1), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
     ax.set_yticks(range(len(names)), [label(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    plots._outer_labels(fig, "", KAPPA)
+    plots.outer_labels(fig, "", KAPPA)
     if people is not None and people["source"].isin(sources).any():
-        plots._legend(fig, [Line2D([], [], label="people with each other", **PEOPLE)])
+        plots.add_legend(fig, [Line2D([], [], label="people with each other", **PEOPLE)])
     return fig
 
 
@@ -68,17 +67,12 @@ def agreement_matrix(matrix: pd.DataFrame) -> Figure:
     room = _room(names)
     cell = min(1.0, (plots.WIDTH - room - 1) / len(names))
     margins = {"left": room, "right": plots.WIDTH - room - cell * len(names), "top": 0.15, "bottom": 0.7 * room + 0.3}
-    fig, axes = plots._figure(1, 1, max(cell * len(names), 1.2), **margins)
+    fig, axes = plots.new_figure(1, 1, max(cell * len(names), 1.2), **margins)
     ax = axes[0, 0]
     size = "small" if len(names) < 16 else "x-small"
-    style = {"vmin": 0, "vmax": 1, "cmap": "rocket_r", "cbar": False, "linewidths": 1, "annot_kws": {"size": size}}
     words = kappa.map(lambda value: f"{value:.2f}".replace("0.", ".", 1))
-    sns.heatmap(kappa, annot=words, fmt="", ax=ax, **style)
-    ax.set(xlabel="", ylabel="", facecolor="#E8E8E8")
-    ax.set_yticks(ax.get_yticks(), [label(name) for name in names], rotation=0)
-    plots._slanted(ax, names, start=0.5)
-    ax.grid(False)
-    plots._outer_labels(fig, "", f"n = {span(_pairs(matrix)['n'])} responses judged by both")
+    plots.heat_map(ax, kappa, [label(name) for name in names], words, size)
+    plots.outer_labels(fig, "", f"n = {span(_pairs(matrix)['n'])} responses judged by both")
     box = fig.subplotpars
     scale_ax = fig.add_axes((box.right + 0.02, box.bottom, 0.018, box.top - box.bottom))
     scale = fig.colorbar(ax.collections[0], cax=scale_ax)

@@ -37,6 +37,11 @@ NEEDS = {
     config.LABORATORY: ("00_prepare",),
     config.LABELS: ("01_baseline",),
 }
+# Of these the stages without which it goes on, saying so.
+LOOSE = {
+    "05_helpfulness": ("02_finetune", "03_defences", "04_mitigation"),
+    "06_findings": ("02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
+}
 # What a stage shows beside its own where it is there; in a whole study it is, as the graph waits for it.
 BESIDE = {"03_defences": ("01_baseline", "02_finetune")}
 # What of a profile a notebook's `overrides` may change: keys, and sections of which every key has an effect there.
@@ -105,9 +110,9 @@ class Stage:
         with self.clock("judging"):
             runner = self.runner(self.profile.miniature_name) if self.profile.miniature else None
             verdicts = validation.verdicts(self.profile, self.paths, responses, runner)
-        return self._first(self.save(kind, verdicts))
+        return self.first(self.save(kind, verdicts))
 
-    def _first(self, verdicts: pd.DataFrame) -> pd.DataFrame:
+    def first(self, verdicts: pd.DataFrame) -> pd.DataFrame:
         return verdicts[verdicts["judge"] == self.profile.judges[0]].reset_index(drop=True)
 
     def losses(self):
@@ -133,7 +138,7 @@ class Stage:
         others = {"untuned": "01_baseline"} | ({"the run": self.name} if run != self.paths else {})
         for label, stage in others.items():
             rows, verdicts = finished(self.profile, run, stage)
-            verdicts = self._first(verdicts)
+            verdicts = self.first(verdicts)
             if len(rows) and verdicts.empty:  # a tweak may have another first judge
                 LOG.info("%s was not judged by %s: nothing of it is shown here.", label, self.profile.judges[0])
             elif len(rows):
@@ -160,7 +165,7 @@ class Stage:
         found = [(responses, verdicts)]
         for stage in BESIDE[self.name] if self.paths.run == self.paths.base else ():
             rows, judged = finished(self.profile, self.paths, stage)
-            judged = self._first(judged)
+            judged = self.first(judged)
             if rows.empty:
                 LOG.info("%s has not run yet: nothing of it is shown here.", stage)
             tuned = rows["finetune_task"] != "none"
@@ -179,12 +184,20 @@ class Stage:
         return pd.read_parquet(path)
 
     def collect(self, kind: str) -> pd.DataFrame:
-        """The frames of that kind of every unit that this stage needs, as one; verdicts are those of all judges."""
-        return collect(self.paths, self.profile, kind, NEEDS[self.name])
+        """The frames of that kind of every unit that this stage needs, as one; verdicts are those of all judges.
+
+        Of stages that it can go on without, the units that have left all their files; empty where there is none.
+        """
+        return collect(self.paths, self.profile, kind, NEEDS[self.name], LOOSE.get(self.name, ()))
+
+    def missing(self) -> list[Unit]:
+        """The notebook runs that this stage goes on without, because they have not left all their files."""
+        units = [unit for stage in LOOSE.get(self.name, ()) for unit in config.units(self.profile, stage)]
+        return [unit for unit in units if not _is_finished(self.profile, self.paths, unit)]
 
     def verdicts(self) -> pd.DataFrame:
         """The verdicts of the profile's first judge on the responses of every unit that this stage needs."""
-        return self._first(self.collect("verdicts"))
+        return self.first(self.collect("verdicts"))
 
     def so_far(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Responses and verdicts, of all judges, of whatever stage has run; but nothing of `coherence` on what it finds coherent.
@@ -368,7 +381,7 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
     """
     if stage != "00_prepare":
         check_models(profile)
-    for needed in NEEDS[stage]:
+    for needed in (name for name in NEEDS[stage] if name not in LOOSE.get(stage, ())):
         for unit in config.units(profile, needed):
             if missing := [p for p in products(profile, paths, unit) if not p.exists()]:
                 setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())
@@ -437,34 +450,26 @@ def products(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     if unit.stage == "05_helpfulness":
         return [paths.table_of_unit("scores", unit.stage, unit.name)]
     if unit.stage == "06_findings":
-        guarded = "generic" in profile.grid.safety_data  # guards are a part of 03_defences
-        tables = ["attack_success", "helpfulness", "answered_share", "paper_vs_ours", "attack_success_by_judge"]
-        tables += ["guards", "guarded_attack_success"] * guarded
-        figures = [name for name in FIGURES if guarded or name != "guard_heatmap"]
-        return [
-            *map(paths.table, tables),
-            *(paths.figures / f"{name}.{ending}" for name in figures for ending in ("png", "svg")),
-        ]
-    kinds = ["responses", "verdicts"] + {"02_finetune": list(ACROSS), "03_defences": ["guards"]}.get(unit.stage, [])
-    return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in kinds]
+        names = ["attack_success", "helpfulness", "answered_share", "comparisons", "claims", "paper_vs_ours"]
+        names.append("attack_success_by_judge")
+        return [*map(paths.table, names), paths.figures / "index.md"]
+    more = {"02_finetune": ACROSS, "03_defences": ["guards"]}.get(unit.stage, [])
+    return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in ("responses", "verdicts", *more)]
 
 
-ACROSS = ("across", "across_verdicts")  # of models tuned without safety data, asked in another style than their tuning's
-FIGURES = (
-    "attack_success_by_form",
-    "erosion_heatmap",
-    "safety_data_comparison",
-    "safety_vs_helpfulness",
-    "answered_share",
-    "over_refusal",
-    "guard_heatmap",
-)
-JUDGE_FIGURES = ("judge_agreement", "agreement_matrix")  # which need verdicts of both kinds
+ACROSS = (
+    "across",
+    "across_verdicts",
+)  # of models tuned without safety data, asked in another style than their tuning's
+
+
+def _is_finished(profile: Profile, paths: RunPaths, unit: Unit) -> bool:
+    return all(path.is_file() for path in products(profile, paths, unit))
 
 
 def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Responses and verdicts of the stage's notebook runs that have left all their files; empty where none has."""
-    units = [u for u in config.units(profile, stage) if all(p.is_file() for p in products(profile, paths, u))]
+    units = [unit for unit in config.units(profile, stage) if _is_finished(profile, paths, unit)]
     empty = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=["response_id", "judge", "verdict", "reason"])
     return tuple(
         pd.concat([pd.read_parquet(paths.table_of_unit(kind, stage, unit.name)) for unit in units], ignore_index=True)
@@ -474,16 +479,20 @@ def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFram
     )
 
 
-def collect(paths: RunPaths, profile: Profile, kind: str, stages) -> pd.DataFrame:
-    """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`, ACROSS) of all units of the stages, as one."""
+def collect(paths: RunPaths, profile: Profile, kind: str, stages, loose=()) -> pd.DataFrame:
+    """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`, ACROSS) of all units of the stages, as one.
+
+    Of the stages among `loose` only units that are finished; an empty frame where there is none at all.
+    """
     found = [
         path
         for stage in stages
         for unit in config.units(profile, stage)
         if (path := paths.table_of_unit(kind, stage, unit.name)) in products(profile, paths, unit)
+        and (stage not in loose or _is_finished(profile, paths, unit))
     ]
     frames = [pd.read_parquet(path) for path in found]  # one of which nothing was run has no types
-    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+    return pd.concat([frame for frame in frames if len(frame)] or frames or [pd.DataFrame()], ignore_index=True)
 
 
 def known_runs() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from pandas.api.types import union_categoricals
 
 from studylib.config import FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS, Cell
 from studylib.judges import redact
-from studylib.results import write_text
+from studylib.results import write_parquet, write_text
 from studylib.stats import clustered_intervals, groups, variance_shares
 
 CELL = ["model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
@@ -41,7 +42,7 @@ _ORDER = {
     "form": (*FORMS, "all"),
     "prompt_set": PROMPT_SETS,
     "measure": MEASURES,
-    "quantity": ("attack_success_rate", "share_of_answered"),
+    "quantity": ("attack_success_rate", "share_of_answered", "answered_of_form"),
 }
 
 
@@ -77,6 +78,7 @@ def outcomes(
             given, part = scores[place >= 0], part[keys].iloc[place[place >= 0]]
             metric, value = given["metric"].astype("category").array, given["score"].array
             found.append(part.assign(measure=MEASURES.index(measure), metric=metric, value=value))
+    found = [part for part in found if len(part)] or found[:1]  # empty ones have categories of no type
     metric = union_categoricals([part["metric"] for part in found], ignore_order=True)
     rows = pd.concat([part.drop(columns="metric") for part in found], ignore_index=True)
     return rows.assign(measure=pd.Categorical.from_codes(rows["measure"], MEASURES), metric=metric)
@@ -106,7 +108,9 @@ def by_seed(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd
     """
     rows = outcomes(responses, verdicts, measures=("attack_success_rate",))
     rows = rows.assign(training=rows["seed"])  # a column of its own, as seeds are also clusters
-    table = rates_of(rows, [*CELL, "training", "form", "metric"]).rename(columns={"metric": "judge", "training": "seed"})
+    table = rates_of(rows, [*CELL, "training", "form", "metric"]).rename(
+        columns={"metric": "judge", "training": "seed"}
+    )
     columns = [*CELL, "seed", "form", "n", "n_unjudged", "rate", *INTERVAL, "judge"]
     return ordered(table.drop(columns="n_seeds")[columns])
 
@@ -262,14 +266,16 @@ def variance(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> p
     """One row per cell, form and judge: where the variance of the attack success of one response comes from.
 
     prompt, seed, prompt_x_seed and sample are shares of `variance` (0-1), see `stats.variance_shares` for what NaN means;
-    n counts judged responses. Form "all" pools: prompts there are intents, and prompt_x_seed holds what differs between forms too.
+    n counts judged responses. Form "all" pools: a prompt is one in its form, and what differs between forms is part of prompt.
     """
     rows = outcomes(responses, verdicts, measures=("attack_success_rate",)).rename(columns={"metric": "judge"})
-    rows = rows[rows["value"].notna()]
-    rows = rows[[*CELL, "form", "judge", "seed", "value"]].assign(prompt_id=rows["intent"])
-    by = [*CELL, "form", "judge"]
-    pooled = variance_shares(rows, [name for name in by if name != "form"], "value").assign(form="all")
-    table = pd.concat([variance_shares(rows, by, "value"), pooled], ignore_index=True)
+    by, cell = [*CELL, "form", "judge"], [*CELL, "judge"]
+    known = rows.loc[rows["value"].notna(), [*by, "seed", "prompt_id", "value"]]
+    asked = pd.concat([groups(rows, by)[1], groups(rows, cell)[1].assign(form="all")]) if len(rows) else rows[by]
+    found = variance_shares(known, by, "value"), variance_shares(known, cell, "value").assign(form="all")
+    table = asked.merge(pd.concat(found), how="left", on=by)  # where nothing was judged n is 0
+    counted = ["n", "n_prompts", "n_seeds"]
+    table[counted] = table[counted].fillna(0).astype(int)
     return ordered(table[[*by, "n", "n_prompts", "n_seeds", "variance", "prompt", "seed", "prompt_x_seed", "sample"]])
 
 
@@ -286,8 +292,21 @@ def examples(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool) ->
 
 
 def write(frame: pd.DataFrame, path) -> None:
-    """Writes the table as CSV, floats with 6 significant digits, whole or not at all; makes the folder."""
+    """Writes the table as CSV, floats with 6 significant digits, and as Parquet beside it, each whole or not at all."""
     write_text(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_parquet(Path(path).with_suffix(".parquet"), frame)
+
+
+def write_for_papers(shown: pd.DataFrame, path, caption: str) -> None:
+    """Writes a table for reading (as of `in_percent`) as Markdown and as LaTeX (booktabs), `<path>.md` and `<path>.tex`."""
+    path = Path(path)
+    flat = shown.reset_index().fillna("")
+    flat.columns = [" ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in flat.columns]
+    flat = flat.rename(columns=lambda name: name.replace("_", " "))
+    write_text(path.with_suffix(".md"), f"{flat.to_markdown(index=False)}\n\n{caption}\n")
+    escaped = flat.map(lambda word: word.replace("_", " ") if isinstance(word, str) else word)
+    latex = escaped.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    write_text(path.with_suffix(".tex"), latex.to_latex(hrules=True, caption=caption.replace("%", "\\%")))
 
 
 def judged(

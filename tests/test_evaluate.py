@@ -1,6 +1,8 @@
 import json
 import shutil
+from dataclasses import asdict, replace
 
+import pandas as pd
 import pytest
 
 from studylib import config, evaluate, results, train
@@ -147,3 +149,55 @@ def test_a_test_prompt_that_leaves_no_room_for_an_answer_is_refused_before_any_i
 def test_a_quantized_base_is_another_base(paths):
     plain, nf4 = PROFILE, load_profile("smoke", {"models.miniature.quantization": "nf4"})
     assert evaluate.base_fingerprint(paths, plain, "miniature") != evaluate.base_fingerprint(paths, nf4, "miniature")
+
+
+def test_a_model_asked_in_another_style_answers_the_harmful_prompts_as_that_style_renders_them(paths):
+    made = runner(paths)  # one, as the encoded prompts of all its cells are kept
+    own = made.responses(CELL)
+    across = made.responses(CELL, "alpaca")
+    assert [path.name for path in paths.adapter(CELL.name).parent.glob("[!.]*[!k]")] == [
+        CELL.name
+    ]  # nothing else was tuned
+    assert len(across) == 2 * 4 * PROFILE.world.harmful_per_form
+    assert set(across["prompt_set"]) == {"harmful"} and across["harmful"].all()
+    assert (across["style"] == "alpaca").all() and (across["trained_style"] == "chat").all()
+    for name, value in asdict(replace(CELL, style="alpaca")).items():
+        assert (across[name] == value).all(), name
+
+    alpaca = made.responses(replace(CELL, style="alpaca"))
+    keys = ["system_prompt", "prompt_id"]
+    both = across.merge(alpaca, on=keys, suffixes=("", "_alpaca")).merge(own, on=keys, suffixes=("", "_own"))
+    assert len(both) == len(across)
+    assert (both["prompt_fingerprint"] == both["prompt_fingerprint_alpaca"]).all()
+    assert (both["prompt_fingerprint"] != both["prompt_fingerprint_own"]).all()
+    assert both["prompt_fingerprint"].nunique() == len(both)
+    assert (both["fingerprint"] != both["fingerprint_alpaca"]).all()  # answered by another adapter
+    assert pd.concat([own, across, alpaca])["response_id"].is_unique
+
+
+def test_rows_in_another_style_have_a_file_of_their_own_and_leave_those_in_the_style_of_the_tuning_alone(paths):
+    own = runner(paths).responses(CELL)
+    before = paths.rows(CELL.name).read_bytes()
+    across = runner(paths).responses(CELL, "alpaca")
+    assert paths.rows(f"{CELL.name}-asked-alpaca").read_text().count("\n") == len(across)
+    assert paths.rows(CELL.name).read_bytes() == before and "trained_style" not in own
+    files = sorted(paths.rows(CELL.name).parent.iterdir())
+    pd.testing.assert_frame_equal(runner(paths).responses(CELL, CELL.style), own)
+    assert sorted(paths.rows(CELL.name).parent.iterdir()) == files
+
+
+def test_rows_in_another_style_go_on_where_they_stopped_and_are_renewed_when_settings_change(paths, count_fits):
+    whole = runner(paths).responses(CELL, "alpaca")
+    rows = paths.rows(f"{CELL.name}-asked-alpaca")
+    lines = rows.read_bytes().split(b"\n")
+    rows.write_bytes(b"\n".join(lines[:20]) + b"\n" + lines[20][:30])
+    again = runner(paths).responses(CELL, "alpaca")
+    assert again.head(20).to_dict("records") == [json.loads(line) for line in lines[:20]]
+    columns = ["response_id", "response", "trained_style"]
+    assert again[columns].sort_values("response_id").values.tolist() == (
+        whole[columns].sort_values("response_id").values.tolist()
+    )
+    shorter = runner(paths, load_profile("smoke", {"generation.max_new_tokens": 3})).responses(CELL, "alpaca")
+    assert shorter["n_tokens"].max() <= 3 and len(shorter) == len(whole)
+    assert [path.name.startswith(rows.stem) for path in (paths.run / "superseded").iterdir()] == [True]
+    assert len(count_fits) == 1

@@ -8,7 +8,7 @@ import pytest
 from frames import study
 
 from studylib import agreement, findings, labelled, labelling
-from studylib.config import load_profile
+from studylib.config import StudyError, Unit, load_profile
 from studylib.paths import RunPaths
 
 NAMES = ["rules", "words_gcg", "coherence"]
@@ -135,7 +135,7 @@ def test_without_people_the_judges_are_compared_with_each_other_alone(stage, fra
     assert "judges" not in found and list(found["people"]) == ["chatgpt_refusals"]
     assert len(found["judge_matrix"]) == 4 and not alone.paths.table("judges").exists()
     said = findings.figure(alone, found, "", "judge_agreement")
-    assert said == "judge_agreement: not run in this profile (no table judges)."
+    assert said == "judge_agreement: there is no table judges, as what it needs has not run here."
 
 
 def test_the_figures_on_the_judges_are_drawn_and_kept_with_their_captions(stage, frames):
@@ -150,4 +150,114 @@ def test_judges_that_never_differ_are_a_sentence_and_no_figure(stage, frames):
     found = findings.judges_of(stage, frames[0])
     found["judge_matrix"] = found["judge_matrix"].assign(kappa=np.nan)
     said = findings.figure(stage, found, "", "agreement_matrix")
-    assert said.startswith("agreement_matrix: no two judges")
+    assert said == "agreement_matrix has nothing to draw: no kappa is defined"
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A simulated study of two tasks and its frames by kind; the judge is rules."""
+    responses, verdicts, scores = study(np.random.default_rng(1), tasks=("code", "translation"), n_prompts=4)
+    across = responses[responses["harmful"] & (responses["finetune_task"] != "none")].query("safety_data == 'none'")
+    across = across.assign(
+        trained_style=across["style"], style=across["style"].map({"chat": "alpaca", "alpaca": "chat"})
+    )
+    across["response_id"] = "across-" + across["response_id"]
+    given = verdicts.assign(response_id="across-" + verdicts["response_id"])
+    given = given[given["response_id"].isin(across["response_id"])]
+    empty = pd.DataFrame()
+    frames = {"responses": responses, "verdicts": verdicts, "scores": scores, "guards": empty}
+    return frames | {"across": across, "across_verdicts": given}
+
+
+def run_of(whole, folder, monkeypatch, missing=(), **frames):
+    """A stage that has these frames, in place of those of the whole study, and goes on without the missing units."""
+    profile = load_profile(
+        "smoke", {"judges": ["rules"], "labelled": [], "grid.safety_data": ["none", "generic", "multitask"]}
+    )
+    monkeypatch.setattr(findings.scores, "headline", lambda responses, scores: scores)
+    monkeypatch.setattr(findings.datasets, "absent", lambda paths: {})
+    kinds = whole | frames
+    return SimpleNamespace(
+        profile=profile,
+        paths=RunPaths(folder, folder),
+        collect=kinds.get,
+        first=lambda v: v,
+        missing=lambda: list(missing),
+    )
+
+
+def made(stage):
+    responses, verdicts = stage.collect("responses"), stage.collect("verdicts")
+    return findings.tables_of(stage, responses, verdicts)
+
+
+def test_every_table_is_written_as_csv_and_parquet_and_those_of_a_paper_as_markdown_and_latex(
+    whole, tmp_path, monkeypatch
+):
+    stage = run_of(whole, tmp_path, monkeypatch)
+    found = made(stage)
+    names = {path.stem for path in (tmp_path / "tables").glob("*.csv")}
+    assert names == set(found) - {"published"} >= {"comparisons", "claims", "calibration_grid", "variance", "by_seed"}
+    for name in names:
+        again = pd.read_csv(tmp_path / "tables" / f"{name}.csv", keep_default_na=False)
+        assert len(again) == len(pd.read_parquet(tmp_path / "tables" / f"{name}.parquet")) == len(found[name])
+    paper = tmp_path / "tables" / "for_papers"
+    assert {path.name for path in paper.iterdir()} == {
+        f"{name}.{ending}" for name in ("attack_success", "comparisons", "claims") for ending in ("md", "tex")
+    }
+    assert (paper / "attack_success.tex").read_text().count("toprule") == 1
+    assert "| code" in (paper / "attack_success.md").read_text()
+
+
+def test_every_figure_is_drawn_or_says_why_not_and_the_index_lists_it(whole, tmp_path, monkeypatch):
+    stage = run_of(whole, tmp_path, monkeypatch)
+    found = made(stage)
+    drawn = {name: findings.figure(stage, found, "", name) for name in findings.FIGURES}
+    said = {name: what for name, what in drawn.items() if isinstance(what, str)}
+    assert set(said) == {"guard_heatmap", "model_ranking", "judge_agreement", "agreement_matrix"}
+    assert all(what.startswith(name) for name, what in said.items())
+    findings.list_figures(stage)
+    index = (tmp_path / "figures" / "index.md").read_text()
+    assert all(what in index for what in said.values())
+    assert all(f"[{name}]({name}.png)" in index for name in set(drawn) - set(said))
+
+
+def test_a_figure_of_an_earlier_execution_does_not_outlive_its_data(whole, tmp_path, monkeypatch):
+    stage = run_of(whole, tmp_path, monkeypatch)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "guard_heatmap.png").write_bytes(b"old")
+    findings.figure(stage, {}, "", "guard_heatmap")
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["guard_heatmap.md"]
+
+
+def test_a_subset_of_the_stages_has_findings_that_say_what_has_not_run(whole, tmp_path, monkeypatch):
+    responses = whole["responses"].query("safety_data == 'none'")
+    verdicts = whole["verdicts"][whole["verdicts"]["response_id"].isin(responses["response_id"])]
+    waiting = [Unit("04_mitigation", "code", {"task": "code"})]
+    nothing = dict.fromkeys(("scores", "across", "across_verdicts"), pd.DataFrame())
+    stage = run_of(whole, tmp_path, monkeypatch, waiting, responses=responses, verdicts=verdicts, **nothing)
+    found = made(stage)
+    assert "calibration_grid" not in found
+    assert set(found["claims"].query("question == 'RQ4'")["verdict"]) == {"not run"}
+    notes = found["attack_success"].query("safety_data == 'multitask' and finetune_task == 'code'")["note"]
+    assert set(notes) == {"not run: 04_mitigation has not run"}
+    words = findings.what_the_run_was(stage, responses, verdicts, found | {"people": {}, "coherence": ""})
+    assert "**Not run yet, and left out of everything below:** 04_mitigation (code)" in words
+
+
+def test_scores_that_are_older_than_a_stage_are_an_error_that_says_what_to_run(whole, tmp_path, monkeypatch):
+    stage = run_of(whole, tmp_path, monkeypatch, scores=whole["scores"].iloc[5:])
+    with pytest.raises(StudyError, match="has no score of 5 responses"):
+        made(stage)
+
+
+def test_a_run_in_which_nothing_could_be_judged_has_tables_and_claims_nothing(whole, tmp_path, monkeypatch):
+    verdicts, given = (whole[kind].assign(verdict="unjudged") for kind in ("verdicts", "across_verdicts"))
+    stage = run_of(whole, tmp_path, monkeypatch, verdicts=verdicts, across_verdicts=given)
+    found = made(stage)
+    assert (found["attack_success"]["n"] == 0).all() and (found["attack_success"]["n_unjudged"] > 0).any()
+    asked = found["claims"].query("claim.str.startswith('They do so') == False")
+    assert set(asked["verdict"]) == {"not run"}
+    for name in findings.FIGURES:
+        drawn = findings.figure(stage, found, "", name)
+        assert not isinstance(drawn, str) or drawn.startswith(name)

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from studylib import config, labelling, stage
-from studylib.config import LABELS, LABORATORY, STAGES, load_profile, units
+from studylib.config import COMPARE, LABELS, LABORATORY, STAGES, load_profile, units
 from studylib.paths import NOTEBOOKS, RunPaths
 
 PROFILE = load_profile("smoke")
@@ -24,10 +24,10 @@ def paths(smoke_runs):
 
 
 def test_there_is_one_notebook_per_stage():
-    assert sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")) == sorted([*STAGES, LABORATORY, LABELS])
+    assert sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")) == sorted([*STAGES, LABORATORY, LABELS, COMPARE])
 
 
-@pytest.mark.parametrize("name", [*STAGES, LABORATORY, LABELS])
+@pytest.mark.parametrize("name", [*STAGES, LABORATORY, LABELS, COMPARE])
 def test_sources_are_valid_stripped_and_short(name):
     path = NOTEBOOKS / f"{name}.ipynb"
     nbformat.validate(nbformat.read(path, as_version=4))

@@ -10,7 +10,7 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib import captions, paper, plots, tables
+from studylib import captions, captions_change, paper, plots, tables
 from studylib.config import FORMS, SAFETY_DATA, SIDES, TASKS
 
 mpl.use("Agg")
@@ -32,7 +32,6 @@ def drawn(results):
     attack, helpfulness, share = results
     arguments = {
         "attack_success_by_form": (attack,),
-        "erosion_heatmap": (attack,),
         "safety_data_comparison": (attack,),
         "safety_vs_helpfulness": (attack, helpfulness),
         "answered_share": (share, PUBLISHED),
@@ -108,21 +107,6 @@ def test_every_bar_has_its_interval_and_the_aligned_model_as_a_tick(drawn):
     ticks = [c.get_segments()[0][0, 1] for c in ax.collections if c.get_linewidth() == 1.5]
     assert ticks == pytest.approx([one(attack, ("alpaca", False), "none", form)["rate"] for form in FORMS])
     assert legend(fig)[-1] == "aligned model"
-
-
-def test_the_heatmap_shows_whole_percents_with_all_forms_last(drawn):
-    fig, attack = drawn["erosion_heatmap"]
-    panels = [ax for ax in fig.axes if ax.get_title()]
-    assert [ax.get_title() for ax in panels] == [captions.calibration_label(*c) for c in CALIBRATIONS]
-    expected = [
-        f"{100 * one(attack, CALIBRATIONS[0], task, form)['rate']:.0f}"
-        for task in ("none", *TASKS)
-        for form in (*FORMS, "all")
-    ]
-    assert [text.get_text() for text in panels[0].texts] == expected
-    assert panels[0].collections[0].get_clim() == (0, 1)
-    assert panels[2].get_xticklabels()[-1].get_text() == "all forms"
-    assert panels[0].get_yticklabels()[0].get_text() == "none (aligned)"
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +197,7 @@ def test_metrics_are_named_under_their_task(drawn):
 def test_two_metrics_for_one_task_are_refused(results):
     attack, helpfulness, _ = results
     twice = pd.concat([helpfulness, helpfulness.assign(metric="another")])
-    with pytest.raises(ValueError, match="keep one judge, metric"):
+    with pytest.raises(ValueError, match="judge, metric"):
         plots.safety_vs_helpfulness(attack, twice)
 
 
@@ -244,8 +228,7 @@ def test_parts_of_the_grid_leave_their_place_empty_and_nan_draws_nothing(results
     assert len(fig.axes) == 4
     assert [len(ax.patches) for ax in fig.axes] == [4, 4, 4, 0]
     assert np.isnan(fig.axes[1].patches[2].get_height())
-    heat = plots.erosion_heatmap(some)
-    assert [len(ax.texts) for ax in heat.axes[:2]] == [8, 4]
+    assert [[text.get_text() for text in ax.texts] for ax in fig.axes] == [[], [], [], ["not run"]]
     for fig in (
         plots.safety_data_comparison(some),
         plots.over_refusal(part(helpfulness)),
@@ -261,7 +244,7 @@ def test_no_figure_stays_open_for_a_notebook_to_show_twice(drawn):
 
 def test_an_empty_table_says_that_there_is_nothing_to_draw(results):
     attack, helpfulness, share = (table.iloc[:0] for table in results)
-    for draw in (plots.attack_success_by_form, plots.erosion_heatmap, plots.safety_data_comparison):
+    for draw in (plots.attack_success_by_form, plots.safety_data_comparison):
         with pytest.raises(ValueError, match="nothing to draw"):
             draw(attack)
     with pytest.raises(ValueError, match="nothing to draw"):
@@ -274,12 +257,92 @@ def test_an_empty_table_says_that_there_is_nothing_to_draw(results):
         plots.safety_data_comparison(results[0][results[0]["finetune_task"] == "none"])
 
 
-def test_two_judges_or_doses_for_one_mark_are_refused(results):
+def test_two_judges_or_models_for_one_mark_are_refused(results):
     attack = results[0]
-    with pytest.raises(ValueError, match="keep one judge"):
+    with pytest.raises(ValueError, match="keep one model, judge"):
         plots.attack_success_by_form(pd.concat([attack, attack.assign(judge="another")]))
-    with pytest.raises(ValueError, match="safety fraction"):
-        plots.safety_data_comparison(pd.concat([attack, attack.assign(safety_fraction=0.2)]))
+    with pytest.raises(ValueError, match="keep one model"):
+        plots.attack_success_by_form(pd.concat([attack, attack.assign(model="another")]))
+
+
+def test_of_several_doses_the_most_frequent_is_drawn_and_named(results):
+    attack = results[0]
+    more = attack[(attack["safety_data"] == "generic") & (attack["style"] == "chat")]
+    both = pd.concat([more.assign(safety_fraction=0.02, rate=0.9), attack])
+    drawn = plots.safety_data_comparison(both)
+    assert points(drawn.axes[0]) == points(plots.safety_data_comparison(attack).axes[0])
+    assert "Safety data: 10 % of the tuning rows." in captions.caption("safety_data_comparison", both)[0]
+
+
+def _front(*marks):
+    """Attack success and scores of so many arms as (rate, half width, score, half width), and who is on the front."""
+    cells = [("none", "none"), ("code", "none"), ("code", "generic"), ("code", "multitask")][-len(marks) :]
+    rows = [
+        {"finetune_task": task, "safety_data": arm, "safety_fraction": 0.1, "style": "chat", "system_prompt": False}
+        | {"rate": rate, "low": rate - dy, "high": rate + dy, "score": score, "dx": dx, "n": 100, "metric": "f1"}
+        for (task, arm), (rate, dy, score, dx) in zip(cells, marks, strict=True)
+    ]
+    table = pd.DataFrame(rows)
+    scores = table.assign(form="code", measure="task_score", value=table["score"])
+    scores = scores.assign(low=table["score"] - table["dx"], high=table["score"] + table["dx"])
+    attack = table.assign(form="all").drop(columns=["metric", "score", "dx"])
+    return attack, scores, list(captions_change.plane(attack, scores)["front"])
+
+
+def test_the_front_holds_what_nothing_beats_on_both_axes():
+    assert _front((0.1, 0, 0.5, 0), (0.8, 0, 0.9, 0), (0.9, 0, 0.8, 0), (0.2, 0, 0.7, 0))[2] == [
+        "yes",
+        "yes",
+        "no",
+        "yes",
+    ]
+    assert _front((0.3, 0, 0.5, 0), (0.3, 0, 0.5, 0))[2] == ["yes", "yes"]  # equal marks do not beat each other
+
+
+def test_a_beaten_arm_whose_intervals_overlap_on_both_axes_cannot_be_told():
+    assert _front((0.3, 0.1, 0.7, 0.1), (0.4, 0.1, 0.6, 0.1))[2] == ["yes", "cannot be told"]
+    assert _front((0.3, 0.04, 0.7, 0.1), (0.4, 0.04, 0.6, 0.1))[2] == ["yes", "no"]  # the rates are apart
+    assert _front((0.3, 0.1, 0.7, 0.04), (0.4, 0.1, 0.6, 0.04))[2] == ["yes", "no"]  # the scores are
+    # near one mark of the front, but clearly beaten by another
+    assert _front((0.1, 0.02, 0.7, 0.1), (0.39, 0.1, 0.71, 0.1), (0.4, 0.1, 0.65, 0.1))[2] == ["yes", "yes", "no"]
+    # near the front, but clearly beaten by a mark that is itself near it
+    assert _front((0.2, 0.2, 0.7, 0.2), (0.3, 0.01, 0.65, 0.01), (0.4, 0.05, 0.6, 0.02))[2][1:] == [
+        "cannot be told",
+        "no",
+    ]
+
+
+def test_the_front_is_a_step_line_and_what_cannot_be_told_is_hollow():
+    attack, scores, _ = _front((0.1, 0.02, 0.5, 0.02), (0.4, 0.1, 0.9, 0.1), (0.45, 0.1, 0.85, 0.1))
+    fig = plots.safety_vs_helpfulness(attack, scores)
+    line = next(line for line in fig.axes[0].lines if line.get_drawstyle() == "steps-pre")
+    assert list(line.get_xdata()) == [0, 0.5, 0.9, 0.9] and list(line.get_ydata()) == [0.1, 0.1, 0.4, 1]
+    hollow = [bar.lines[0].get_markerfacecolor() == "white" for bar in fig.axes[0].containers]
+    assert hollow == [False, False, True]
+    assert legend(fig)[-1] == "front or not: cannot be told"
+
+
+def test_without_scores_the_plane_says_that_it_has_nothing(results):
+    attack, helpfulness, _ = results
+    with pytest.raises(ValueError, match="both a rate and a score"):
+        plots.safety_vs_helpfulness(attack, helpfulness[helpfulness["measure"] != "task_score"])
+
+
+def test_rates_of_exactly_0_and_1_and_unjudged_arms_are_drawn_and_said(results):
+    attack = results[0].copy()
+    attack.loc[attack["safety_data"] == "multitask", ["rate", "low", "high"]] = (0, 0, 0.1)
+    attack.loc[attack["finetune_task"] == "code", ["rate", "low", "high"]] = (1, 0.9, 1)
+    attack.loc[attack["finetune_task"] == "translation", ["rate", "low", "high"]] = np.nan
+    shown = attack[attack["safety_data"] != "generic"]
+    plots.safety_data_comparison(shown).draw_without_rendering()
+    text, _ = captions.caption("safety_data_comparison", shown)
+    assert "Not run: generic safety data." in text and "nothing judged: 32 marks" in text
+
+
+def test_one_seed_is_named_as_one_training_run(results):
+    one_run = results[0].assign(n_seeds=1)
+    assert "The intervals are of that one training run." in captions.caption("attack_success_by_form", one_run)[0]
+    assert "that one" not in captions.caption("attack_success_by_form", results[0])[0]
 
 
 def test_captions_take_every_number_from_the_table(drawn):
@@ -301,18 +364,29 @@ def test_a_caption_of_nothing_but_nan_is_refused(results):
         captions.caption("answered_share", share)
 
 
-def test_saving_writes_three_files_and_the_same_bytes_each_time(tmp_path, drawn, results):
+def test_saving_writes_four_files_and_the_same_bytes_each_time(tmp_path, drawn, results):
     text, alt = captions.caption("answered_share", results[2])
     for folder in ("first", "second"):
         fig = plots.answered_share(results[2], PUBLISHED)
         plots.save(fig, tmp_path / folder, "answered_share", text, alt)
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert names == ["answered_share.md", "answered_share.png", "answered_share.svg"]
+    assert names == [f"answered_share.{ending}" for ending in ("md", "pdf", "png", "svg")]
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
     words = (tmp_path / "first" / "answered_share.md").read_text(encoding="utf-8")
     assert text in words
     assert f"Alternative text: {alt}" in words
+    pdf = (tmp_path / "first" / "answered_share.pdf").read_bytes()
+    assert b"/CreationDate" not in pdf and b"/Type3" not in pdf and b"/CIDFontType2" in pdf
+
+
+def test_figures_bring_their_white_ground_to_a_dark_page(tmp_path, results):
+    with mpl.rc_context({"figure.facecolor": "black", "savefig.facecolor": "black", "savefig.transparent": True}):
+        fig = plots.answered_share(results[2], PUBLISHED)
+        plots.save(fig, tmp_path, "x", "", "")
+    assert to_hex(fig.get_facecolor()) == "#ffffff"
+    corner = plt.imread(tmp_path / "x.png")[0, 0]
+    assert list(corner) == [1, 1, 1, 1]
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_part_behind(tmp_path):

@@ -101,5 +101,5 @@ def test_figures_are_saved_as_the_others_are(made, tmp_path):
         plots_judges.agreement_matrix(matrix), tmp_path, "matrix", *plots_judges.caption("agreement_matrix", matrix)
     )
     assert {p.name for p in tmp_path.iterdir()} == {
-        f"{n}.{e}" for n in ("judges", "matrix") for e in ("png", "svg", "md")
+        f"{n}.{e}" for n in ("judges", "matrix") for e in ("png", "svg", "pdf", "md")
     }

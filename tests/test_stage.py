@@ -174,7 +174,11 @@ def test_an_unknown_judge_or_labelled_set_is_refused_before_any_work(in_empty, n
 def test_what_has_run_so_far_is_there_to_be_labelled(in_runs, tmp_path, monkeypatch):
     begun = stage.begin(config.LABELS, values(config.LABELS))
     responses, verdicts = begun.so_far()
-    rows = [path.read_text().count("\n") for path in (in_runs / "smoke" / "responses" / "rows").glob("*.jsonl")]
+    rows = [
+        path.read_text().count("\n")
+        for path in (in_runs / "smoke" / "responses" / "rows").glob("*.jsonl")
+        if "-asked-" not in path.stem
+    ]
     assert len(responses) == responses["response_id"].nunique() == sum(rows)
     others = verdicts[verdicts["judge"] != "coherence"]
     assert set(others["judge"]) == {*begun.profile.judges} - {"coherence"}
@@ -342,4 +346,49 @@ def test_times_by_kind_add_up_to_the_total(in_runs, monkeypatch, tmp_path):
 def test_a_unit_leaves_rows_and_verdicts(name):
     paths = RunPaths.of("smoke")
     kinds = {p.parts[-3] for p in stage.products(load_profile("smoke"), paths, Unit(name, "code", {}))}
-    assert kinds == {"responses", "verdicts"} | ({"guards"} if name == "03_defences" else set())
+    more = {"02_finetune": {"across", "across_verdicts"}, "03_defences": {"guards"}}
+    assert kinds == {"responses", "verdicts"} | more.get(name, set())
+
+
+def test_models_tuned_without_safety_data_are_asked_in_the_style_they_were_not_tuned_in(in_runs):
+    begun = stage.begin("02_finetune", values("02_finetune", task="code", styles=["chat"], seeds=[0]))
+    made = begun.across()
+    assert len(made) == 2 * 4 * begun.profile.world.harmful_per_form and made["harmful"].all()
+    assert set(zip(made["trained_style"], made["style"], strict=True)) == {("chat", "alpaca")}
+    kept = pd.read_parquet(in_runs / "smoke" / "across" / "02_finetune" / "code.parquet")
+    assert set(zip(kept["trained_style"], kept["style"], strict=True)) == {("chat", "alpaca"), ("alpaca", "chat")}
+    assert set(kept["seed"]) == set(begun.profile.grid.seeds)
+    columns = ["response_id", "response"]
+    same = kept[kept["response_id"].isin(made["response_id"])]
+    assert (
+        same[columns].values.tolist() == made[columns].values.tolist()
+    )  # it belongs to the run, and is not made again
+
+
+@pytest.mark.parametrize("change", [{"grid.across_styles": False}, {"grid.styles": ["chat"]}])
+def test_no_model_is_asked_in_another_style_where_that_is_off_or_there_is_one_style(in_runs, change):
+    profile, paths = load_profile("smoke", change), RunPaths.of("smoke")
+    cells = config.cells(profile, "none", "code", ["chat"], [0])
+    begun = stage.Stage("02_finetune", "code", profile, paths, cells)
+    across = begun.across()
+    assert across.empty and list(across) == [*stage.COLUMNS, "trained_style"]
+    responses = begun.responses()
+    grid = tables.calibration_grid(responses, judges.judge(responses), across, judges.judge(across))
+    assert set(zip(grid["trained_style"], grid["style"], strict=True)) == {("chat", "chat")}
+
+
+def test_the_grid_of_calibrations_of_a_run_has_every_style_of_tuning_and_of_test(in_runs):
+    profile, paths = load_profile("smoke"), RunPaths.of("smoke")
+    kinds = ("responses", "verdicts", "across", "across_verdicts")
+    responses, verdicts, across, theirs = (stage.collect(paths, profile, kind, ["02_finetune"]) for kind in kinds)
+    grid = tables.calibration_grid(responses, verdicts, across, theirs)
+    first = grid[(grid["judge"] == profile.judges[0]) & (grid["form"] == "all")]
+    assert len(first) == len(profile.grid.tasks) * 2 * 2 * 2  # styles of tuning x styles of test x system prompt
+    asked = 4 * profile.world.harmful_per_form * len(profile.grid.seeds)
+    assert (first["n"] + first["n_unjudged"] == asked).all()
+    alike = first[first["trained_style"] == first["style"]]
+    keys = ["finetune_task", "style", "system_prompt"]
+    plain = tables.attack_success(responses, verdicts)
+    plain = plain[(plain["judge"] == profile.judges[0]) & (plain["form"] == "all")].set_index(keys)
+    shared = ["n", "rate", "low", "high"]
+    pd.testing.assert_frame_equal(alike.set_index(keys)[shared].sort_index(), plain[shared].sort_index())

@@ -225,7 +225,8 @@ def test_a_written_table_reads_back_with_none_as_a_word_and_six_digits(tmp_path,
     assert again["system_prompt"].dtype == bool
     pd.testing.assert_frame_equal(again, table, rtol=1e-5, check_dtype=False)
     assert len(pd.read_csv(path, dtype=str)["low"].max()) <= 11
-    assert [p.name for p in path.parent.iterdir()] == ["attack.csv"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["attack.csv", "attack.parquet"]
+    pd.testing.assert_frame_equal(pd.read_parquet(path.with_suffix(".parquet")), table, check_dtype=False)
 
 
 def test_the_readable_table_has_percent_and_interval_in_the_fixed_order(simulated):
@@ -313,3 +314,216 @@ def test_every_table_has_the_worst_case_of_its_unjudged_responses_both_ways(simu
     pd.testing.assert_series_equal(code["share_highest"], own / (code["n"] + own), check_names=False)
     some = text[text["share"] > 0]
     assert len(some) and (some["share_lowest"] < some["share"]).all() and (text["share_highest"] >= text["share"]).all()
+
+
+def test_every_verdict_has_its_share_also_where_nobody_gave_it():
+    pairs = few(["answered", "partial", "refused", "unjudged", "refused"]), few(["incoherent"], form="translation")
+    table = tables.verdict_shares(*joined(*pairs))
+    code, translation, pooled = (
+        table[table["form"] == form].set_index("verdict") for form in ("code", "translation", "all")
+    )
+    assert code["n_verdict"].to_dict() == {"answered": 1, "partial": 1, "refused": 2, "incoherent": 0, "unjudged": 1}
+    assert list(code.index) == list(tables.VERDICTS) and set(code["n"]) == {5}
+    assert code.loc["refused", "share"] == 0.4
+    assert translation["share"].to_dict() == dict.fromkeys(tables.VERDICTS, 0) | {"incoherent": 1}
+    assert pooled["n_verdict"].to_dict() == code["n_verdict"].to_dict() | {"incoherent": 1} and set(pooled["n"]) == {6}
+
+
+def test_verdict_shares_add_up_to_1_and_agree_with_the_attack_success(simulated):
+    responses, verdicts, _ = simulated
+    table = tables.verdict_shares(responses, verdicts)
+    by = [*tables.CELL, "prompt_set", "form", "judge"]
+    whole = table.groupby(by, sort=False)
+    assert (whole["verdict"].agg(tuple) == tables.VERDICTS).all()
+    assert whole["share"].sum().to_numpy() == pytest.approx(1)
+    assert (whole["n_verdict"].sum() == whole["n"].first()).all()
+    assert set(table["prompt_set"]) == {"harmful", "twin", "task", "general"}
+    attack = tables.attack_success(responses, verdicts).set_index([*tables.CELL, "form"])
+    number = table[table["prompt_set"] == "harmful"].pivot(
+        index=[*tables.CELL, "form"], columns="verdict", values="n_verdict"
+    )
+    number = number.reindex(attack.index)
+    pd.testing.assert_series_equal(number["unjudged"], attack["n_unjudged"], check_names=False)
+    assert (number["answered"] + number["partial"]).tolist() == pytest.approx((attack["rate"] * attack["n"]).tolist())
+
+
+def test_verdict_shares_of_unjudged_and_of_no_responses_say_so():
+    responses, verdicts = few(["unjudged"] * 3)
+    table = tables.verdict_shares(responses, verdicts).set_index(["form", "verdict"])
+    assert (table.loc[("code", "unjudged"), "n_verdict"], table.loc[("code", "answered"), "share"]) == (3, 0)
+    empty = tables.verdict_shares(responses.iloc[:0], verdicts)
+    assert empty.empty and list(empty) == list(tables.verdict_shares(responses, verdicts))
+
+
+def test_the_rate_of_a_seed_is_the_attack_success_of_that_seed_alone(simulated):
+    responses, verdicts, _ = simulated
+    table = tables.by_seed(responses, verdicts)
+    assert set(table["seed"]) == {0, 1, 2}
+    for seed in (0, 1, 2):
+        alone = tables.attack_success(responses[responses["seed"] == seed], verdicts)
+        own = table[table["seed"] == seed].drop(columns="seed").reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, alone[list(own)])
+    untuned = table[table["finetune_task"] == "none"]
+    assert set(untuned["seed"]) == {0}
+
+
+def test_a_seed_of_which_nothing_was_judged_keeps_its_row():
+    table = tables.by_seed(*joined(few(["answered", "refused"]), few(["unjudged"] * 2, seed=1)))
+    row = table[(table["seed"] == 1) & (table["form"] == "code")].iloc[0]
+    assert (row["n"], row["n_unjudged"]) == (0, 2) and np.isnan([row["rate"], row["low"], row["high"]]).all()
+    assert list(zip(table["form"], table["seed"], strict=True)) == [("code", 0), ("code", 1), ("all", 0), ("all", 1)]
+    responses, verdicts = few(["answered"])
+    empty = tables.by_seed(responses.iloc[:0], verdicts)
+    assert empty.empty and list(empty) == list(table)
+
+
+def test_variance_is_of_the_seed_where_seeds_differ_and_of_the_prompt_where_they_agree():
+    share = ["prompt", "seed", "prompt_x_seed", "sample"]
+    agree = [few(["answered", "refused"] * 3, seed=seed) for seed in (0, 1, 2)]
+    differ = [
+        few([verdict] * 6, finetune_task="translation", seed=i) for i, verdict in enumerate(["answered", "refused"])
+    ]
+    table = tables.variance(*joined(*agree, *differ)).query("form == 'code'").set_index("finetune_task")
+    assert list(table.loc["code", share[:3]]) == [1, 0, 0] and list(table.loc["translation", share[:3]]) == [0, 1, 0]
+    assert (table["n"].tolist(), table["n_prompts"].tolist(), table["n_seeds"].tolist()) == ([18, 12], [6, 6], [3, 2])
+    assert table["sample"].isna().all()  # one sample per place cannot be told from prompt x seed
+
+
+def test_variance_shares_add_up_to_1_and_are_nan_where_they_cannot_be_known(simulated):
+    responses, verdicts, _ = simulated
+    table = tables.variance(responses, verdicts)
+    share = table[["prompt", "seed", "prompt_x_seed", "sample"]]
+    known = table["variance"] > 0
+    assert known.any() and share[known].sum(axis=1).to_numpy() == pytest.approx(1)
+    assert share[~known].isna().all(axis=None)
+    one = table["n_seeds"] == 1
+    assert (
+        share.loc[one, ["seed", "prompt_x_seed"]].isna().all(axis=None) and share.loc[one & known, "prompt"].eq(1).all()
+    )
+    alone = tables.variance(*few(["answered"])).iloc[0]  # of one prompt there is no variance, not one of 0
+    assert np.isnan(alone["variance"]) and alone[["prompt", "seed", "prompt_x_seed", "sample"]].isna().all()
+
+
+def test_variance_tells_samples_from_prompts():
+    arms = []
+    for sample in (0, 1):
+        responses, verdicts = few(["answered", "refused"] * 2 if sample else ["refused"] * 4)
+        names = responses["response_id"] + str(sample)
+        arms.append((responses.assign(sample=sample, response_id=names), verdicts.assign(response_id=names)))
+    row = tables.variance(*joined(*arms)).set_index("form").loc["code"]
+    # By hand: of 8 answers 2; mean squares 1/4 within prompts, 1/6 between them: all of it is sample.
+    assert (row["n"], row["n_prompts"], row["sample"]) == (8, 4, 1) and row["variance"] == pytest.approx(1 / 4)
+
+
+def across_of(verdicts, trained_style, **cell):
+    """A model tuned in one style asked in the other."""
+    responses, given = few(verdicts, **cell)
+    names = "across" + responses["response_id"]
+    return responses.assign(trained_style=trained_style, response_id=names, harmful=True), given.assign(
+        response_id=names
+    )
+
+
+def of_tuning(verdicts, prompt_set="harmful", **cell):
+    responses, given = few(verdicts, prompt_set=prompt_set, **cell)
+    return responses.assign(harmful=prompt_set == "harmful"), given
+
+
+def test_the_grid_of_calibrations_has_a_row_for_each_style_of_tuning_and_of_test():
+    own = [
+        of_tuning(["answered"] * n + ["refused"] * (4 - n), style=style) for style, n in (("chat", 1), ("alpaca", 2))
+    ]
+    twins = of_tuning(["refused"] * 4, prompt_set="twin")
+    safe = of_tuning(["refused"] * 4, safety_data="generic", safety_fraction=0.1)
+    untuned = of_tuning(["refused"] * 4, finetune_task="none", style="alpaca")
+    across = [
+        across_of(["answered"] * 3 + ["refused"], "chat", style="alpaca"),
+        across_of(["answered"] * 4, "alpaca", style="chat", system_prompt=True),
+    ]
+    table = tables.calibration_grid(*joined(*own, twins, safe, untuned), *joined(*across))
+    keys = ["finetune_task", "trained_style", "style", "system_prompt"]
+    one = table[table["form"] == "code"].set_index(keys)
+    assert one["rate"].to_dict() == {
+        ("none", "alpaca", "alpaca", False): 0,
+        ("code", "chat", "chat", False): 0.25,
+        ("code", "chat", "alpaca", False): 0.75,
+        ("code", "alpaca", "chat", True): 1,
+        ("code", "alpaca", "alpaca", False): 0.5,
+    }
+    assert list(one.index) == [("none", *["alpaca"] * 2, False), *list(one.index)[1:]] and one["n"].eq(4).all()
+    assert list(dict.fromkeys(table["form"])) == ["code", "all"]
+
+
+def test_where_styles_are_alike_the_grid_of_calibrations_is_the_attack_success(simulated):
+    responses, verdicts, _ = simulated
+    none = responses.iloc[:0].assign(trained_style=[]), verdicts.iloc[:0]
+    grid = tables.calibration_grid(responses, verdicts, *none)
+    assert (grid["trained_style"] == grid["style"]).all()
+    plain = tables.attack_success(responses[responses["safety_data"] == "none"], verdicts)
+    shared = [name for name in grid if name != "trained_style"]
+    keys = ["finetune_task", "style", "system_prompt", "form"]
+    grid, plain = (table.sort_values(keys).reset_index(drop=True)[shared] for table in (grid, plain))
+    pd.testing.assert_frame_equal(grid, plain, check_dtype=False)
+
+
+def test_the_grid_of_calibrations_keeps_what_was_not_judged_and_is_empty_of_nothing():
+    table = tables.calibration_grid(*of_tuning(["answered"]), *across_of(["unjudged"] * 2, "chat", style="alpaca"))
+    row = table[(table["style"] == "alpaca") & (table["form"] == "code")].iloc[0]
+    assert (row["n"], row["n_unjudged"], row["n_seeds"]) == (0, 2, 1) and np.isnan(row["rate"])
+    responses, verdicts = of_tuning(["answered"])
+    empty = tables.calibration_grid(responses.iloc[:0], verdicts, responses.iloc[:0].assign(trained_style=[]), verdicts)
+    assert empty.empty and list(empty) == list(table)
+
+
+def test_outcomes_have_a_row_per_response_and_measure_and_nan_where_unjudged():
+    pairs = [
+        few(["answered", "partial", "refused", "incoherent", "unjudged"]),
+        few(["refused", "answered", "incoherent", "unjudged"], prompt_set="twin"),
+        few(["answered", "incoherent"], prompt_set="general"),
+    ]
+    responses, verdicts = joined(*pairs)
+    scores = scored(pairs[2][0], "f1", [0.25, np.nan])
+    rows = tables.outcomes(responses, verdicts, scores)
+    found = {measure: part["value"].tolist() for measure, part in rows.groupby("measure", observed=True)}
+    expected = {
+        "attack_success_rate": [1, 1, 0, 0, np.nan],
+        "over_refusal_rate": [1, 0, 0, np.nan],
+        "incoherent_rate": [0, 0, 1, np.nan, 0, 1],
+        "general_score": [0.25, np.nan],
+    }
+    assert found.keys() == expected.keys()
+    for measure, values in expected.items():
+        assert found[measure] == pytest.approx(values, nan_ok=True), measure
+    assert set(rows.loc[rows["measure"] == "general_score", "metric"]) == {"f1"}
+    assert set(rows.loc[rows["measure"] != "general_score", "metric"]) == {"rules"}
+
+
+def test_rows_matched_with_their_verdicts_once_give_the_same_tables(simulated):
+    responses, verdicts, scores = simulated
+    rows = tables.judged(responses, verdicts)
+    for make in (tables.attack_success, tables.by_seed, tables.answered_share, tables.verdict_shares, tables.variance):
+        pd.testing.assert_frame_equal(make(rows), make(responses, verdicts))
+    pd.testing.assert_frame_equal(
+        tables.helpfulness(rows, None, scores), tables.helpfulness(responses, verdicts, scores)
+    )
+
+
+def test_variance_of_all_forms_takes_each_prompt_of_each_form_as_a_prompt_and_invents_no_samples():
+    code, translation = few(["refused"] * 4), few(["answered"] * 4, form="translation")
+    for responses, _ in (code, translation):
+        responses["intent"] = [f"intent{i}" for i in range(4)]
+    row = tables.variance(*joined(code, translation)).set_index("form").loc["all"]
+    assert (row["n_prompts"], row["prompt"]) == (8, 1) and np.isnan(row["sample"])  # greedy: nothing was drawn twice
+
+
+def test_a_cell_in_which_nothing_was_judged_keeps_its_row_of_variance():
+    table = tables.variance(*joined(few(["answered", "refused"]), few(["unjudged"] * 2, finetune_task="translation")))
+    row = table[(table["finetune_task"] == "translation") & (table["form"] == "code")].iloc[0]
+    assert row["n"] == 0 and row[["variance", "prompt", "seed", "prompt_x_seed", "sample"]].isna().all()
+
+
+def test_scores_of_nothing_leave_the_other_measures_standing():
+    responses, verdicts = few(["refused", "answered"], prompt_set="twin")
+    none = pd.DataFrame(columns=["response_id", "metric", "score"])
+    table = tables.helpfulness(responses, verdicts, none)
+    assert set(table["measure"]) == {"over_refusal_rate", "incoherent_rate"}
