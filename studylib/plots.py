@@ -130,12 +130,13 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Fi
     table, points = rows_of("safety_vs_helpfulness", attack), captions_change.plane(attack, helpfulness)
     x_label = f"score on the tuned task (n = {span(points['n_score'])} per point)"
     fig, panels = panels_of(table, tasks_of(table, tuned=True), ATTACK, x_label, bottom=0.65, top=0.9)
+    left = np.floor(4 * points["score_low"].min()) / 4  # scores lie close together: no empty half
     for calibration, task, ax in panels:
         part = rows_at(points, calibration)
         part = part[part["panel"] == task]
         front = part[part["front"] == "yes"].sort_values("score")
         if len(front):
-            ends = ([0, *front["score"], front["score"].iloc[-1]], [*front["rate"].iloc[[0]], *front["rate"], 1])
+            ends = ([left, *front["score"], front["score"].iloc[-1]], [*front["rate"].iloc[[0]], *front["rate"], 1])
             ax.step(*ends, where="pre", **FRONT)
         for row in part.sort_values("finetune_task", key=lambda task: task == "none", kind="stable").to_dict("records"):
             tuned, arm = row["finetune_task"], row["safety_data"]
@@ -144,7 +145,9 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Fi
             hollow = {"markerfacecolor": "white"} if row["front"] == "cannot be told" else {}
             width = [[row["score"] - row["score_low"]], [row["score_high"] - row["score"]]]
             draw_point(ax, row["score"], row, "rate", xerr=np.maximum(width, 0), **style, **hollow)
-        ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
+        ax.set(xlim=(left, 1), xticks=(left, (left + 1) / 2, 1), xticklabels=(f"{left:g}", f"{(left + 1) / 2:g}", "1"))
+        for place, end in (("left", 0), ("right", -1)):  # apart from those of the next panel
+            ax.get_xticklabels()[end].set_ha(place)
         if ax.get_subplotspec().is_last_row():
             ax.set_xlabel("".join(map(label, points.loc[points["panel"] == task, "metric"].head(1))))
         say_empty(ax, part)

@@ -31,7 +31,8 @@ def variance_shares(variance: pd.DataFrame) -> Figure:
     table = variance_rows(variance)
     parts = table.melt([*_BAR, "why", "n"], list(PARTS), "part", "share")
     fig = _stacked(parts, "part", PART_COLOURS, f"share of the variance of one response ({n_of(table)} per bar)")
-    return plots.add_legend(fig, [Patch(color=colour, label=PARTS[part]) for part, colour in PART_COLOURS.items()])
+    known = [part for part in PARTS if table[part].notna().any()]
+    return plots.add_legend(fig, [Patch(color=PART_COLOURS[part], label=PARTS[part]) for part in known])
 
 
 def verdict_composition(verdict_shares: pd.DataFrame) -> Figure:

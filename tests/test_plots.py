@@ -316,7 +316,7 @@ def test_the_front_is_a_step_line_and_what_cannot_be_told_is_hollow():
     attack, scores, _ = _front((0.1, 0.02, 0.5, 0.02), (0.4, 0.1, 0.9, 0.1), (0.45, 0.1, 0.85, 0.1))
     fig = plots.safety_vs_helpfulness(attack, scores)
     line = next(line for line in fig.axes[0].lines if line.get_drawstyle() == "steps-pre")
-    assert list(line.get_xdata()) == [0, 0.5, 0.9, 0.9] and list(line.get_ydata()) == [0.1, 0.1, 0.4, 1]
+    assert list(line.get_xdata()) == [0.25, 0.5, 0.9, 0.9] and list(line.get_ydata()) == [0.1, 0.1, 0.4, 1]
     hollow = [bar.lines[0].get_markerfacecolor() == "white" for bar in fig.axes[0].containers]
     assert hollow == [False, False, True]
     assert legend(fig)[-1] == "front or not: cannot be told"
