@@ -146,9 +146,9 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Fi
             width = [[row["score"] - row["score_low"]], [row["score_high"] - row["score"]]]
             draw_point(ax, row["score"], row, "rate", xerr=np.maximum(width, 0), **style, **hollow)
         ax.set(xlim=(left, 1), xticks=(left, (left + 1) / 2, 1), xticklabels=(f"{left:g}", f"{(left + 1) / 2:g}", "1"))
-        for place, end in (("left", 0), ("right", -1)):  # apart from those of the next panel
-            ax.get_xticklabels()[end].set_ha(place)
         if ax.get_subplotspec().is_last_row():
+            for place, end in (("left", 0), ("right", -1)):  # apart from the next panel's
+                ax.get_xticklabels()[end].set_ha(place)
             ax.set_xlabel("".join(map(label, points.loc[points["panel"] == task, "metric"].head(1))))
         say_empty(ax, part)
     arrow = {"arrowstyle": "->", "color": "#666666"}
