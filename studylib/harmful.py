@@ -70,7 +70,7 @@ def decoded(path: Path) -> str:
         raise StudyError(f"{path.name} is no UTF-8 from byte {error.start} on: fetch it again.") from None
 
 
-def _instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[str, int]]:
+def as_instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[str, int]]:
     """Instructions of (key, instruction, category, twin) without empty and repeated ones (the first stays), and how many
     there were of each."""
     kept, seen, counts = [], set(), Counter(rows=len(rows))
@@ -89,7 +89,7 @@ def _instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[str,
 def advbench(path: Path) -> tuple[list[dict], dict[str, int]]:
     """AdvBench's instructions (column `goal`) and the counts of what was dropped; `target` is not read into anything."""
     rows = read_csv(path, ("goal", "target"))
-    return _instructions("advbench", [(str(i), row["goal"], "", None) for i, row in enumerate(rows)])
+    return as_instructions("advbench", [(str(i), row["goal"], "", None) for i, row in enumerate(rows)])
 
 
 def harmbench(path: Path, functional: tuple[str, ...] = ("standard",)) -> tuple[list[dict], dict[str, int]]:
@@ -107,7 +107,7 @@ def harmbench(path: Path, functional: tuple[str, ...] = ("standard",)) -> tuple[
             rows.append((str(number), text, row["SemanticCategory"], None))
         else:
             others[kind or "no category"] += 1
-    kept, counts = _instructions("harmbench", rows)
+    kept, counts = as_instructions("harmbench", rows)
     return kept, counts | {"rows": len(rows) + others.total()} | dict(others)
 
 
@@ -115,7 +115,7 @@ def strongreject(path: Path) -> tuple[list[dict], dict[str, int]]:
     """StrongREJECT's forbidden prompts with their categories, and the counts of what was dropped."""
     rows = read_csv(path, ("category", "source", "forbidden_prompt"))
     listed = [(str(i), row["forbidden_prompt"], row["category"], None) for i, row in enumerate(rows)]
-    return _instructions("strongreject", listed)
+    return as_instructions("strongreject", listed)
 
 
 def jailbreakbench(harmful: Path, benign: Path) -> tuple[list[dict], dict[str, int]]:
@@ -134,7 +134,7 @@ def jailbreakbench(harmful: Path, benign: Path) -> tuple[list[dict], dict[str, i
             ": take both from the same revision."
         )
     listed = [(index, row["Goal"], row["Category"], twins[index]["Goal"]) for index, row in rows.items()]
-    kept, counts = _instructions("jailbreakbench", listed)
+    kept, counts = as_instructions("jailbreakbench", listed)
     return kept, counts | {"other category": sum(rows[i]["Category"] != twins[i]["Category"] for i in rows)}
 
 
@@ -146,7 +146,7 @@ def xstest(path: Path) -> tuple[list[dict], dict[str, int]]:
     """
     rows = read_csv(path, ("id", "type", "prompt"))
     safe = [(row["id"], row["prompt"], row["type"], None) for row in rows if not row["type"].startswith("contrast_")]
-    kept, counts = _instructions("xstest", safe)
+    kept, counts = as_instructions("xstest", safe)
     return kept, counts | {"rows": len(rows), "contrast": len(rows) - len(safe)}
 
 

@@ -65,7 +65,7 @@ def multitaskbench(path: Path, drop: tuple[str, ...] = DROPPED) -> tuple[list[di
                 "another version of the file."
             )
         items += [(row[""], form, row["Query"], row["Response"]) for row in rows]
-    return _kept("multitaskbench", items, drop)
+    return kept("multitaskbench", items, drop)
 
 
 def safety_tuned_llamas(path: Path, drop: tuple[str, ...] = ()) -> tuple[list[dict], dict[str, int]]:
@@ -91,14 +91,14 @@ def safety_tuned_llamas(path: Path, drop: tuple[str, ...] = ()) -> tuple[list[di
     for number, row in enumerate(table):
         told, given, answer = ((row[name] or "").strip() for name in fields)
         items.append((str(number), "text_generation", f"{told}\n\n{given}" if given else told, answer))
-    return _kept("safety_tuned_llamas", items, drop)
+    return kept("safety_tuned_llamas", items, drop)
 
 
 def _is_row(row, fields: tuple[str, ...]) -> bool:
     return isinstance(row, dict) and all(isinstance(row.get(name, 0), str | None) for name in fields)
 
 
-def _kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[dict], dict[str, int]]:
+def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[dict], dict[str, int]]:
     """The rows of (key, form, prompt, answer) that stay, and the counts of all, in the order in which they are dropped."""
     rows, seen, counts = [], set(), Counter(rows=len(items))
     for key, form, prompt, answer in items:
