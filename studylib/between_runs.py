@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from studylib import plots, tables
+from studylib import plots, stats, tables
 from studylib.captions import calibration_label, cell_words, doses_said, label, n_of, one_dose, seeds_said, span
 from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
 from studylib.paths import ROOT, runs_folder
@@ -159,21 +159,6 @@ def results(runs: Sequence[Run], table: str = "attack_success") -> pd.DataFrame:
     ]
 
 
-def newcombe(value, low, high, other, other_low, other_high):
-    """Lower and upper end of the interval of value - other, floats in -1 to 1, or arrays for arrays.
-
-    `value` and `other` are rates (0-1) of independent samples with score intervals of one confidence, which becomes
-    that of the difference. Source: Newcombe (1998, Statistics in Medicine 17, 873-890), method 10, the hybrid score
-    interval. Deviation: it is made from the intervals alone, which may be those of clustered samples or graded scores
-    (the "method of variance estimates recovery" of Zou and Donner, 2008, Statistics in Medicine 27). Conservative where
-    the same prompts were asked in both, as then the two err alike. NaN where a number is.
-    """
-    difference = np.subtract(value, other)
-    below = np.hypot(np.subtract(value, low), np.subtract(other_high, other))
-    above = np.hypot(np.subtract(high, value), np.subtract(other, other_low))
-    return difference - below, difference + above
-
-
 def differences(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per result and run, against the first of the runs that has that result too.
 
@@ -182,7 +167,7 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
     tells that, as it tells different prompts (by the hash of the data), and is "" where none of it is so.
     `value`, `low` and `high` are the run's, those with `_against` the other's, named in `run_against`; all in 0-1. n
     counts what a value is of, n_unjudged what is left out of it. `difference` is value - value_against, its interval
-    (see `newcombe`) difference_low to difference_high. `verdict` is "higher" or "lower" where that interval leaves out
+    (see `stats.newcombe`) difference_low to difference_high. `verdict` is "higher" or "lower" where that interval leaves out
     0, else "cannot be told apart"; the two intervals may overlap a little where a difference is told. Each is a test by
     itself: of results that are equal, one in twenty is told apart by chance, fewer where the prompts are the same.
     What is NaN in a run, as nothing was run or judged, is not there. Raises StudyError for a table that cannot be used.
@@ -191,7 +176,7 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
     keys = _keys(rows)
     both = rows.merge(rows.drop_duplicates(keys), on=keys, suffixes=("", "_against"))
     both = both[both["run"] != both["run_against"]].reset_index(drop=True)
-    ends = newcombe(*(both[name + end] for end in ("", "_against") for name in ("value", *tables.INTERVAL)))
+    ends = stats.newcombe(*(both[name + end] for end in ("", "_against") for name in ("value", *tables.INTERVAL)))
     both = both.assign(
         difference=both["value"] - both["value_against"], difference_low=ends[0], difference_high=ends[1]
     )

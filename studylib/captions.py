@@ -11,6 +11,7 @@ from studylib.config import FORMS, SAFETY_DATA
 from studylib.stats import CONFIDENCE, detectable_difference
 
 TOGETHER = "translation+classification"
+PUBLISHED_SHARE = (0.73, 0.92)  # of them among the answered prompts, as the paper states
 TICKS = "Black ticks: the aligned model in the same calibration."
 
 
@@ -29,7 +30,7 @@ class Shown:
 _GUARDS = {"text_only": "text only, on those of the text form", "all_forms": "all forms, on those of every form"}
 _BY_FORM = "by tuned task, calibration and form of the prompt"
 _ARMS = "with no, generic and multitask safety data"
-_GEMMA = "Hollow: the published counts of Gemma, judged by GPT-4o. Dashed: no form weaker than another."
+_GEMMA = "Hollow: the published counts of Gemma, judged by GPT-4o. Dashed: no form weaker than another. Grey band: the 73-92 % that the paper states."
 FIGURES = {
     "attack_success_by_form": Shown(f"Attack success rate {_BY_FORM}", TICKS),
     "safety_data_comparison": Shown(f"Attack success rate {_ARMS}", TICKS, safety_data=SAFETY_DATA),
@@ -119,9 +120,13 @@ def _guards_caption(table: pd.DataFrame) -> tuple[str, str]:
     return " ".join(text), f"Blocked by form of the prompt, smallest to largest. {'; '.join(told)}."
 
 
+_LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+_LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
+
+
 def label(word: str) -> str:
     """A task, form or metric as a reader would write it, as in "text generation"."""
-    return {"none": "none (aligned)", "all": "all forms"}.get(word, word.replace("_", " "))
+    return _LABELS.get(word, word.replace("_", " "))
 
 
 def calibration_label(style: str, system_prompt: bool, separator: str = ", ") -> str:

@@ -18,6 +18,7 @@ KINDS = {
     "system_prompt": "with the system prompt against without, same model",
     "style": "Alpaca style against chat style, same tuning",
     "task": "tuned on one task against another, without safety data",
+    "form": "prompts of a form against text prompts of the same intents, same model",
 }
 LESS_IS_BETTER = ("attack_success_rate", "over_refusal_rate", "incoherent_rate")
 MARGIN = 0.05  # within which a score counts as not lost
@@ -61,7 +62,7 @@ def comparisons(
                 pairs = _paired(rows, arms, *other)
                 pairs["kind"] = pd.Categorical([kind]).take(np.zeros(len(pairs), int))
                 found.append(_tested(pairs, draws))
-                pooled = pairs[pairs["measure"] != "task_score"]
+                pooled = pairs[(pairs["measure"] != "task_score") & (kind != "form")]
                 pooled = pooled.assign(form=pd.Categorical(["all"]).take(np.zeros(len(pooled), int)))
                 found += [_tested(pooled, draws)] if len(pooled) else []
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=_WHAT)
@@ -99,6 +100,10 @@ def _sides(rows: pd.DataFrame, kind: str) -> list[tuple]:
     if kind == "style":
         alpaca, same = rows["style"] == "alpaca", ["finetune_task", "system_prompt", *safety, "seed"]
         return [(alpaca, ~alpaca, same, {"style": "chat"})] if any(~alpaca) else []
+    if kind == "form":
+        asked = rows["measure"].isin(["attack_success_rate", "over_refusal_rate"])
+        text = rows["form"] == "text_generation"
+        return [(asked & ~text, asked & text, [*ARM, "seed"], {})] if any(text) else []
     of_task = {task: tuned & plain & (rows["finetune_task"] == task) for task in _ERODES_MOST_FIRST}
     return [
         (of_task[arm], of_task[other], ["style", "system_prompt", *safety, "seed"], {"finetune_task": other})
@@ -109,7 +114,10 @@ def _sides(rows: pd.DataFrame, kind: str) -> list[tuple]:
 
 def _paired(rows: pd.DataFrame, arms: pd.Series, others: pd.Series, same: list[str], fixed: dict) -> pd.DataFrame:
     """The arms' rows with the other arm's columns, and `other_value` of the same prompt, NaN where it has none."""
-    place = stats.codes(rows[["model", *same, "measure", "metric", "form", "prompt_id"]])
+    asked = (
+        ["form", "prompt_id"] if fixed else ["intent"]
+    )  # of another form the same intent, which is asked once in each
+    place = stats.codes(rows[["model", *same, "measure", "metric", *asked]])
     arms, others = arms.to_numpy(), others.to_numpy()
     partner = np.full(place.max() + 1, -1)
     partner[place[others]] = np.flatnonzero(others)

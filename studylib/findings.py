@@ -1,5 +1,6 @@
 """What 06_findings shows: all tables, each figure with its caption, and sentences filled from the tables."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,43 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     found["paper_vs_ours"] = paper.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
         tables.write(table, stage.paths.table(name))
-    for name, (shown, caption) in for_papers(found).items():
-        tables.write_for_papers(shown, stage.paths.table(name).parent / "for_papers" / name, caption)
+    folder = stage.paths.table("x").parent
+    for name, (shown, *words) in for_papers(found).items():
+        tables.write_for_papers(shown, folder / "for_papers" / name, *words)
+    write_text(folder / "README.md", what_the_tables_are())
     return found | {"published": published}
+
+
+def what_the_tables_are() -> str:
+    """Markdown: what each table of the run is and what its columns mean, as its function says."""
+    made = {
+        "attack_success": tables.attack_success,
+        "helpfulness": tables.helpfulness,
+        "answered_share": tables.answered_share,
+        "comparisons": comparisons.comparisons,
+        "by_seed": tables.by_seed,
+        "calibration_grid": tables.calibration_grid,
+        "verdict_shares": tables.verdict_shares,
+        "variance": tables.variance,
+        "guards": guard_tables.guards,
+        "guarded_attack_success": guard_tables.guarded_attack_success,
+        "claims": claims.claims,
+        "paper_vs_ours": paper.paper_vs_ours,
+        "deviations": paper.deviations,
+        "judges": agreement.compare,
+        "judge_matrix": agreement.matrix,
+        "attack_success_by_judge": validation.corrected,
+        "labellers": validation.between_people,
+    }
+    cell = "Words are those of the README; a cell is model, finetune_task, style, system_prompt, safety_data and safety_fraction. Empty is NaN: nothing to count, or nothing known. "
+    cell += "n_effective is how many independent responses a rate is worth, see `studylib.stats.clustered_intervals`; graded scores can be worth more than n."
+    kinds = "\n".join(f"- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
+    parts = ["# Tables of this run", cell]
+    for name, function in made.items():
+        parts.append(
+            f"## {name}\n\n{inspect.getdoc(function)}" + (f"\n\nKinds:\n\n{kinds}" if name == "comparisons" else "")
+        )
+    return "\n\n".join(parts) + "\n"
 
 
 def _unscored(responses: pd.DataFrame, scored: pd.DataFrame) -> int:
@@ -96,12 +131,16 @@ def _unscored(responses: pd.DataFrame, scored: pd.DataFrame) -> int:
     return int((~asked["response_id"].isin(scored["response_id"])).sum())
 
 
-def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple[pd.DataFrame, str]]:
-    """The tables that a paper would print, for reading, each with its caption."""
+def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
+    """The tables that a paper would print, for reading, each with its caption and, where it needs one, LaTeX's column format."""
     attack, tested = found["attack_success"], found["comparisons"]
     tested = tested[(tested["measure"] == "attack_success_rate") & (tested["form"] == "all") & (tested["n"] > 0)]
-    shown = {"difference": tables.percent(tested, "difference", "low", "high"), "p (Holm)": tested["p_holm"].round(3)}
-    arms = ["kind", "finetune_task", "safety_data", "style", "system_prompt", "other_finetune_task"]
+    shown = {"difference": tables.percent(tested, "difference", "low", "high"), "p (Holm)": tested["p_holm"].map(_p)}
+    arms = ["kind", "finetune_task", "safety_data", "style", "system_prompt"]
+    against = [
+        ", ".join(str(row[f"other_{name}"]) for name in comparisons.ARM[:-1] if row[name] != row[f"other_{name}"])
+        for row in tested.to_dict("records")
+    ]
     n = f"n = {captions.span(attack.loc[attack['n'] > 0, 'n'])} responses a rate"
     return {
         "attack_success": (
@@ -109,14 +148,19 @@ def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple[pd.DataFrame, 
             f"Harmful prompts answered in % with 95 % intervals, by form; {n}.",
         ),
         "comparisons": (
-            tested[arms].assign(**shown, verdict=tested["verdict"]).set_index(arms),
+            tested[arms].assign(against=against, **shown, verdict=tested["verdict"]).set_index(arms),
             "Attack success over all forms: differences in points with 95 % intervals, p adjusted by Holm.",
         ),
         "claims": (
             found["claims"].set_index(["model", "question", "claim"])[["verdict", "found"]],
             "The paper's claims and what this run found.",
+            "llp{4cm}lp{7cm}",
         ),
     }
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -204,9 +248,17 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
     return drawn
 
 
+class Sentence(str):
+    """A string that a notebook shows as text, not in quotes."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
 def _without(stage, name: str, why: str) -> str:
     """The sentence, after a figure of an earlier execution, which would be another run's, was taken away."""
     folder = Path(stage.paths.figures)
+    why = Sentence(why)
     for old in folder.glob(f"{name}.*"):
         old.unlink()
     write_text(folder / f"{name}.md", f"{why}\n")
@@ -230,7 +282,8 @@ def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, fou
         responses["finetune_task"] != "none", ["model", "finetune_task", "style", "safety_data", "seed"]
     ].drop_duplicates()
     waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing()]
-    not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}." if waiting else ""
+    make = f" (`make study PROFILE={profile.name}` makes them)"
+    not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}{make}." if waiting else ""
     return (
         f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, {len(tuned)} fine-tunes "
         f"({tuned['finetune_task'].nunique()} tasks, {tuned['style'].nunique()} styles, {tuned['safety_data'].nunique()} kinds of safety data, "

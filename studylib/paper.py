@@ -7,14 +7,15 @@ import pandas as pd
 
 from studylib.config import FORMS, read_yaml
 from studylib.paths import DATA
-from studylib.stats import wilson
+from studylib.stats import newcombe, wilson
 from studylib.tables import INTERVAL, ordered
 
 PUBLISHED_PROMPTS = 207
+CLOSE = 0.15  # a difference of rates that 207 prompts could not show, near one half (80 % power: 14 points)
 _OF_WHOM = "; published is Gemma judged by GPT-4o, ours the model and judge named"
 _COLUMNS = ["question", "model", "quantity", "claim", "finetune_task", "style", "system_prompt", "form"]
 _COLUMNS += ["published", "published_low", "published_high", "published_n", "ours", *INTERVAL, "n", "judge"]
-_COLUMNS += ["verdict", "why"]
+_COLUMNS += ["difference", "difference_low", "difference_high", "verdict", "why"]
 
 
 def published_counts(path) -> pd.DataFrame:
@@ -50,7 +51,8 @@ def paper_vs_ours(
     Both are in 0-1 and have 95 % intervals. `quantity` is attack_success_rate over all forms (published:
     answered of 207), share_of_answered for each form and for translation and classification together, answered_of_form (a count), or
     claim (of `claimed`, a table of `claims.claims`: no number of its own).
-    `verdict` is "agrees" or "differs": do the two intervals overlap, does our test support the claim; "cannot be told"; or
+    `difference` is ours - published with its interval (`stats.newcombe`). `verdict` is "differs" where that leaves out 0, "agrees" where it lies
+    within CLOSE of it, of a claim whether our test supports it; "cannot be told"; or
     "not comparable". `why` says why not, or what the test found. Only our arms without safety data.
     Published intervals are Wilson's, on published_n prompts. How many of the 207
     prompts have each form is unpublished (about 50), so a count by form is no rate and is not comparable.
@@ -64,8 +66,10 @@ def paper_vs_ours(
         verdict = claimed["verdict"].map({"supported": "agrees", "not supported": "differs"})
         rows = claimed[["model", "question", "claim"]].assign(
             quantity="claim",
-            verdict=verdict.fillna("cannot be told").mask(claimed["verdict"] == "not run", "not comparable"),
-            why=claimed["found"],
+            verdict=verdict.fillna("cannot be told").mask(
+                (claimed["verdict"] == "not run") | ~claimed["published"], "not comparable"
+            ),
+            why=claimed["found"].where(claimed["published"], "the paper measures none: " + claimed["found"]),
         )
         parts.append(rows)
     table = pd.concat(parts, ignore_index=True).reindex(columns=_COLUMNS)
@@ -94,9 +98,14 @@ def _numbers(attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataFrame)
     columns = [*keys, "form", "quantity", "safety_data", "ours", *INTERVAL, "n", "judge"]
     ours = pd.concat([table[columns] for table in both]).query("safety_data == 'none'")
     table = theirs.merge(ours, how="left", on=[*keys, "form", "quantity"])
-    overlap = (table["low"] <= table["published_high"]) & (table["high"] >= table["published_low"])
-    table["verdict"] = np.where(overlap, "agrees", "differs")
-    table["why"] = np.where(overlap, "the intervals overlap", "the intervals do not overlap") + _OF_WHOM
+    theirs_and_ours = (table[name] for name in ("ours", *INTERVAL, "published", "published_low", "published_high"))
+    table["difference_low"], table["difference_high"] = newcombe(*theirs_and_ours)
+    table["difference"] = table["ours"] - table["published"]
+    apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
+    close = table[["difference_low", "difference_high"]].abs().max(axis=1) <= CLOSE
+    table["verdict"] = np.select([apart, close], ["differs", "agrees"], "cannot be told")
+    said = ["the interval of the difference leaves out 0", f"it lies within {100 * CLOSE:.0f} points"]
+    table["why"] = np.select([apart, close], said, "it holds 0 and is too wide to call that agreement") + _OF_WHOM
     undefined, not_run = table["ours"].isna(), table["n"].isna()
     table.loc[undefined, ["verdict", "why"]] = "not comparable", "none of ours was answered, or none could be judged"
     table.loc[not_run, ["verdict", "why"]] = "not comparable", "ours was not run"

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from studylib import captions_change, results
-from studylib.captions import calibration_label, label, n_of, rows_of, span
+from studylib.captions import PUBLISHED_SHARE, calibration_label, label, n_of, rows_of, span
 from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS
 from studylib.stats import wilson
 
@@ -32,7 +32,8 @@ TASK_MARKERS = dict(zip(("none", *TASKS), ("*", "o", "s", "^", "D"), strict=True
 INK = "#222222"  # the aligned model, and what is ours beside what is published
 EMPTY = "#E8E8E8"  # of cells of a heat map that hold nothing
 QUIET = {"color": "#666666", "size": "small", "style": "italic"}  # of words that stand for what is not there
-FRONT = {"color": "#AAAAAA", "linewidth": 0.9, "zorder": 2.5}
+BAND = "#E8E8E8"
+FRONT = {"color": INK, "linewidth": 0.8, "linestyle": ":", "zorder": 2.5}
 OURS = {"color": INK, "marker": "o", "markersize": 4.5}
 PUBLISHED = {"color": "#7F7F7F", "marker": "D", "markersize": 4.5, "markerfacecolor": "white"}
 STAR = {"color": INK, "marker": TASK_MARKERS["none"], "markersize": 9}
@@ -130,7 +131,7 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Fi
     table, points = rows_of("safety_vs_helpfulness", attack), captions_change.plane(attack, helpfulness)
     x_label = f"score on the tuned task (n = {span(points['n_score'])} per point)"
     fig, panels = panels_of(table, tasks_of(table, tuned=True), ATTACK, x_label, bottom=0.65, top=0.9)
-    left = np.floor(4 * points["score_low"].min()) / 4  # scores lie close together: no empty half
+    left = np.floor(10 * points["score_low"].min()) / 10  # scores lie close together: no empty half
     for calibration, task, ax in panels:
         part = rows_at(points, calibration)
         part = part[part["panel"] == task]
@@ -175,6 +176,7 @@ def answered_share(share: pd.DataFrame, published: pd.DataFrame) -> Figure:
     tasks, calibrations = tasks_of(table), calibrations_of(table)
     fig, axes = new_figure(1, len(calibrations), 1.7, wspace=0.12)
     for ax, calibration in zip(axes[0], calibrations, strict=True):
+        ax.axhspan(*PUBLISHED_SHARE, color=BAND, zorder=0, linewidth=0)
         ax.axhline(0.5, **DASHED)
         for frame, shift, style in ((table, -0.17, OURS), (theirs, 0.17, PUBLISHED)):
             for row in rows_at(frame, calibration).to_dict("records"):
@@ -186,7 +188,8 @@ def answered_share(share: pd.DataFrame, published: pd.DataFrame) -> Figure:
     y = "share of the answered prompts\n(translation or classification)"
     outer_labels(fig, y, f"tuned on ({n_of(table)} answered prompts of ours)")
     handles = [dot_handle("ours", **OURS), dot_handle("published (Gemma)", **PUBLISHED)]
-    return add_legend(fig, [*handles, Line2D([], [], label="no form weaker", **DASHED)])
+    handles += [Line2D([], [], label="no form weaker", **DASHED), Patch(color=BAND, label="stated in the paper")]
+    return add_legend(fig, handles)
 
 
 def dial(frame: pd.DataFrame, x: str, x_label: str, y_label: str) -> Figure:

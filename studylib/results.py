@@ -8,11 +8,14 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from pyarrow import ArrowException
+
+from studylib.config import StudyError
 
 LOG = logging.getLogger("studylib")
 
@@ -30,6 +33,23 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     with _aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_parquet(path: Path, columns: Sequence[str], unique: Sequence[str], again: str) -> pd.DataFrame:
+    """The table of a file that a stage left. Raises StudyError, which names the file and says what to run (`again`), where it
+    cannot be read, lacks one of the columns, or has two rows for one value of `unique`.
+    """
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError, ArrowException) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise StudyError(f"{path} cannot be read ({reason}): delete it and {again}.") from None
+    if missing := [name for name in columns if name not in table]:
+        raise StudyError(f"{path} has no column {', '.join(missing)}: it was changed or cut; delete it and {again}.")
+    if len(table) and table.duplicated(list(unique)).any():
+        first = ", ".join(map(str, table.loc[table.duplicated(list(unique)), list(unique)].iloc[0]))
+        raise StudyError(f"{path} has several rows for {first}: it was changed; delete it and {again}.")
+    return table
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:

@@ -21,7 +21,7 @@ from studylib import config, datasets, judges, tables, validation
 from studylib.config import Cell, Profile, StudyError, Unit, digest
 from studylib.evaluate import COLUMNS, Runner
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths, runs_folder
-from studylib.results import Clock, write_parquet, write_text
+from studylib.results import Clock, read_parquet, write_parquet, write_text
 
 LOG = logging.getLogger("studylib")
 
@@ -457,6 +457,7 @@ def products(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in ("responses", "verdicts", *more)]
 
 
+JUDGED = {"verdicts": "responses", "across_verdicts": "across"}
 ACROSS = (
     "across",
     "across_verdicts",
@@ -472,11 +473,44 @@ def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFram
     units = [unit for unit in config.units(profile, stage) if _is_finished(profile, paths, unit)]
     empty = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=["response_id", "judge", "verdict", "reason"])
     return tuple(
-        pd.concat([pd.read_parquet(paths.table_of_unit(kind, stage, unit.name)) for unit in units], ignore_index=True)
+        pd.concat(
+            [_read(paths, kind, paths.table_of_unit(kind, stage, unit.name)) for unit in units], ignore_index=True
+        )
         if units
         else none
         for kind, none in zip(("responses", "verdicts"), empty, strict=True)
     )
+
+
+_KEYS = {  # of each kind of table: columns without which nothing can be made of it, and what is there once
+    "responses": ((*COLUMNS,), ("response_id",)),
+    "verdicts": (("response_id", "judge", "verdict", "reason"), ("response_id", "judge")),
+    "scores": (("response_id", "metric", "score"), ("response_id", "metric")),
+    "guards": (
+        ("guard", "side", "prompt_id", "response_id", "blocked", "reason"),
+        ("guard", "side", "prompt_id", "response_id"),
+    ),
+}
+_KEYS |= {"across": ((*COLUMNS, "trained_style"), ("response_id",)), "across_verdicts": _KEYS["verdicts"]}
+
+
+def _read(paths: RunPaths, kind: str, path: Path) -> pd.DataFrame:
+    """One unit's table, checked by itself; verdicts also against the responses that they are of."""
+    stage, unit = path.parent.name, path.stem
+    again = f"run {stage} ({unit}) again (`make study`, or notebooks/{stage}.ipynb)"
+    table = read_parquet(path, *_KEYS[kind], again)
+    if kind in JUDGED:
+        of = paths.table_of_unit(JUDGED[kind], stage, unit)
+        asked = set(read_parquet(of, *_KEYS[JUDGED[kind]], again)["response_id"])
+        if stray := set(table["response_id"]) - asked:
+            raise StudyError(
+                f"{of} lacks {len(stray)} of the responses that {path} has verdicts on, first {min(stray)}: one of them was changed; delete both and {again}."
+            )
+        if unjudged := asked - set(table["response_id"]):
+            raise StudyError(
+                f"{path} has no verdict on {len(unjudged)} of the responses of {of}, first {min(unjudged)}: delete it and {again}."
+            )
+    return table
 
 
 def collect(paths: RunPaths, profile: Profile, kind: str, stages, loose=()) -> pd.DataFrame:
@@ -491,7 +525,7 @@ def collect(paths: RunPaths, profile: Profile, kind: str, stages, loose=()) -> p
         if (path := paths.table_of_unit(kind, stage, unit.name)) in products(profile, paths, unit)
         and (stage not in loose or _is_finished(profile, paths, unit))
     ]
-    frames = [pd.read_parquet(path) for path in found]  # one of which nothing was run has no types
+    frames = [_read(paths, kind, path) for path in found]  # one of which nothing was run has no types
     return pd.concat([frame for frame in frames if len(frame)] or frames or [pd.DataFrame()], ignore_index=True)
 
 

@@ -212,6 +212,21 @@ def not_below(difference, se, df, margin: float):
         return student.sf((np.asarray(difference) + margin) / se, df)
 
 
+def newcombe(value, low, high, other, other_low, other_high):
+    """Lower and upper end of the interval of value - other, floats in -1 to 1, or arrays for arrays.
+
+    `value` and `other` are rates (0-1) of independent samples with score intervals of one confidence, which becomes
+    that of the difference. Source: Newcombe (1998, Statistics in Medicine 17, 873-890), method 10, the hybrid score
+    interval. Deviation: it is made from the intervals alone, which may be those of clustered samples or graded scores
+    (the "method of variance estimates recovery" of Zou and Donner, 2008, Statistics in Medicine 27). Conservative where
+    the same prompts were asked in both, as then the two err alike. NaN where a number is.
+    """
+    difference = np.subtract(value, other)
+    below = np.hypot(np.subtract(value, low), np.subtract(other_high, other))
+    above = np.hypot(np.subtract(high, value), np.subtract(other, other_low))
+    return difference - below, difference + above
+
+
 def variance_shares(frame: pd.DataFrame, by: Sequence[str] = (), outcome: str = "answered") -> pd.DataFrame:
     """One row per group of `by`: where the variance of a single response comes from.
 

@@ -6,6 +6,7 @@ training seeds of a cell are pooled; intervals allow for that (see `stats.cluste
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,8 @@ def outcomes(
     for measure, prompt_set in (("task_score", "task"), ("general_score", "general")):
         if scores is not None and measure in measures:
             part = rows[rows["prompt_set"] == prompt_set].drop_duplicates("response_id")
+            if scores.duplicated(["response_id", "metric"]).any():
+                raise ValueError("a response has two scores of one metric")
             place = _places(part["response_id"], scores["response_id"])
             check_complete(part, place, "score")
             given, part = scores[place >= 0], part[keys].iloc[place[place >= 0]]
@@ -183,9 +186,10 @@ def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
 
 
 def percent(table: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
-    """A rate with its interval in percent, as in "36 (24-50)"; "-" where it is NaN."""
+    """A rate with its interval in percent, as in "36 (24-50)", of differences "-36 (-50 to 4)"; "-" where it is NaN."""
+    to = " to " if (table[low] < 0).any() else "-"
     words = (100 * table[[value, low, high]]).map(lambda x: "-" if np.isnan(x) else f"{x:.0f}").astype(object)
-    return (words[value] + " (" + words[low] + "-" + words[high] + ")").mask(words[value] == "-", "-")
+    return (words[value] + " (" + words[low] + to + words[high] + ")").mask(words[value] == "-", "-")
 
 
 def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame | None, scores: pd.DataFrame) -> pd.DataFrame:
@@ -297,16 +301,22 @@ def write(frame: pd.DataFrame, path) -> None:
     write_parquet(Path(path).with_suffix(".parquet"), frame)
 
 
-def write_for_papers(shown: pd.DataFrame, path, caption: str) -> None:
-    """Writes a table for reading (as of `in_percent`) as Markdown and as LaTeX (booktabs), `<path>.md` and `<path>.tex`."""
+def write_for_papers(shown: pd.DataFrame, path, caption: str, column_format: str | None = None) -> None:
+    """Writes a table for reading (as of `in_percent`) as Markdown and as LaTeX, `<path>.md` and `<path>.tex`.
+
+    The LaTeX is a longtable with the label `tab:<name>`; it needs the packages booktabs and longtable. `column_format` is LaTeX's.
+    """
     path = Path(path)
     flat = shown.reset_index().fillna("")
     flat.columns = [" ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in flat.columns]
     flat = flat.rename(columns=lambda name: name.replace("_", " "))
     write_text(path.with_suffix(".md"), f"{flat.to_markdown(index=False)}\n\n{caption}\n")
-    escaped = flat.map(lambda word: word.replace("_", " ") if isinstance(word, str) else word)
-    latex = escaped.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    write_text(path.with_suffix(".tex"), latex.to_latex(hrules=True, caption=caption.replace("%", "\\%")))
+    plain = flat.map(lambda word: word.replace("_", " ") if isinstance(word, str) else word)
+    latex = plain.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    about = {"caption": caption.replace("%", "\\%"), "label": f"tab:{path.stem}", "column_format": column_format}
+    text = latex.to_latex(hrules=True, environment="longtable", **about)
+    minus = re.sub(r"(?<![\w-])-(?=\d)", lambda _: "$-$", text)  # not a hyphen
+    write_text(path.with_suffix(".tex"), f"% needs \\usepackage{{booktabs,longtable}}\n{minus}")
 
 
 def judged(

@@ -14,7 +14,7 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib import between_runs, tables
+from studylib import between_runs, stats, tables
 from studylib.config import FORMS, StudyError
 from studylib.paths import NOTEBOOKS
 
@@ -112,7 +112,7 @@ def where(frame, **wanted):
 def test_the_interval_of_a_difference_is_the_one_that_newcombe_published(one, other, low, high):
     from studylib.stats import wilson
 
-    ends = between_runs.newcombe(one[0] / one[1], *wilson(*one), other[0] / other[1], *wilson(*other))
+    ends = stats.newcombe(one[0] / one[1], *wilson(*one), other[0] / other[1], *wilson(*other))
     assert ends == pytest.approx((low, high), abs=5e-5)
 
 
@@ -141,7 +141,7 @@ def test_the_later_run_is_lower_where_it_answers_less_and_the_first_is_what_it_i
     assert (row["run"], row["run_against"], row["verdict"]) == (TWO, ONE, "lower")
     assert (row["value"], row["value_against"], row["difference"]) == (0, 1, -1)
     assert -1 <= row["difference_low"] < row["difference_high"] < -0.5
-    ends = between_runs.newcombe(0, row["low"], row["high"], 1, row["low_against"], row["high_against"])
+    ends = stats.newcombe(0, row["low"], row["high"], 1, row["low_against"], row["high_against"])
     assert (row["difference_low"], row["difference_high"]) == ends
     told = found[found["verdict"] != "cannot be told apart"]
     assert set(told["measure"]) == {"attack_success_rate"} and set(told["finetune_task"]) == {"code"}

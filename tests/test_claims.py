@@ -94,7 +94,27 @@ def test_code_and_translation_erode_most_only_where_both_are_above_both_others(v
 @pytest.mark.parametrize(("share", "expected"), [(0.9, SUPPORTED), (0.52, CANNOT), (0.3, NOT_SUPPORTED)])
 def test_translation_and_classification_are_weaker_where_their_share_is_above_one_half(share, expected):
     row = rated(claims.TOGETHER, share, "none", "none")
-    assert decided("Refusals are weaker", answered_share=[row])[0] == expected
+    tests = [compared("form", form=form, finetune_task="none") for form in ("translation", "classification")]
+    assert decided("Refusals are weaker", answered_share=[row], comparisons=tests)[0] == expected
+
+
+def test_each_of_the_two_forms_must_be_told_apart_from_the_text_form():
+    row = rated(claims.TOGETHER, 0.9, "none", "none")
+    tests = [compared("form", form=form, finetune_task="none") for form in ("translation", "classification")]
+    unsure = tests[1] | {"verdict": "cannot be told apart"}
+    verdict, said = decided("Refusals are weaker", answered_share=[row], comparisons=[tests[0], unsure])
+    assert verdict == CANNOT and "classification +30 to +30 points, told apart in 0 of 1 calibrations" in said
+    below = tests[1] | {"verdict": "better"}
+    assert decided("Refusals are weaker", answered_share=[row], comparisons=[tests[0], below])[0] == NOT_SUPPORTED
+    assert decided("Refusals are weaker", answered_share=[row])[0] == CANNOT
+
+
+def test_a_pair_the_other_way_round_in_any_calibration_counts_against_the_claim():
+    pairs = [(a, b) for a in ("code", "translation") for b in ("text_generation", "classification")]
+    rows = [compared("task", finetune_task=a) | {"other_finetune_task": b} for a, b in pairs]
+    reverse = rows[3] | {"style": "alpaca", "verdict": "better", "difference": -0.2}
+    verdict, said = decided("Tuning on code and", comparisons=[*rows, reverse])
+    assert verdict == NOT_SUPPORTED and "translation below classification (Alpaca style" in said
 
 
 def test_the_published_range_is_met_only_where_every_interval_meets_it():
@@ -161,6 +181,8 @@ def test_rows_that_were_not_run_decide_nothing():
 
 
 def test_the_claims_of_a_question_are_read_with_the_verdict_first():
-    table = pd.DataFrame([["m", "RQ1", "It erodes.", SUPPORTED, "By 3 points.", "less.", "x"]], columns=claims.COLUMNS)
+    table = pd.DataFrame(
+        [["m", "RQ1", "It erodes.", SUPPORTED, "By 3 points.", "less.", "x", True]], columns=claims.COLUMNS
+    )
     words = claims.in_words(table, "RQ1")
     assert words == "**Supported: It erodes.** By 3 points. *What would change our mind: less.*"

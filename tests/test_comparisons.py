@@ -199,7 +199,17 @@ def test_verdicts_are_what_p_holm_and_the_direction_say(table):
     assert ((table["verdict"] == "no pairs") == (table["n"] == 0)).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_a_form_is_compared_with_the_text_form_on_the_same_intents_alone():
+    text = few(["refused"] * 6 + ["answered"] * 2, form="text_generation")
+    code = few(["answered"] * 9, form="code")
+    for number, (responses, _) in enumerate((text, code)):
+        responses["intent"] = [f"intent{i + number}" for i in range(len(responses))]
+    row = only(compared(text, code), "form")
+    assert (row["n"], row["value"], row["other_value"]) == (7, 1, 2 / 7)  # intents 1 to 7
+    assert row["test"] == "mcnemar"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "form"])
 def test_pairs_and_differences_are_those_of_a_plain_merge(simulated, table, kind):
     rows = tables.outcomes(*simulated)
     rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str))
