@@ -209,7 +209,7 @@ def _guards(tables: Tables) -> Decided:
         most, least = of.loc[of["blocked_rate"].idxmax()], of.loc[of["blocked_rate"].idxmin()]
         uneven += most["low"] > least["high"]
         told.append(
-            f"{label(guard)} blocks {_percent(most, 'blocked_rate')} of the harmful prompts in the {label(most['form'])} form and "
+            f"the guard {label(guard)} blocks {_percent(most, 'blocked_rate')} of the harmful prompts in the {label(most['form'])} form and "
             f"{_percent(least, 'blocked_rate')} in the {label(least['form'])} form"
         )
     verdict = SUPPORTED if uneven == len(told) else CANNOT

@@ -101,9 +101,9 @@ def guard_heatmap(guards: pd.DataFrame) -> Figure:
         first = ", ".join(map(str, twice.iloc[0][keys]))
         raise ValueError(f"several rows for one mark ({first}): keep one model and judge")
     rows = list(guards[["guard", "side"]].drop_duplicates().itertuples(index=False, name=None))
-    margins = {"left": 1.3, "right": 0.95, "top": 0.6, "wspace": 0.08}
+    margins = {"left": 1.9, "right": 0.95, "top": 0.45, "wspace": 0.08}
     fig, axes = new_figure(1, 2, 0.3 * len(rows), **margins)
-    titles = {"harmful": "harmful prompts blocked\n(more is better)", "twin": "benign twins blocked\n(less is better)"}
+    titles = {"harmful": "harmful ones blocked\n(more is better)", "twin": "benign twins blocked\n(less is better)"}
     for ax, (prompt_set, title) in zip(axes[0], titles.items(), strict=True):
         part = guards[guards["prompt_set"] == prompt_set]
         rates = part.pivot(index=["guard", "side"], columns="form", values="blocked_rate").reindex(

@@ -130,7 +130,7 @@ def guards():
 def test_the_guard_heatmap_has_a_row_per_guard_and_side_and_both_errors_side_by_side(guards):
     fig = plots.guard_heatmap(guards)
     left, right = (ax for ax in fig.axes if ax.get_title())
-    assert "harmful prompts blocked" in left.get_title() and "more is better" in left.get_title()
+    assert "harmful ones blocked" in left.get_title() and "more is better" in left.get_title()
     assert "benign twins blocked" in right.get_title() and "less is better" in right.get_title()
     assert [tick.get_text() for tick in left.get_yticklabels()] == [
         *("text only, input", "text only, output", "text only, both"),
@@ -155,7 +155,7 @@ def test_the_guard_caption_takes_every_number_from_the_table(guards):
     text, alt = captions.caption("guard_heatmap", guards)
     for words in ("input n = 50 prompts", "output n = 700 responses", "Judge: rules", "95 % Wilson", "27 points"):
         assert words in text, words
-    assert "text only on input: 0-3 % of harmful prompts and 5-8 % of twins" in alt
+    assert "fitted on texts on input: 0-3 % of harmful prompts and 5-8 % of twins" in alt
     assert "all forms, on those of every form" in text
     alone = guards[guards["guard"] == "text_only"]
     assert "every form" not in captions.caption("guard_heatmap", alone)[0]
@@ -191,7 +191,7 @@ def test_safety_stands_over_the_score_of_the_tuned_task_with_the_aligned_model_a
 
 def test_metrics_are_named_under_their_task(drawn):
     bottom = np.reshape(drawn["safety_vs_helpfulness"][0].axes, (4, 4))[3]
-    assert [ax.get_xlabel() for ax in bottom] == ["rouge l", "exact match", "chrf", "accuracy"]
+    assert [ax.get_xlabel() for ax in bottom] == ["ROUGE-L", "exact match", "chrF", "accuracy"]
 
 
 def test_two_metrics_for_one_task_are_refused(results):
@@ -316,7 +316,7 @@ def test_the_front_is_a_step_line_and_what_cannot_be_told_is_hollow():
     attack, scores, _ = _front((0.1, 0.02, 0.5, 0.02), (0.4, 0.1, 0.9, 0.1), (0.45, 0.1, 0.85, 0.1))
     fig = plots.safety_vs_helpfulness(attack, scores)
     line = next(line for line in fig.axes[0].lines if line.get_drawstyle() == "steps-pre")
-    assert list(line.get_xdata()) == [0.25, 0.5, 0.9, 0.9] and list(line.get_ydata()) == [0.1, 0.1, 0.4, 1]
+    assert list(line.get_xdata()) == [0.4, 0.5, 0.9, 0.9] and list(line.get_ydata()) == [0.1, 0.1, 0.4, 1]
     hollow = [bar.lines[0].get_markerfacecolor() == "white" for bar in fig.axes[0].containers]
     assert hollow == [False, False, True]
     assert legend(fig)[-1] == "front or not: cannot be told"
