@@ -133,8 +133,8 @@ def test_the_guard_heatmap_has_a_row_per_guard_and_side_and_both_errors_side_by_
     assert "harmful ones blocked" in left.get_title() and "more is better" in left.get_title()
     assert "benign twins blocked" in right.get_title() and "less is better" in right.get_title()
     assert [tick.get_text() for tick in left.get_yticklabels()] == [
-        *("text only, input", "text only, output", "text only, both"),
-        *("all forms, input", "all forms, output", "all forms, both"),
+        *("fitted on texts, input", "fitted on texts, output", "fitted on texts, both"),
+        *("fitted on all forms, input", "fitted on all forms, output", "fitted on all forms, both"),
     ]
     for ax, prompt_set in ((left, "harmful"), (right, "twin")):
         rates = guards.loc[guards["prompt_set"] == prompt_set, "blocked_rate"].dropna()
