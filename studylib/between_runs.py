@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from studylib import plots, tables
 from studylib.captions import calibration_label, cell_words, doses_said, label, n_of, one_dose, seeds_said, span
-from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
+from studylib.config import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
 from studylib.paths import ROOT, runs_folder
 from studylib.stage import known_runs
 from studylib.stats import CONFIDENCE, detectable_difference
@@ -38,7 +38,7 @@ NOTES = {
 APART_FROM_SETTINGS = ("seeds", "seconds_by_work", "seconds_of_last_execution")
 # and, by the last part of the key, what only says again what a hash or a name beside it does.
 REPEATED = ("bytes", "forms", "fingerprint", "origins", "description")
-WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": SAFETY_DATA}
+WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
 TEXTS = ("model", "metric", "judge", "note")  # columns that may be empty
 MARKS = ("o", "s", "^", "D", "v", "P")
 COLOURS = (*plots.FORM_COLOURS.values(), plots.SAFETY_COLOURS["generic"], plots.SAFETY_COLOURS["multitask"])

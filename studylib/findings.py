@@ -23,7 +23,7 @@ from studylib import (
     tables,
     validation,
 )
-from studylib.config import Cell, StudyError
+from studylib.config import SAFETY_DATA, Cell, StudyError
 from studylib.paths import DATA
 from studylib.results import write_text
 
@@ -47,6 +47,7 @@ FIGURES = {
     "judge_agreement": (plots_judges, "judges"),
     "agreement_matrix": (plots_judges, "judge_matrix"),
 }
+OF_ARMS = ("arms_plane", "transfer_matrix")
 OF_ALL_MODELS = ("judge_agreement", "agreement_matrix", "model_ranking", "published_counts")
 BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
 
@@ -151,21 +152,26 @@ def not_run_in(stage) -> dict[Cell, str]:
     """The cells of the run's whole grid whose data are not there, or whose stage has not run, and why."""
     missing = datasets.absent(stage.paths)
     waiting = {
-        (cell.safety_data, unit.parameters["task"]): f"{unit.stage} has not run"
+        (config.STAGE_SAFETY_DATA[unit.stage], unit.parameters["task"]): f"{unit.stage} has not run"
         for unit in stage.missing()
         if unit.stage in config.STAGE_SAFETY_DATA
-        for cell in [Cell("", unit.parameters["task"], "", config.STAGE_SAFETY_DATA[unit.stage])]
     }
+    of_stage = lambda cell: (cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask", cell.finetune_task)  # noqa: E731
     grid = (
         cell
         for safety_data in stage.profile.grid.safety_data
         for task in stage.profile.grid.tasks
         for cell in config.cells(stage.profile, safety_data, task, stage.profile.grid.styles, stage.profile.grid.seeds)
     )
+    arms = (
+        cell
+        for task in stage.profile.grid.tasks
+        for cell in config.arm_cells(stage.profile, task, stage.profile.grid.styles, stage.profile.grid.seeds)
+    )
     return {
         cell: why
-        for cell in grid
-        if (why := datasets.not_run_because(cell, missing) or waiting.get((cell.safety_data, cell.finetune_task)))
+        for cell in (*grid, *arms)
+        if (why := datasets.not_run_because(cell, missing) or waiting.get(of_stage(cell)))
     }
 
 
@@ -195,6 +201,7 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
         frames += [found["labellers"]] if name == "judge_agreement" and "labellers" in found else []
     else:
         frames = [of_model(stage, found[table], model) for table in shown]
+        frames = frames if name in OF_ARMS else [_without_arms(frame) for frame in frames]
     try:
         drawn = getattr(module, name)(*frames)
         words = plots_judges.caption(name, *frames) if module is plots_judges else captions.caption(name, *frames)
@@ -202,6 +209,10 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
         return _without(stage, name, str(why))
     plots.save(drawn, Path(stage.paths.figures), name, *words)
     return drawn
+
+
+def _without_arms(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["safety_data"].isin(config.ARMS)] if "safety_data" in table else table
 
 
 def _without(stage, name: str, why: str) -> str:
