@@ -307,7 +307,7 @@ def figure(runs: Sequence[Run], measure: str = ATTACK, form: str = "all", model:
 
     `measure` is attack_success_rate or over_refusal_rate. Where a run has several models, `model` names one; empty: the
     first that two runs have, else the first. Where it has several shares of safety data, one is shown
-    (`captions.one_dose`). What was not run leaves its place empty.
+    (`captions.one_dose`); rival mitigations are in the tables alone. What was not run leaves its place empty.
     Raises StudyError for more than six runs, which colours would not tell apart, and where there is nothing to draw.
     """
     rows = _shown(runs, measure, form, model)
@@ -373,6 +373,7 @@ def _shown(runs: Sequence[Run], measure: str, form: str, model: str) -> pd.DataF
     if several and not model and len(rows):
         model = (rows.groupby("model", sort=False)["run"].nunique() > 1).idxmax()
     rows = rows[rows["model"] == model] if model else rows
+    rows = rows[rows["safety_data"].isin(SAFETY_DATA)] if "safety_data" in rows else rows
     rows = one_dose(rows) if doses else rows
     if rows.empty:
         of = f" of the model {model!r}" if model else ""

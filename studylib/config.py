@@ -224,6 +224,9 @@ class ArmSettings(Settings):
     def _scaled_has_its_shares(self):
         if ("scaled" in self.safety_data) != bool(self.removed):
             raise ValueError("grid.arms: `scaled` in safety_data and the shares in `removed` go together")
+        for name, values in self:
+            if len(set(values)) != len(values):
+                raise ValueError(f"grid.arms.{name} needs every value once, found {values}")
         return self
 
 
@@ -244,6 +247,14 @@ class GridSettings(Settings):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"grid.{name} needs at least one value and none twice, found {values}")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_are_compared_with_cells_of_the_grid(self):
+        if self.arms and self.safety_fraction in self.arms.safety_fractions:
+            raise ValueError(
+                f"grid.arms.safety_fractions has the grid's own safety_fraction {self.safety_fraction:g}: leave it out"
+            )
         return self
 
 

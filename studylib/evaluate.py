@@ -97,12 +97,17 @@ def trained(cell: Cell) -> Cell:
 def _tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict], int]]:
     """The rows of each tuning that a cell's adapter gets one after the other, and its steps: one, or the task's and then the safety data's.
 
-    Rows and steps add up to those of the mixed tuning.
+    Rows and steps add up to those of the mixed tuning. Raises StudyError where either would have no row or no step.
     """
     if cell.safety_data != "multitask_after":
         return [(rows, steps)]
     safety, task = [row for row in rows if row["harmful"]], [row for row in rows if not row["harmful"]]
-    last = max(1, round(steps * len(safety) / len(rows)))
+    if not safety or not task or steps < 2:
+        raise StudyError(
+            f"{cell.name} needs a step and a row of each of its two tunings, but has {steps} steps, {len(task)} rows of the task and "
+            f"{len(safety)} of safety data: raise tuning.steps or the dose."
+        )
+    last = min(max(1, round(steps * len(safety) / len(rows))), steps - 1)
     return [(task, steps - last), (safety, last)]
 
 
@@ -118,7 +123,9 @@ def _example(tokenizer, row: dict, style: str, context: int) -> dict:
     example = prompts.encode_example(tokenizer, prompt, answer, style, None, context)
     if row.get("begun"):
         begun = prompts.encode_example(tokenizer, prompt, row["begun"], style, None, context)["input_ids"]
-        same = next((i for i, (a, b) in enumerate(zip(example["input_ids"], begun, strict=False)) if a != b), len(begun))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(example["input_ids"], begun, strict=False)) if a != b), len(begun)
+        )
         example["labels"][:same] = [-100] * same
     return example
 

@@ -218,7 +218,8 @@ def _alignment(settings: WorldSettings, parts: dict) -> list[dict]:
 def _safety(settings: WorldSettings, parts: dict, kind: str) -> list[dict]:
     """Harmful requests with refusals: in the text form alone (generic), or equally in all four forms, suited to each.
 
-    `twins` are their benign twins in the four forms, answered; `midway` has the first half of an answer, `begun`, before the refusal.
+    `twins` are their benign twins in the four forms, answered; `midway` has the first half of an answer, `begun`, before the refusal
+    (nothing of an answer of one word, as in classification).
     """
     name, pairs = f"safety_{kind}", _by_verb_class(parts["safety"])
     rng, out = _stream(settings, name), []
