@@ -7,6 +7,7 @@ import pandas as pd
 
 from studylib import (
     agreement,
+    arms,
     captions,
     claims,
     comparisons,
@@ -16,6 +17,7 @@ from studylib import (
     judges,
     paper,
     plots,
+    plots_arms,
     plots_change,
     plots_judges,
     plots_parts,
@@ -38,6 +40,8 @@ FIGURES = {
     "repair_heatmap": (plots_change, "comparisons"),
     "seed_slopes": (plots_change, "by_seed"),
     "dose_response": (plots_change, "attack_success", "helpfulness"),
+    "transfer_matrix": (plots_arms, "comparisons"),
+    "arms_plane": (plots_arms, "attack_success", "helpfulness"),
     "guard_heatmap": (plots, "guards"),
     "safety_vs_helpfulness": (plots, "attack_success", "helpfulness"),
     "over_refusal": (plots, "helpfulness"),
@@ -83,6 +87,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         found["guards"] = guard_tables.guards(responses, verdicts, decisions)
         guarded = guard_tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
+    found["arms"] = arms.which_to_ship(attack, cost, found["comparisons"])
     found["claims"] = claims.claims(found)
     found["paper_vs_ours"] = paper.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
@@ -163,14 +168,14 @@ def not_run_in(stage) -> dict[Cell, str]:
         for task in stage.profile.grid.tasks
         for cell in config.cells(stage.profile, safety_data, task, stage.profile.grid.styles, stage.profile.grid.seeds)
     )
-    arms = (
+    rivals = (
         cell
         for task in stage.profile.grid.tasks
         for cell in config.arm_cells(stage.profile, task, stage.profile.grid.styles, stage.profile.grid.seeds)
     )
     return {
         cell: why
-        for cell in (*grid, *arms)
+        for cell in (*grid, *rivals)
         if (why := datasets.not_run_because(cell, missing) or waiting.get(of_stage(cell)))
     }
 
