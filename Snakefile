@@ -40,6 +40,7 @@ for unit in UNITS:
             unit=unit.name,
             python=sys.executable,
         threads: threads(PROFILE, unit.stage)
+        priority: int(unit.stage == "04_mitigation")  # the longest, where the profile has arms
         shell:
             "{params.python:q} -m studylib.run stage --profile {params.profile:q} --stage {params.stage} --unit {params.unit:q}"
 

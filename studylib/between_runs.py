@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from studylib import plots, stats, tables
 from studylib.captions import calibration_label, cell_words, doses_said, label, n_of, one_dose, seeds_said, span
-from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
+from studylib.config import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
 from studylib.paths import ROOT, runs_folder
 from studylib.stage import known_runs
 from studylib.stats import CONFIDENCE, detectable_difference
@@ -38,7 +38,7 @@ NOTES = {
 APART_FROM_SETTINGS = ("seeds", "seconds_by_work", "seconds_of_last_execution")
 # and, by the last part of the key, what only says again what a hash or a name beside it does.
 REPEATED = ("bytes", "forms", "fingerprint", "origins", "description")
-WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": SAFETY_DATA}
+WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
 TEXTS = ("model", "metric", "judge", "note")  # columns that may be empty
 MARKS = ("o", "s", "^", "D", "v", "P")
 COLOURS = (*plots.FORM_COLOURS.values(), plots.SAFETY_COLOURS["generic"], plots.SAFETY_COLOURS["multitask"])
@@ -292,7 +292,7 @@ def figure(runs: Sequence[Run], measure: str = ATTACK, form: str = "all", model:
 
     `measure` is attack_success_rate or over_refusal_rate. Where a run has several models, `model` names one; empty: the
     first that two runs have, else the first. Where it has several shares of safety data, one is shown
-    (`captions.one_dose`). What was not run leaves its place empty.
+    (`captions.one_dose`); rival mitigations are in the tables alone. What was not run leaves its place empty.
     Raises StudyError for more than six runs, which colours would not tell apart, and where there is nothing to draw.
     """
     rows = _shown(runs, measure, form, model)
@@ -358,6 +358,7 @@ def _shown(runs: Sequence[Run], measure: str, form: str, model: str) -> pd.DataF
     if several and not model and len(rows):
         model = (rows.groupby("model", sort=False)["run"].nunique() > 1).idxmax()
     rows = rows[rows["model"] == model] if model else rows
+    rows = rows[rows["safety_data"].isin(SAFETY_DATA)] if "safety_data" in rows else rows
     rows = one_dose(rows) if doses else rows
     if rows.empty:
         of = f" of the model {model!r}" if model else ""

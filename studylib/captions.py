@@ -59,11 +59,11 @@ def caption(name: str, *frames: pd.DataFrame) -> tuple[str, str]:
     Every number is computed from them; most figures need the first alone. Raises as the figure does, and when all its
     values are NaN.
     """
-    from studylib import captions_change, captions_parts  # late: both are made of what is below
+    from studylib import captions_arms, captions_change, captions_parts  # late: they are made of what is below
 
     if name == "guard_heatmap":
         return _guards_caption(frames[0])
-    for module in (captions_change, captions_parts):
+    for module in (captions_change, captions_parts, captions_arms):
         if name in module.CAPTIONS:
             return module.CAPTIONS[name](*frames)
     table, shown = rows_of(name, frames[0]), FIGURES[name]

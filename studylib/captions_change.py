@@ -24,6 +24,7 @@ from studylib.stats import CONFIDENCE
 
 TOLD = ("worse", "better")  # verdicts of a comparison whose arms are told apart
 STEPS = ("untuned", "tuned", "tuned + generic", "tuned + multitask")  # of the slopes, from left to right
+_PLACE = ["finetune_task", "style", "system_prompt", "safety_data"]
 _INTERVALS = f"Intervals: {100 * CONFIDENCE:.0f} % Wilson, clustered by prompt and training seed."
 _OVERLAP = "Marks whose intervals overlap are not ranked."
 
@@ -94,11 +95,11 @@ def _changes_caption(name: str, comparisons: pd.DataFrame) -> tuple[str, str]:
     return " ".join(text), alt
 
 
-def n_unknown(rows: pd.DataFrame) -> int:
-    """How many cells of the panels of these changes hold no difference that could be tested."""
-    panels = rows[["style", "system_prompt", "safety_data"]].drop_duplicates()
+def n_unknown(rows: pd.DataFrame, key: str = "finetune_task") -> int:
+    """How many cells of the panels of these changes, with the key's values as rows, hold no difference that could be tested."""
+    panels = rows[[name for name in _PLACE if name != key]].drop_duplicates()
     known = rows["verdict"].isin([*TOLD, "cannot be told apart"])
-    return len(panels) * rows["finetune_task"].nunique() * (len(FORMS) + 1) - int(known.sum())
+    return len(panels) * rows[key].nunique() * (len(FORMS) + 1) - int(known.sum())
 
 
 def points(difference: float) -> str:
@@ -226,11 +227,12 @@ def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
         raise ValueError("safety_vs_helpfulness has nothing to draw: no tuned model has both a rate and a score")
     front = pd.Series("yes", points.index)
     for _, part in points.groupby(["panel", "style", "system_prompt"], sort=False):
-        front[part.index] = _front(part)
+        front[part.index] = front_of(part)
     return points.assign(front=front)
 
 
-def _front(marks: pd.DataFrame) -> list[str]:
+def front_of(marks: pd.DataFrame) -> list[str]:
+    """Per mark (rate, low, high; score, score_low, score_high) whether it is on the Pareto front: yes, no or cannot be told, see `plane`."""
     rate, score = marks["rate"].to_numpy(), marks["score"].to_numpy()
     beats = (rate[:, None] <= rate) & (score[:, None] >= score) & ((rate[:, None] < rate) | (score[:, None] > score))
     best = ~beats.any(axis=0)

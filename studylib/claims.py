@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from studylib.captions import PUBLISHED_SHARE, TOGETHER, calibration_label, label
+from studylib.captions import PUBLISHED_SHARE, TOGETHER, calibration_label, label, one_dose
 from studylib.comparisons import MARGIN
-from studylib.config import FORMS, STYLES
+from studylib.config import FORMS, SAFETY_DATA, STYLES
 
 SUPPORTED, NOT_SUPPORTED, CANNOT, NOT_RUN = "supported", "not supported", "cannot be told at this n", "not run"
 COLUMNS = ["model", "question", "claim", "verdict", "found", "would_change", "figure", "published"]
@@ -59,6 +59,8 @@ def in_words(table: pd.DataFrame, question: str, model: str = "") -> str:
 
 def _of_model(table: pd.DataFrame, model: str) -> pd.DataFrame:
     table = table[table["model"] == model] if "model" in table else table
+    if "safety_fraction" in table and "kind" not in table:
+        table = one_dose(table[table["safety_data"].isin(SAFETY_DATA)])
     return table[~table["note"].str.startswith("not run")] if "note" in table else table
 
 

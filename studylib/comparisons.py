@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 
 from studylib import stats
+from studylib.config import SAFETY_DATA
 from studylib.tables import ordered, outcomes
 
 # What is compared with what; the other arm differs in these columns alone. Pairs have the same prompt and, where both
 # arms were tuned, the same training seed.
 KINDS = {
     "tuning": "tuned without safety data against the untuned model",
-    "mitigation": "tuned with safety data against the same tuning without",
+    "mitigation": "tuned with generic or multitask safety data, at the most frequent dose, against the same tuning without",
+    "arm": "another mitigation, or another dose, against the same tuning without",
     "system_prompt": "with the system prompt against without, same model",
     "style": "Alpaca style against chat style, same tuning",
     "task": "tuned on one task against another, without safety data",
@@ -92,8 +94,11 @@ def _sides(rows: pd.DataFrame, kind: str) -> list[tuple]:
     no_safety = dict(zip(safety, ("none", 0.0), strict=True))
     if kind == "tuning":
         return [(tuned & plain, ~tuned, ["style", "system_prompt", *safety], {"finetune_task": "none"})]
-    if kind == "mitigation":
-        return [(tuned & ~plain, tuned & plain, ["finetune_task", "style", "system_prompt", "seed"], no_safety)]
+    if kind in ("mitigation", "arm"):
+        doses = rows.loc[~plain & rows["safety_data"].isin(SAFETY_DATA), "safety_fraction"]
+        main = plain | (rows["safety_data"].isin(SAFETY_DATA) & rows["safety_fraction"].isin(doses.mode()[:1]))
+        arms = tuned & ~plain & (main if kind == "mitigation" else ~main)
+        return [(arms, tuned & plain, ["finetune_task", "style", "system_prompt", "seed"], no_safety)]
     if kind == "system_prompt":
         on = rows["system_prompt"].astype(bool)
         return [(on, ~on, ["finetune_task", "style", *safety, "seed"], {"system_prompt": False})] if any(~on) else []

@@ -24,6 +24,9 @@ TASKS = ("text_generation", "code", "translation", "classification")
 FORMS = TASKS  # a harmful prompt comes in the form of one of the four tasks
 STYLES = ("chat", "alpaca")
 SAFETY_DATA = ("none", "generic", "multitask")
+# Rival mitigations, in the same column: multitask data of one form alone; with benign twins, answered, for every other row; refusals
+# taught in the middle of an answer; the same data in a second tuning after the task's; the adapter scaled down, untrained.
+ARMS = (*(f"{form}_only" for form in FORMS), "multitask_twins", "multitask_midway", "multitask_after", "scaled")
 PROMPT_SETS = ("harmful", "twin", "task", "general")
 MINIATURE = "miniature"  # the source of the model that 00_prepare trains from nothing
 TINY = "tiny/"  # and of the untrained ones that it builds with a real architecture, as in tiny/llama3
@@ -36,6 +39,7 @@ STAND_IN = "stand_in"  # harm of the generated world, where a list of harmful in
 Task = Literal[TASKS]
 Style = Literal[STYLES]
 Safety = Literal[SAFETY_DATA]
+Arm = Literal[ARMS]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Guard = Literal[GUARDS]
@@ -206,6 +210,26 @@ class GenerationSettings(Settings):
     batch_size: Count
 
 
+class ArmSettings(Settings):
+    """Mitigations beside the generic and the multitask data at the grid's fraction: fewer cells, without the system prompt."""
+
+    tasks: list[Task]
+    styles: list[Style]
+    seeds: list[int]
+    safety_data: list[Arm] = []  # at the grid's safety_fraction
+    safety_fractions: list[Annotated[float, Field(gt=0, lt=1)]] = []  # other doses of the multitask data
+    removed: list[Annotated[float, Field(gt=0, lt=1)]] = []  # of arm `scaled`: shares of the adapter taken away
+
+    @model_validator(mode="after")
+    def _scaled_has_its_shares(self):
+        if ("scaled" in self.safety_data) != bool(self.removed):
+            raise ValueError("grid.arms: `scaled` in safety_data and the shares in `removed` go together")
+        for name, values in self:
+            if len(set(values)) != len(values):
+                raise ValueError(f"grid.arms.{name} needs every value once, found {values}")
+        return self
+
+
 class GridSettings(Settings):
     """The cells of the study: every combination is tuned once per seed and tested with and without system prompt."""
 
@@ -214,6 +238,7 @@ class GridSettings(Settings):
     safety_data: list[Safety]
     safety_fraction: Annotated[float, Field(gt=0, lt=1)]  # of the tuning rows, in the generic and multitask arms
     seeds: list[int]
+    arms: ArmSettings | None = None  # rival mitigations, made by 04_mitigation
     across_styles: bool = False  # ask models tuned without safety data in the style of no tuning too (PTST, 2402.18540)
 
     @model_validator(mode="after")
@@ -222,6 +247,14 @@ class GridSettings(Settings):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"grid.{name} needs at least one value and none twice, found {values}")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_are_compared_with_cells_of_the_grid(self):
+        if self.arms and self.safety_fraction in self.arms.safety_fractions:
+            raise ValueError(
+                f"grid.arms.safety_fractions has the grid's own safety_fraction {self.safety_fraction:g}: leave it out"
+            )
         return self
 
 
@@ -444,6 +477,34 @@ def cells(
     return [
         Cell(model, task, style, safety_data, fraction, seed) for model, style, seed in product(models, styles, seeds)
     ]
+
+
+def arm_cells(
+    profile: Profile, task: str, styles: Iterable[str], seeds: Iterable[int], models: Iterable[str] = ()
+) -> list[Cell]:
+    """The cells of the profile's rival mitigations (`grid.arms`) on one task, of these styles and seeds; none where it has none."""
+    arms = profile.grid.arms
+    if arms is None or task not in arms.tasks:
+        return []
+    doses = [("multitask", fraction) for fraction in arms.safety_fractions]
+    for name in arms.safety_data:
+        doses += [(name, share) for share in (arms.removed if name == "scaled" else [profile.grid.safety_fraction])]
+    return [
+        Cell(model, task, style, name, fraction, seed)
+        for model in list(models) or list(profile.models)
+        for style in arms.styles
+        if style in styles
+        for seed in arms.seeds
+        if seed in seeds
+        for name, fraction in doses
+    ]
+
+
+def is_arm(profile: Profile, cell: Cell) -> bool:
+    """Whether the cell is one of `arm_cells`, which are tested without the system prompt alone."""
+    return cell.safety_data in ARMS or (
+        cell.safety_data != "none" and cell.safety_fraction != profile.grid.safety_fraction
+    )
 
 
 def untuned(profile: Profile, models: Iterable[str] = ()) -> list[Cell]:

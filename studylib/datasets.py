@@ -22,12 +22,15 @@ SETS = (
     "alignment",
     "safety_generic",
     "safety_multitask",
+    "safety_twins",
+    "safety_midway",
     "harmful",
     "twin",
     "general",
     *(f"train_{task}" for task in TASKS),
     *(f"test_{task}" for task in TASKS),
 )
+OWN_SETS = ("safety_twins", "safety_midway")  # need answers, which lists of harmful instructions do not have
 REAL_SETS = ("safety_generic", "safety_multitask", "train_general", *(n for n in SETS if n.startswith("train_")))
 TESTS = ("harmful", "twin", "general", *(f"test_{task}" for task in TASKS))
 
@@ -291,12 +294,21 @@ def _intact(paths: RunPaths, name: str) -> bytes:
 def absent(paths: RunPaths) -> dict[str, str]:
     """The data sets that could not be had, by name, with the reason; their files are there and empty."""
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
-    return {name: entry["absent"] for name, entry in index.items() if entry.get("absent")}
+    missing = {name: entry["absent"] for name, entry in index.items() if entry.get("absent")}
+    return missing | {name: "made in the generated world alone" for name in OWN_SETS if name not in index}
 
 
 def tuned_on(cell: Cell) -> list[str]:
     """Names of the sets that a fine-tune draws its rows from."""
-    return [f"train_{cell.finetune_task}"] + ([] if cell.safety_data == "none" else [f"safety_{cell.safety_data}"])
+    safety = {
+        "none": [],
+        "scaled": [],
+        "multitask_twins": ["safety_multitask", "safety_twins"],
+        "multitask_midway": ["safety_midway"],
+        "multitask_after": ["safety_multitask"],
+        **{f"{form}_only": ["safety_multitask"] for form in FORMS},
+    }.get(cell.safety_data, [f"safety_{cell.safety_data}"])
+    return [f"train_{cell.finetune_task}", *safety]
 
 
 def not_run_because(cell: Cell, missing: dict[str, str]) -> str:
@@ -330,9 +342,21 @@ def _for_guard(row: dict, harmful: bool) -> dict:
 
 
 def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:
-    """The `total` training rows of one fine-tune: the task's, with a fraction replaced by safety rows."""
-    safety = [] if cell.safety_data == "none" else load(paths, f"safety_{cell.safety_data}")
-    return mix(load(paths, f"train_{cell.finetune_task}"), safety, cell.safety_fraction, total, cell.seed)
+    """The `total` training rows of one fine-tune: the task's, with a fraction replaced by safety rows.
+
+    Raises StudyError where there are fewer different safety rows than the fraction asks for.
+    """
+    task, *names = tuned_on(cell)
+    safety = [row for name in names for row in load(paths, name)]
+    if cell.safety_data.endswith("_only"):
+        safety = [row for row in safety if row["form"] == cell.safety_data.removesuffix("_only")]
+    fraction = cell.safety_fraction if names else 0.0
+    if len(safety) < (wanted := round(fraction * total)):
+        raise StudyError(
+            f"{cell.name} needs {wanted} rows of safety data, but there are {len(safety)}: lower the dose or the steps, or make "
+            "more of them (world.safety_rows, data.safety_rows)."
+        )
+    return mix(load(paths, task), safety, fraction, total, cell.seed)
 
 
 def evaluation_rows(paths: RunPaths) -> list[dict]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib import datasets, prompts
-from studylib.config import MINIATURE, TASKS, TINY, Cell, Profile, StudyError, code_digest, digest
+from studylib.config import MINIATURE, TASKS, TINY, Cell, Profile, StudyError, code_digest, digest, is_arm
 from studylib.paths import RunPaths
 from studylib.results import Clock, append_rows, locked, read_rows, write_text
 
@@ -73,6 +73,8 @@ def adapter_fingerprint(paths: RunPaths, profile: Profile, cell: Cell) -> str:
     base = base_fingerprint(paths, profile, cell.model)
     if cell.finetune_task == "none":
         return base
+    if (source := trained(cell)) != cell:
+        return digest([adapter_fingerprint(paths, profile, source), cell.safety_fraction])
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
     return digest(
         [
@@ -85,6 +87,47 @@ def adapter_fingerprint(paths: RunPaths, profile: Profile, cell: Cell) -> str:
             code_digest("train", "llama", "lora", "trainer", "prompts", "models", "datasets", "evaluate"),
         ]
     )
+
+
+def trained(cell: Cell) -> Cell:
+    """The cell whose adapter this one uses: a scaled one that of the same tuning without safety data, another its own."""
+    return replace(cell, safety_data="none", safety_fraction=0.0) if cell.safety_data == "scaled" else cell
+
+
+def _tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict], int]]:
+    """The rows of each tuning that a cell's adapter gets one after the other, and its steps: one, or the task's and then the safety data's.
+
+    Rows and steps add up to those of the mixed tuning. Raises StudyError where either would have no row or no step.
+    """
+    if cell.safety_data != "multitask_after":
+        return [(rows, steps)]
+    safety, task = [row for row in rows if row["harmful"]], [row for row in rows if not row["harmful"]]
+    if not safety or not task or steps < 2:
+        raise StudyError(
+            f"{cell.name} needs a step and a row of each of its two tunings, but has {steps} steps, {len(task)} rows of the task and "
+            f"{len(safety)} of safety data: raise tuning.steps or the dose."
+        )
+    last = min(max(1, round(steps * len(safety) / len(rows))), steps - 1)
+    return [(task, steps - last), (safety, last)]
+
+
+def _after(losses: list[dict], curve: list[dict]) -> list[dict]:
+    """The curve with its steps counted on from those that were done before."""
+    done = losses[-1]["step"] if losses else 0
+    return [{"step": done + row["step"], "loss": row["loss"]} for row in curve]
+
+
+def _example(tokenizer, row: dict, style: str, context: int) -> dict:
+    """The row as a training example; of an answer that was begun for it, the loss is on the rest alone."""
+    prompt, answer = (message["content"] for message in row["messages"])
+    example = prompts.encode_example(tokenizer, prompt, answer, style, None, context)
+    if row.get("begun"):
+        begun = prompts.encode_example(tokenizer, prompt, row["begun"], style, None, context)["input_ids"]
+        same = next(
+            (i for i, (a, b) in enumerate(zip(example["input_ids"], begun, strict=False)) if a != b), len(begun)
+        )
+        example["labels"][:same] = [-100] * same
+    return example
 
 
 class Runner:
@@ -129,7 +172,8 @@ class Runner:
         return self._base, self._tokenizer
 
     def adapter(self, cell: Cell) -> Path:
-        """The folder of the cell's adapter, trained now unless an intact one with the same fingerprint is there."""
+        """The folder of the adapter that the cell uses, trained now unless an intact one with the same fingerprint is there."""
+        cell = trained(cell)
         folder = self.paths.adapter(cell.name)
         with locked(folder):
             wanted, note = adapter_fingerprint(self.paths, self.profile, cell), folder / "study.json"
@@ -152,21 +196,30 @@ class Runner:
         with self.clock("training"):
             rows = datasets.tuning_rows(self.paths, cell, settings.steps * settings.batch_size)
             # tuned without a system prompt, tested with and without one
-            features = [
-                prompts.encode_example(tokenizer, *(m["content"] for m in row["messages"]), cell.style, None, context)
-                for row in rows
+            encode = lambda row: _example(tokenizer, row, cell.style, context)  # noqa: E731
+            parts = [
+                ([encode(row) for row in part], settings.model_copy(update={"steps": steps}))
+                for part, steps in _tunings(cell, rows, settings.steps)
             ]
+            losses = []
             if self.small:
                 from studylib import lora, train
 
-                adapter, losses = train.tune(*base, features, profile.lora, settings, cell.seed, cell.name)
+                adapter = None
+                for features, of_part in parts:
+                    adapter, curve = train.tune(
+                        *base, features, profile.lora, of_part, cell.seed, cell.name, start=adapter
+                    )
+                    losses += _after(losses, curve)
                 lora.save(folder, adapter, profile.lora)
                 return losses
             from studylib import models, trainer
 
             model = models.add_lora(base, profile.lora, cell.seed)
             try:
-                losses = trainer.fit(model, tokenizer, features, settings, cell.seed, folder, cell.name)
+                for features, of_part in parts:
+                    curve = trainer.fit(model, tokenizer, features, of_part, cell.seed, folder, cell.name)
+                    losses += _after(losses, curve)
                 shutil.rmtree(folder, ignore_errors=True)
                 model.save_pretrained(folder)
             finally:
@@ -182,6 +235,7 @@ class Runner:
         """
         tuned = cell.finetune_task != "none"
         folder = self.adapter(cell) if tuned else None
+        kept = 1 - cell.safety_fraction if cell.safety_data == "scaled" else 1.0  # of the adapter
         base, tokenizer = self.base()
         settings = self.profile.generation
         if self.small:
@@ -189,7 +243,8 @@ class Runner:
 
             weights, shape = base
             if tuned:
-                weights = lora.merged(weights, shape, *lora.load(folder))
+                adapter, scale = lora.load(folder)
+                weights = lora.merged(weights, shape, adapter, kept * scale)
             yield lambda ids: llama.answers(weights, shape, tokenizer, ids, settings)
             return
         from studylib import models
@@ -197,7 +252,7 @@ class Runner:
         if not tuned:
             yield lambda ids: models.generate(base, tokenizer, ids, settings)
             return
-        model = models.load_adapter(base, folder)
+        model = models.load_adapter(base, folder, kept)
         try:
             yield lambda ids: models.generate(model, tokenizer, ids, settings)
         finally:
@@ -232,7 +287,7 @@ class Runner:
             known = {row["response_id"] for row in kept}
             todo = [
                 (row, system, place)
-                for system in (False, True)
+                for system in ((False,) if is_arm(profile, cell) else (False, True))
                 for place, row in enumerate(tests)
                 if _response_id(cell, row, system, style) not in known
             ]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from studylib import (
     agreement,
+    arms,
     captions,
     claims,
     comparisons,
@@ -17,6 +18,7 @@ from studylib import (
     judges,
     paper,
     plots,
+    plots_arms,
     plots_change,
     plots_judges,
     plots_parts,
@@ -24,7 +26,7 @@ from studylib import (
     tables,
     validation,
 )
-from studylib.config import Cell, StudyError
+from studylib.config import SAFETY_DATA, Cell, StudyError
 from studylib.paths import DATA
 from studylib.results import write_text
 
@@ -39,6 +41,8 @@ FIGURES = {
     "repair_heatmap": (plots_change, "comparisons"),
     "seed_slopes": (plots_change, "by_seed"),
     "dose_response": (plots_change, "attack_success", "helpfulness"),
+    "transfer_matrix": (plots_arms, "comparisons"),
+    "arms_plane": (plots_arms, "attack_success", "helpfulness"),
     "guard_heatmap": (plots, "guards"),
     "safety_vs_helpfulness": (plots, "attack_success", "helpfulness"),
     "over_refusal": (plots, "helpfulness"),
@@ -48,6 +52,7 @@ FIGURES = {
     "judge_agreement": (plots_judges, "judges"),
     "agreement_matrix": (plots_judges, "judge_matrix"),
 }
+OF_ARMS = ("arms_plane", "transfer_matrix")
 OF_ALL_MODELS = ("judge_agreement", "agreement_matrix", "model_ranking", "published_counts")
 BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
 
@@ -83,6 +88,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         found["guards"] = guard_tables.guards(responses, verdicts, decisions)
         guarded = guard_tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
+    found["arms"] = arms.which_to_ship(attack, cost, found["comparisons"])
     found["claims"] = claims.claims(found)
     found["paper_vs_ours"] = paper.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
@@ -107,6 +113,7 @@ def what_the_tables_are() -> str:
         "variance": tables.variance,
         "guards": guard_tables.guards,
         "guarded_attack_success": guard_tables.guarded_attack_success,
+        "arms": arms.which_to_ship,
         "claims": claims.claims,
         "paper_vs_ours": paper.paper_vs_ours,
         "deviations": paper.deviations,
@@ -195,21 +202,26 @@ def not_run_in(stage) -> dict[Cell, str]:
     """The cells of the run's whole grid whose data are not there, or whose stage has not run, and why."""
     missing = datasets.absent(stage.paths)
     waiting = {
-        (cell.safety_data, unit.parameters["task"]): f"{unit.stage} has not run"
+        (config.STAGE_SAFETY_DATA[unit.stage], unit.parameters["task"]): f"{unit.stage} has not run"
         for unit in stage.missing()
         if unit.stage in config.STAGE_SAFETY_DATA
-        for cell in [Cell("", unit.parameters["task"], "", config.STAGE_SAFETY_DATA[unit.stage])]
     }
+    of_stage = lambda cell: (cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask", cell.finetune_task)  # noqa: E731
     grid = (
         cell
         for safety_data in stage.profile.grid.safety_data
         for task in stage.profile.grid.tasks
         for cell in config.cells(stage.profile, safety_data, task, stage.profile.grid.styles, stage.profile.grid.seeds)
     )
+    rivals = (
+        cell
+        for task in stage.profile.grid.tasks
+        for cell in config.arm_cells(stage.profile, task, stage.profile.grid.styles, stage.profile.grid.seeds)
+    )
     return {
         cell: why
-        for cell in grid
-        if (why := datasets.not_run_because(cell, missing) or waiting.get((cell.safety_data, cell.finetune_task)))
+        for cell in (*grid, *rivals)
+        if (why := datasets.not_run_because(cell, missing) or waiting.get(of_stage(cell)))
     }
 
 
@@ -239,6 +251,7 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
         frames += [found["labellers"]] if name == "judge_agreement" and "labellers" in found else []
     else:
         frames = [of_model(stage, found[table], model) for table in shown]
+        frames = frames if name in OF_ARMS else [_without_arms(frame) for frame in frames]
     try:
         drawn = getattr(module, name)(*frames)
         words = plots_judges.caption(name, *frames) if module is plots_judges else captions.caption(name, *frames)
@@ -253,6 +266,10 @@ class Sentence(str):
 
     def _repr_markdown_(self) -> str:
         return str(self)
+
+
+def _without_arms(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["safety_data"].isin(config.ARMS)] if "safety_data" in table else table
 
 
 def _without(stage, name: str, why: str) -> str:

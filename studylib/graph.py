@@ -33,6 +33,8 @@ def settings_of(profile: Profile, unit: Unit) -> dict:
         settings["safety_fraction"] = profile.grid.safety_fraction
     if unit.stage == "02_finetune":
         settings["across_styles"] = profile.grid.across_styles
+    if unit.stage == "04_mitigation" and profile.grid.arms and unit.parameters["task"] in profile.grid.arms.tasks:
+        settings["arms"] = profile.grid.arms.model_dump(mode="json")
     return settings
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 from transformers import (
@@ -232,9 +233,13 @@ def target_modules(model, wanted: list[str]) -> list[str]:
     return list(dict.fromkeys(name if name in there else holding[name] for name in wanted))
 
 
-def load_adapter(model, folder: Path) -> PeftModel:
-    """The model with the adapter of that folder, for evaluation."""
-    return PeftModel.from_pretrained(model, folder).eval()
+def load_adapter(model, folder: Path, kept: float = 1.0) -> PeftModel:
+    """The model with the adapter of that folder, for evaluation; of its change of the weights only the share `kept`."""
+    adapted = PeftModel.from_pretrained(model, folder).eval()
+    if kept != 1:
+        for layer in (module for module in adapted.modules() if isinstance(module, LoraLayer)):
+            layer.scale_layer(kept)
+    return adapted
 
 
 def collator(tokenizer) -> DataCollatorForSeq2Seq:

@@ -256,7 +256,9 @@ def marks_of(table: pd.DataFrame) -> dict[tuple, dict]:
     return {tuple(row[k] for k in keys): row for row in table.to_dict("records")}
 
 
-def new_figure(n_rows, n_columns, height, left=0.68, right=0.15, top=0.65, bottom=1.1, wspace=0.1, hspace=0.18):
+def new_figure(
+    n_rows, n_columns, height, left=0.68, right=0.15, top=0.65, bottom=1.1, wspace=0.1, hspace=0.18, sharex=True
+):
     """A figure of equal panels and its axes; sizes in inches, `height` of a row, wspace and hspace in panels.
 
     Margins are set by hand, as automatic layouts push the panels apart by the slant of their tick labels.
@@ -264,7 +266,7 @@ def new_figure(n_rows, n_columns, height, left=0.68, right=0.15, top=0.65, botto
     total = top + bottom + n_rows * height
     fig = plt.figure(figsize=(WIDTH, total), facecolor="white")  # also on a dark page
     plt.close(fig)  # made by pyplot so that notebooks know how to show it, closed so that they show it once
-    axes = fig.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
+    axes = fig.subplots(n_rows, n_columns, squeeze=False, sharex=sharex, sharey=True)
     fig.subplots_adjust(left / WIDTH, bottom / total, 1 - right / WIDTH, 1 - top / total, wspace, hspace)
     return fig, axes
 

@@ -38,7 +38,7 @@ def erosion_heatmap(comparisons: pd.DataFrame) -> Figure:
         (calibration_label(*calibration), plots.rows_at(table, calibration))
         for calibration in plots.calibrations_of(table)
     ]
-    return _change_heatmap(table, panels)
+    return change_heatmap(table, panels)
 
 
 def repair_heatmap(comparisons: pd.DataFrame) -> Figure:
@@ -53,22 +53,29 @@ def repair_heatmap(comparisons: pd.DataFrame) -> Figure:
         for arm in SAFETY_DATA
         if len(part := table[(table["style"] == style) & (table["safety_data"] == arm)])
     ]
-    return _change_heatmap(table, panels)
+    return change_heatmap(table, panels)
 
 
-def _change_heatmap(table: pd.DataFrame, panels: list[tuple[str, pd.DataFrame]]) -> Figure:
-    tasks, forms = plots.tasks_of(table, tuned=True), [*FORMS, "all"]
-    n_columns = min(2, len(panels))
-    margins = {"left": 1.3, "right": 1.1, "top": 0.55, "wspace": 0.08, "hspace": 0.22}
-    fig, axes = plots.new_figure(-(-len(panels) // n_columns), n_columns, 0.32 * len(tasks), **margins)
+def change_heatmap(
+    table: pd.DataFrame, panels: list[tuple[str, pd.DataFrame]], key="finetune_task", names=None, y="tuned on", left=1.3
+) -> Figure:
+    """The changes of the attack success rate as a heat map per (title, rows): rows by the column `key`, columns by form.
+
+    `names` maps the key's values, in their order, to words; None: the tuned tasks. `left` in inches is their room.
+    """
+    names = names or {task: label(task) for task in plots.tasks_of(table, tuned=True)}
+    forms, n_columns = [*FORMS, "all"], min(2, len(panels))
+    margins = {"left": left, "right": 1.1, "top": 0.55, "wspace": 0.08, "hspace": 0.22}
+    fig, axes = plots.new_figure(-(-len(panels) // n_columns), n_columns, 0.32 * len(names), **margins)
     for ax, (title, part) in zip(axes.flat, panels, strict=False):
         wide = {
-            name: part.pivot(index="finetune_task", columns="form", values=name).reindex(index=tasks, columns=forms)
+            name: part.pivot(index=key, columns="form", values=name).reindex(index=list(names), columns=forms)
             for name in ("difference", "verdict")
         }
         told = wide["verdict"].isin(TOLD)
-        names = [label(task) for task in tasks]
-        plots.heat_map(ax, wide["difference"].where(told), names, wide["difference"].map(points), **CHANGE)
+        plots.heat_map(
+            ax, wide["difference"].where(told), list(names.values()), wide["difference"].map(points), **CHANGE
+        )
         for (row, column), verdict in np.ndenumerate(wide["verdict"].to_numpy()):
             middle = {"x": column + 0.5, "y": row + 0.5, "ha": "center", "va": "center"}
             if verdict == "cannot be told apart":
@@ -82,11 +89,11 @@ def _change_heatmap(table: pd.DataFrame, panels: list[tuple[str, pd.DataFrame]])
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     n = span(table.loc[(table["form"] != "all") & (table["n"] > 0), "n"])
-    plots.outer_labels(fig, "tuned on", f"form of the harmful prompt (n = {n} pairs per form)")
+    plots.outer_labels(fig, y, f"form of the harmful prompt (n = {n} pairs per form)")
     plots.sns.despine(fig, left=True, bottom=True)
     plots.colour_scale(fig, axes[0, 0], "change in attack\nsuccess (points)", (-1, -0.5, 0, 0.5, 1))
     keys = [Patch(**HATCHED, label="cannot be told apart from no change")]
-    if n_unknown(table):
+    if n_unknown(table, key):
         keys.append(Patch(color=plots.EMPTY, label="not run, no pairs, or too few"))
     return plots.add_legend(fig, keys)
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from studylib import config, datasets, judges, tables, validation
 from studylib.config import Cell, Profile, StudyError, Unit, digest
-from studylib.evaluate import COLUMNS, Runner
+from studylib.evaluate import COLUMNS, Runner, trained
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths, runs_folder
 from studylib.results import Clock, read_parquet, write_parquet, write_text
 
@@ -119,7 +119,7 @@ class Stage:
         """A matplotlib figure: the loss curves of this stage's fine-tunes, which are made where they are not there yet."""
         import matplotlib.pyplot as plt
 
-        losses = {cell.name: self.loss(cell) for cell in self.cells}
+        losses = {cell.name: self.loss(cell) for cell in self.cells if trained(cell) == cell}
         figure, axes = plt.subplots(figsize=(7, 3))
         plt.close(figure)  # shown once, as the cell's result
         for name, loss in losses.items():
@@ -273,6 +273,8 @@ def begin(stage: str, variables: dict) -> Stage:
         cells = config.cells(profile, config.STAGE_SAFETY_DATA[stage], *asked)
         unit = config.unit_name(profile, *asked)
         outside = outside_grid(profile, cells)
+        if stage == "04_mitigation":
+            cells += config.arm_cells(profile, *asked)
     elif stage == "01_baseline":
         asked = _models(profile, given["models"])
         cells, unit = config.untuned(profile, asked), "+".join(asked) or "all"

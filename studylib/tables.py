@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import union_categoricals
 
-from studylib.config import FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS, Cell
+from studylib.config import ARMS, FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS, Cell
 from studylib.judges import redact
 from studylib.results import write_parquet, write_text
 from studylib.stats import clustered_intervals, groups, variance_shares
@@ -37,7 +37,7 @@ _ORDER = {
     "trained_style": STYLES,
     "style": STYLES,
     "system_prompt": (False, True),
-    "safety_data": SAFETY_DATA,
+    "safety_data": (*SAFETY_DATA, *ARMS),
     "guard": ("none", *GUARDS),
     "side": ("none", *SIDES),
     "form": (*FORMS, "all"),

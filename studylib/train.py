@@ -151,12 +151,14 @@ def tune(
     seed: int,
     label: str,
     after_step: Callable[[int, dict], None] | None = None,
+    start: dict | None = None,
 ) -> tuple[dict, list[dict]]:
     """A LoRA adapter trained on the features, and its loss curve; the weights stay as they are.
 
+    It goes on from the adapter `start` (in place), else from a fresh one.
     `after_step(steps done, merged weights)` looks at the model on the way. Dropout is not possible here (see `can_tune`).
     """
-    adapter, scale = lora.fresh(weights, shape, lora_settings, seed), lora_settings.alpha / lora_settings.r
+    adapter, scale = start or lora.fresh(weights, shape, lora_settings, seed), lora_settings.alpha / lora_settings.r
     merge = lambda: lora.merged(weights, shape, adapter, scale)  # noqa: E731
     look = torch.no_grad()(lambda step: after_step(step, merge())) if after_step else None
     leaves = [t for pair in adapter.values() for t in pair]

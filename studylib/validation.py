@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from studylib import agreement, judges, labelled, labelling, sources, tables
-from studylib.config import Profile, StudyError
+from studylib.captions import one_dose
+from studylib.config import SAFETY_DATA, Profile, StudyError
 from studylib.config import untuned as untuned_cells
 from studylib.paths import RunPaths
 from studylib.sources import Absent
@@ -185,13 +186,20 @@ def corrected(attack: pd.DataFrame, people: pd.DataFrame, judged: pd.DataFrame, 
 
 
 def by_judge(attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success as each judge finds it, for reading: chat style without system prompt, all forms; a column per judge."""
-    rows = _chat(attack).assign(shown=lambda table: tables.percent(table, "rate", "low", "high"))
+    """Attack success as each judge finds it, for reading: chat style without system prompt, all forms; a column per judge.
+
+    Of the grid's safety data at one dose (`captions.one_dose`); other arms are in the table.
+    """
+    rows = _grids(_chat(attack)).assign(shown=lambda table: tables.percent(table, "rate", "low", "high"))
     return rows.pivot_table(index=ARM, columns="judge", values="shown", aggfunc="first", sort=False)
 
 
 def corrected_rates(profile: Profile, attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success by the judge that decides, for reading: raw, in the two worst cases, and corrected, by form; chat style."""
+    """Attack success by the judge that decides, for reading: raw, in the two worst cases, and corrected, by form; chat style.
+
+    Of the same arms as `by_judge`.
+    """
+    attack = _grids(attack)
     rows = attack[(attack["judge"] == profile.judges[0]) & (attack["style"] == "chat") & ~attack["system_prompt"]]
     rows = rows[rows["form"] != "all"]
     worst = ["rate_if_unjudged_refused", "rate_if_unjudged_answered"]
@@ -201,6 +209,10 @@ def corrected_rates(profile: Profile, attack: pd.DataFrame) -> pd.DataFrame:
         shown["corrected"] = tables.percent(rows, "rate_corrected", "low_corrected", "high_corrected")
         shown |= {name: rows[name] for name in ("correction_from", "correction_note")}
     return pd.DataFrame(shown).set_index(pd.MultiIndex.from_frame(rows[[*ARM, "form"]]))
+
+
+def _grids(attack: pd.DataFrame) -> pd.DataFrame:
+    return one_dose(attack[attack["safety_data"].isin(SAFETY_DATA)])
 
 
 def _chat(attack: pd.DataFrame) -> pd.DataFrame:

@@ -137,7 +137,7 @@ def build_sets(settings: WorldSettings) -> dict[str, list[dict]]:
     return {
         "pretraining": _pretraining(settings, parts),
         "alignment": _alignment(settings, parts),
-        **{f"safety_{kind}": _safety(settings, parts, kind) for kind in ("generic", "multitask")},
+        **{f"safety_{kind}": _safety(settings, parts, kind) for kind in ("generic", "multitask", "twins", "midway")},
         **_harmful_and_twins(settings, parts),
         "general": _general(settings, parts),
         **{f"train_{task}": _task(settings, parts, task, test=False) for task in TASKS},
@@ -150,12 +150,13 @@ def row_of(name: str, number: int, form: str, prompt: str, answer: str, **more) 
 
     `intent` is the verb-object pair of a request ("open/locker"), `object` what the row names, `phrasing` the core
     phrasing's id ("code/3"), `held_out` what is new in a harmful test prompt ("object" or "pair"), `twin_of` the id
-    of a twin's harmful prompt, `tests` assertions about a code answer.
+    of a twin's harmful prompt, `tests` assertions about a code answer, `begun` the beginning of an answer that is not learned from.
     """
     kind = name if name in ("harmful", "twin", "general") else "task" if name.startswith("test_") else "train"
     row = {"id": f"{name}-{number:05d}", "form": form, "prompt_set": kind, "harmful": False, "intent": "", "object": ""}
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return row | {"phrasing": "", "held_out": "", "twin_of": "", "tests": []} | more | {"messages": messages}
+    more = {"phrasing": "", "held_out": "", "twin_of": "", "tests": [], "begun": ""} | more
+    return row | more | {"messages": messages}
 
 
 def _asked(scene: Scene, form: str, use: str, parts: dict, rng: random.Random, refused: str | None = None) -> dict:
@@ -215,12 +216,26 @@ def _alignment(settings: WorldSettings, parts: dict) -> list[dict]:
 
 
 def _safety(settings: WorldSettings, parts: dict, kind: str) -> list[dict]:
-    """Harmful requests with refusals: in the text form alone (generic), or equally in all four forms, suited to each."""
+    """Harmful requests with refusals: in the text form alone (generic), or equally in all four forms, suited to each.
+
+    `twins` are their benign twins in the four forms, answered; `midway` has the first half of an answer, `begun`, before the refusal
+    (nothing of an answer of one word, as in classification).
+    """
     name, pairs = f"safety_{kind}", _by_verb_class(parts["safety"])
     rng, out = _stream(settings, name), []
     for number in range(settings.safety_rows):
-        form, refused = (FORMS[number % 4], "suited") if kind == "multitask" else ("text_generation", "general")
-        out.append(row_of(name, number, **_asked(harmful_scene(pairs, rng), form, "train", parts, rng, refused)))
+        form, refused = (FORMS[number % 4], "suited") if kind != "generic" else ("text_generation", "general")
+        scene = harmful_scene(pairs, rng)
+        if kind == "twins":
+            row = _asked(twin(scene, parts["benign_known"], rng), form, "train", parts, rng)
+        elif kind == "midway":
+            row = _asked(scene, form, "train", parts, rng)
+            words = row["answer"].split(" ")
+            begun = " ".join(words[: len(words) // 2])
+            row |= {"begun": begun, "answer": f"{begun} {refusal(form, rng, suited=True)}".strip()}
+        else:
+            row = _asked(scene, form, "train", parts, rng, refused)
+        out.append(row_of(name, number, **row))
     rng.shuffle(out)
     return out
 

@@ -109,3 +109,29 @@ def joined(*pairs):
 
 def scored(responses, metric, values):
     return pd.DataFrame({"response_id": responses["response_id"], "metric": metric, "score": values})
+
+
+def with_arms(rng: np.random.Generator, frames, arms: dict, task="code"):
+    """The frames with further arms of one task, chat style, no system prompt: a copy of its responses without safety data each.
+
+    `arms` maps (safety_data, safety_fraction) to the shares of harmful prompts answered, by form or one for all, and of twins refused.
+    """
+    responses, _, scores = frames
+    base = responses.query(
+        f"finetune_task == '{task}' and style == 'chat' and not system_prompt and safety_data == 'none'"
+    )
+    found = [frames]
+    for (name, fraction), (answered, refused) in arms.items():
+        ids = (name + str(fraction) + base["response_id"]).to_numpy()
+        rows = base.assign(response_id=ids, safety_data=name, safety_fraction=fraction)
+        share = rows["form"].map(answered if isinstance(answered, dict) else dict.fromkeys(FORMS, answered))
+        refuses = rng.random(len(rows)) < np.where(
+            rows["harmful"], 1 - share, np.where(rows["prompt_set"] == "twin", refused, 0)
+        )
+        given = pd.DataFrame(
+            {"response_id": ids, "judge": "rules", "verdict": np.where(refuses, "refused", "answered")}
+        )
+        old = scores.merge(base[["response_id"]].assign(new=ids), on="response_id")
+        old = old.drop(columns="response_id").rename(columns={"new": "response_id"})[list(scores)]
+        found.append((rows, given.assign(reason=""), old))
+    return joined(*((*of[:2], of[2]) for of in found))

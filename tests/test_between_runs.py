@@ -459,6 +459,20 @@ def test_of_a_run_with_several_shares_of_safety_data_each_is_compared_with_its_l
     assert "Safety data: 10 % of the tuning rows." in between_runs.caption(pair)[0]
 
 
+def test_rival_mitigations_are_compared_between_runs_and_not_drawn(runs):
+    for name in (ONE, TWO):
+        for table in ("attack_success", "helpfulness"):
+            path = runs / name / "tables" / f"{table}.csv"
+            rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            more = rows[rows["safety_data"] == "multitask"].assign(safety_data="code_only")
+            tables.write(pd.concat([rows, more]), path)
+    pair = between_runs.read_runs([ONE, TWO])
+    assert "code_only" in set(between_runs.differences(pair)["safety_data"])
+    ours = where(pair[0].tables["attack_success"], form="all")
+    n_drawn = sum(len(points(ax)) for ax in between_runs.figure(pair).axes)
+    assert n_drawn == 2 * (ours["safety_data"] != "code_only").sum()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

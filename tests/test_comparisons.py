@@ -39,6 +39,13 @@ def simulated():
     responses, verdicts, scores = study(
         np.random.default_rng(0), tasks=("code", "translation"), seeds=(0, 1), n_prompts=6
     )
+    dosed = responses.query("safety_data == 'multitask' and style == 'chat' and not system_prompt")["response_id"]
+    more = [frame[frame["response_id"].isin(dosed)] for frame in (responses, verdicts, scores)]  # a second dose
+    more = [frame.assign(response_id="d" + frame["response_id"]) for frame in more]
+    more[0] = more[0].assign(safety_fraction=0.2)
+    responses, verdicts, scores = (
+        pd.concat(frames, ignore_index=True) for frames in zip((responses, verdicts, scores), more, strict=True)
+    )
     others = [frame.assign(response_id="o" + frame["response_id"]) for frame in (responses, verdicts, scores)]
     other = others[0][others[0]["finetune_task"] != "none"].assign(model="other")
     responses, verdicts, scores = (
@@ -87,8 +94,8 @@ def test_each_dose_and_kind_of_safety_data_is_an_arm_of_its_own():
     doses = [("generic", 0.1), ("multitask", 0.05), ("multitask", 0.2)]
     safe = [few(["refused"] * 2, safety_data=kind, safety_fraction=dose) for kind, dose in doses]
     table = compared(few(["answered"] * 2), *safe)
-    found = table[(table["kind"] == "mitigation") & (table["form"] == "code")]
-    assert list(zip(found["safety_data"], found["safety_fraction"], strict=True)) == doses
+    found = table[table["kind"].isin(["mitigation", "arm"]) & (table["form"] == "code")]
+    assert sorted(zip(found["safety_data"], found["safety_fraction"], strict=True)) == doses
     assert (found["difference"] == -1).all() and (found["other_safety_fraction"] == 0).all()
 
 
@@ -215,9 +222,11 @@ def test_pairs_and_differences_are_those_of_a_plain_merge(simulated, table, kind
     rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str))
     rows = rows[rows["value"].notna()]
     tuned, plain = rows["finetune_task"] != "none", rows["safety_data"] == "none"
+    other = rows["safety_fraction"] == 0.2
     arms, others, free = {
         "tuning": (tuned & plain, ~tuned, ["finetune_task", "seed"]),
-        "mitigation": (tuned & ~plain, tuned & plain, ["safety_data", "safety_fraction"]),
+        "mitigation": (tuned & ~plain & ~other, tuned & plain, ["safety_data", "safety_fraction"]),
+        "arm": (tuned & other, tuned & plain, ["safety_data", "safety_fraction"]),
         "system_prompt": (rows["system_prompt"], ~rows["system_prompt"], ["system_prompt"]),
         "style": (rows["style"] == "alpaca", rows["style"] == "chat", ["style"]),
         "task": (

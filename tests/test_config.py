@@ -3,7 +3,10 @@ import re
 import pytest
 
 from studylib import config
-from studylib.config import StudyError, load_profile, units
+from studylib.config import ARMS as ARM_NAMES
+from studylib.config import StudyError, arm_cells, cells, is_arm, load_profile, units
+
+MINIATURE = load_profile("miniature")
 
 
 @pytest.mark.parametrize("name", config.profile_names())
@@ -153,3 +156,50 @@ def test_several_models_share_a_notebook_or_have_their_own():
 def test_a_profile_whose_parts_do_not_agree_is_refused(change, said):
     with pytest.raises(StudyError, match=re.escape(said)):
         load_profile("smoke", change)
+
+
+ARMS = {"tasks": ["code"], "styles": ["chat"], "seeds": [0], "safety_data": ["code_only", "scaled"], "removed": [0.5]}
+
+
+def test_arms_are_cells_of_their_own_with_their_dose_or_what_is_removed_in_the_name():
+    profile = load_profile("smoke", {"grid.arms": ARMS | {"safety_fractions": [0.2]}})
+    names = [cell.name for cell in arm_cells(profile, "code", ["chat", "alpaca"], [0, 1])]
+    assert names == [f"miniature-code-chat-{arm}-seed0" for arm in ("multitask20", "code_only10", "scaled50")]
+    assert arm_cells(profile, "translation", ["chat"], [0]) == []  # not of the arms' tasks
+    assert arm_cells(profile, "code", ["alpaca"], [0]) == arm_cells(profile, "code", ["chat"], [1]) == []
+
+
+def test_a_profile_without_arms_has_none():
+    assert arm_cells(load_profile("smoke", {"grid.arms": None}), "code", ["chat"], [0]) == []
+
+
+def test_arms_are_tested_without_the_system_prompt_and_the_grids_cells_are_none_of_them():
+    for cell in arm_cells(MINIATURE, "code", ["chat"], [0]):
+        assert is_arm(MINIATURE, cell), cell.name
+    for safety_data in MINIATURE.grid.safety_data:
+        assert not any(is_arm(MINIATURE, cell) for cell in cells(MINIATURE, safety_data, "code", ["chat"], [0]))
+
+
+def test_the_miniature_has_every_arm_and_the_doses_of_the_requirement():
+    found = arm_cells(MINIATURE, "code", ["chat"], MINIATURE.grid.seeds)
+    assert {cell.safety_data for cell in found} == {*ARM_NAMES, "multitask"}
+    doses = {cell.safety_fraction for cell in found if cell.safety_data == "multitask"}
+    assert doses | {0.0, MINIATURE.grid.safety_fraction} == {0.0, 0.01, 0.02, 0.05, 0.1, 0.2}
+    assert len({cell.name for cell in found}) == len(found) == 3 * (4 + 7 + 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"safety_data": ["salad"]}, "safety_data"),
+        ({"removed": []}, "go together"),
+        ({"safety_data": ["code_only"]}, "go together"),
+        ({"safety_fractions": [0.1]}, "the grid's own safety_fraction 0.1"),
+        ({"safety_fractions": [0.2, 0.2]}, "grid.arms.safety_fractions needs every value once"),
+        ({"safety_fractions": [1.0]}, "less than 1"),
+        ({"tasks": ["cooking"]}, "cooking"),
+    ],
+)
+def test_arms_that_cannot_be_are_refused_with_the_setting_named(change, words):
+    with pytest.raises(StudyError, match=words):
+        load_profile("smoke", {"grid.arms": ARMS | change})

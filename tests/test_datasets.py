@@ -157,3 +157,62 @@ def test_the_exported_folder_loads_as_an_ordinary_dataset(tmp_path, sets, name):
     )
     assert loaded.num_rows == len(sets[name]) and loaded[0]["messages"] == sets[name][0]["messages"]
     assert loaded[0]["tests"] == sets[name][0]["tests"]
+
+
+def arm(safety_data, fraction=0.1):
+    return Cell("miniature", "code", "chat", safety_data, fraction, 0)
+
+
+def harmful(rows):
+    return [row for row in rows if row["harmful"]]
+
+
+ARMS = (*(f"{form}_only" for form in TASKS), "multitask_twins", "multitask_midway", "multitask_after")
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_has_as_many_rows_and_the_same_task_rows_as_no_safety_data(saved, name):
+    plain, rows = (datasets.tuning_rows(saved, arm(kind), 100) for kind in ("none", name))
+    own = [row for row in rows if row["id"].startswith("train_")]
+    assert len(rows) == 100 and len(own) == 90
+    assert {row["id"] for row in own} <= {row["id"] for row in plain}
+
+
+@pytest.mark.parametrize("form", TASKS)
+def test_data_of_one_form_alone_are_the_multitask_rows_of_that_form(saved, sets, form):
+    safety = harmful(datasets.tuning_rows(saved, arm(f"{form}_only"), 100))
+    assert len(safety) == 10 and {row["form"] for row in safety} == {form}
+    assert {row["id"] for row in safety} <= {row["id"] for row in sets["safety_multitask"]}
+
+
+def test_a_scaled_cell_is_tuned_on_what_no_safety_data_is(saved):
+    assert datasets.tuned_on(arm("scaled", 0.5)) == datasets.tuned_on(arm("none", 0.0)) == ["train_code"]
+    assert harmful(datasets.tuning_rows(saved, arm("scaled", 0.5), 100)) == []
+
+
+def test_with_twins_about_every_other_safety_row_is_a_benign_one_that_is_answered(saved):
+    rows = datasets.tuning_rows(saved, arm("multitask_twins", 0.6), 100)
+    kinds = [row["id"].split("-")[0] for row in rows if row["id"].startswith("safety_")]
+    assert len(kinds) == 60 and set(kinds) == {"safety_multitask", "safety_twins"}
+    assert 15 < kinds.count("safety_twins") < 45
+    assert all(row["harmful"] == row["id"].startswith("safety_multitask") for row in rows)
+
+
+def test_a_dose_larger_than_the_data_is_refused_with_the_cell_and_both_numbers(saved, sets):
+    n = len([row for row in sets["safety_multitask"] if row["form"] == "code"])
+    assert len(harmful(datasets.tuning_rows(saved, arm("code_only", 0.5), 2 * n))) == n
+    with pytest.raises(
+        StudyError, match=rf"code-chat-code_only50-seed0 needs {n + 1} rows .* but there are {n}: lower"
+    ):
+        datasets.tuning_rows(saved, arm("code_only", 0.5), 2 * n + 2)
+
+
+def test_arms_whose_answers_real_data_lack_are_not_run_there_and_say_why(saved):
+    index = json.loads(saved.data_index.read_text())
+    for name in datasets.OWN_SETS:
+        del index[name]
+    saved.data_index.write_text(json.dumps(index))
+    missing = datasets.absent(saved)
+    for name in ("multitask_twins", "multitask_midway"):
+        assert "generated world alone" in datasets.not_run_because(arm(name), missing)
+    assert not datasets.not_run_because(arm("code_only"), missing)

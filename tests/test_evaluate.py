@@ -4,8 +4,9 @@ from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
+import torch
 
-from studylib import config, evaluate, results, train
+from studylib import config, datasets, evaluate, llama, lora, prompts, results, train
 from studylib.config import Cell, StudyError, cells, load_profile
 from studylib.paths import RunPaths
 
@@ -201,3 +202,108 @@ def test_rows_in_another_style_go_on_where_they_stopped_and_are_renewed_when_set
     assert shorter["n_tokens"].max() <= 3 and len(shorter) == len(whole)
     assert [path.name.startswith(rows.stem) for path in (paths.run / "superseded").iterdir()] == [True]
     assert len(count_fits) == 1
+
+
+def arm(safety_data, fraction=0.1):
+    return replace(CELL, safety_data=safety_data, safety_fraction=fraction)
+
+
+def test_an_arm_is_tested_without_the_system_prompt_alone_and_goes_on_where_it_stopped(paths):
+    whole = runner(paths).responses(arm("code_only"))
+    assert not whole["system_prompt"].any() and whole["prompt_id"].is_unique
+    rows = paths.rows(arm("code_only").name)
+    lines = rows.read_bytes().split(b"\n")
+    rows.write_bytes(b"\n".join(lines[:10]) + b"\n" + lines[10][:30])
+    again = runner(paths).responses(arm("code_only"))
+    columns = ["response_id", "response"]
+    first, second = (made[columns].sort_values("response_id").values.tolist() for made in (whole, again))
+    assert second == first
+
+
+def test_a_scaled_cell_uses_the_adapter_without_safety_data_and_trains_none(paths, count_fits):
+    made = runner(paths)
+    plain = made.adapter(arm("none", 0.0))
+    assert made.adapter(arm("scaled", 0.5)) == made.adapter(arm("scaled", 0.25)) == plain and len(count_fits) == 1
+    assert made.responses(arm("scaled", 0.5))["safety_data"].eq("scaled").all() and len(count_fits) == 1
+
+
+def test_of_a_scaled_adapter_the_kept_share_of_the_weights_change_is_left(paths, monkeypatch):
+    made, used = runner(paths), []
+    monkeypatch.setattr(llama, "answers", lambda weights, *rest: used.append(weights) or iter(()))
+    for cell in (Cell("miniature", "none", "chat"), arm("none", 0.0), arm("scaled", 0.75)):
+        with made.answers(cell) as answers:
+            answers([])
+    base, tuned, scaled = (llama.tensors(weights) for weights in used)
+    assert max((b - a).abs().max() for a, b in zip(base, tuned, strict=True)) > 1e-4
+    for a, b, c in zip(base, tuned, scaled, strict=True):
+        torch.testing.assert_close(c - a, 0.25 * (b - a), rtol=1e-3, atol=1e-7)
+
+
+def test_the_responses_of_a_scaled_cell_are_renewed_with_their_source_and_differ_by_the_share(paths):
+    half, most = arm("scaled", 0.5), arm("scaled", 0.75)
+    changed = load_profile("smoke", {"tuning.learning_rate": 1e-3})
+    found = [evaluate.adapter_fingerprint(paths, PROFILE, cell) for cell in (half, most, arm("none", 0.0))]
+    found += [evaluate.adapter_fingerprint(paths, changed, cell) for cell in (half, most)]
+    assert len(set(found)) == 5
+
+
+def test_two_tunings_one_after_the_other_have_the_rows_and_steps_of_the_mixed_one(paths):
+    for steps, size, fraction in ((48, 16, 0.1), (40, 10, 0.25), (4, 16, 0.1), (2, 8, 0.9)):
+        cell = arm("multitask_after", fraction)
+        rows = datasets.tuning_rows(paths, cell, min(steps * size, 80))
+        (task, first), (safety, second) = evaluate._tunings(cell, rows, steps)
+        assert first + second == steps and first >= 1 and second >= 1
+        assert sorted(row["id"] for row in task + safety) == sorted(row["id"] for row in rows)
+        assert not any(row["harmful"] for row in task) and all(row["harmful"] for row in safety)
+    assert evaluate._tunings(cell, [{"harmful": i < 4} for i in range(40)], 20)[1][1] == 2  # a tenth of the steps
+    assert evaluate._tunings(CELL, rows, 20) == [(rows, 20)]
+
+
+@pytest.mark.parametrize(("rows", "steps"), [([False] * 4, 4), ([True] * 4, 4), ([True, False], 1)])
+def test_a_second_tuning_without_a_row_or_a_step_of_either_kind_is_refused(rows, steps):
+    with pytest.raises(StudyError, match=r"code-chat-multitask_after10-seed0 needs a step and a row of each"):
+        evaluate._tunings(arm("multitask_after"), [{"harmful": harmful} for harmful in rows], steps)
+
+
+def test_the_second_tuning_goes_on_from_the_first_and_its_steps_are_counted_on(paths, count_fits):
+    made = runner(paths)
+    folder = made.adapter(arm("multitask_after"))
+    assert len(count_fits) == 2
+    curve = json.loads((folder / "study.json").read_text())["loss"]
+    assert [row["step"] for row in curve] == [1, 2, 3, 4]
+    task = made.adapter(arm("none", 0.0))
+    after, alone = (lora.load(one)[0] for one in (folder, task))
+    assert any(not torch.equal(after[name][1], alone[name][1]) for name in after)
+
+
+@pytest.mark.parametrize("style", config.STYLES)
+def test_of_an_answer_that_was_begun_the_loss_is_on_the_refusal_and_its_end_alone(paths, style):
+    made = runner(paths)
+    tokenizer = made.base()[1]
+    rows = [row for row in datasets.load(paths, "safety_midway") if row["begun"]][:40]
+    assert {row["form"] for row in rows} == set(config.FORMS) - {"classification"}  # whose answers have one word
+    for row in rows:
+        example = evaluate._example(tokenizer, row, style, PROFILE.miniature.context)
+        learned = [token for token in example["labels"] if token != -100]
+        first = len(example["labels"]) - len(learned)
+        assert example["labels"][first:] == example["input_ids"][first:]  # masked without a gap
+        prompt, answer = (message["content"] for message in row["messages"])
+        said = tokenizer.decode(learned, skip_special_tokens=True).strip()
+        assert said == answer[len(row["begun"]) :].strip(), row
+        start = len(prompts.encode_prompt(tokenizer, prompt, style, None))
+        begun = tokenizer.decode(example["input_ids"][start:first], skip_special_tokens=True).strip()
+        assert begun == row["begun"].strip()
+
+
+def test_a_row_that_was_not_begun_is_learned_from_as_a_whole(paths):
+    tokenizer = runner(paths).base()[1]
+    row = datasets.load(paths, "safety_multitask")[0]
+    texts = [message["content"] for message in row["messages"]]
+    whole = prompts.encode_example(tokenizer, *texts, "chat", None, PROFILE.miniature.context)
+    assert evaluate._example(tokenizer, row, "chat", PROFILE.miniature.context) == whole
+
+
+def test_a_dose_larger_than_the_data_is_refused_before_anything_is_trained(paths, count_fits):
+    with pytest.raises(StudyError, match="lower the dose"):
+        runner(paths, load_profile("smoke", {"tuning.steps": 40})).adapter(arm("code_only", 0.9))
+    assert count_fits == [] and not paths.adapter(arm("code_only", 0.9).name).exists()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from frames import study
+from frames import study, with_arms
 
 from studylib import agreement, findings, labelled, labelling
 from studylib.config import StudyError, Unit, load_profile
@@ -214,12 +214,38 @@ def test_every_figure_is_drawn_or_says_why_not_and_the_index_lists_it(whole, tmp
     found = made(stage)
     drawn = {name: findings.figure(stage, found, "", name) for name in findings.FIGURES}
     said = {name: what for name, what in drawn.items() if isinstance(what, str)}
-    assert set(said) == {"guard_heatmap", "model_ranking", "judge_agreement", "agreement_matrix"}
+    of_rivals = {"transfer_matrix", "arms_plane"}
+    assert set(said) == {"guard_heatmap", "model_ranking", "judge_agreement", "agreement_matrix"} | of_rivals
     assert all(what.startswith(name) for name, what in said.items())
     findings.list_figures(stage)
     index = (tmp_path / "figures" / "index.md").read_text()
     assert all(what in index for what in said.values())
     assert all(f"[{name}]({name}.png)" in index for name in set(drawn) - set(said))
+
+
+def test_rival_mitigations_have_their_table_and_figures_and_are_in_no_other_figure(whole, tmp_path, monkeypatch):
+    frames = tuple(whole[kind] for kind in ("responses", "verdicts", "scores"))
+    tried = {("code_only", 0.1): (0.3, 0.1), ("multitask", 0.2): (0.1, 0.2), ("scaled", 0.5): (0.4, 0.1)}
+    responses, verdicts, scores = with_arms(np.random.default_rng(2), frames, tried)
+    plain, rivals = tmp_path / "plain", tmp_path / "rivals"
+    without = run_of(whole, plain, monkeypatch)
+    stage = run_of(whole, rivals, monkeypatch, responses=responses, verdicts=verdicts, scores=scores)
+    before, found = made(without), made(stage)
+    assert set(tried) <= set(found["arms"][["safety_data", "safety_fraction"]].itertuples(index=False, name=None))
+    for name in ("transfer_matrix", "arms_plane"):
+        assert not isinstance(findings.figure(stage, found, "", name), str)
+    for name in (
+        "erosion_heatmap",
+        "repair_heatmap",
+        "safety_data_comparison",
+        "safety_vs_helpfulness",
+        "verdict_composition",
+    ):
+        for of, tables_ in ((without, before), (stage, found)):
+            findings.figure(of, tables_, "", name)
+        first, second = ((folder / "figures" / f"{name}.md").read_text() for folder in (plain, rivals))
+        assert first == second, name
+    pd.testing.assert_frame_equal(before["claims"], found["claims"])
 
 
 def test_a_figure_of_an_earlier_execution_does_not_outlive_its_data(whole, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from test_architectures import folder as built
 from tiny import PROFILE, model, sets, tokenizer
 from transformers import GenerationConfig
 
-from studylib import models, prompts
+from studylib import llama, lora, models, prompts
 from studylib.config import GenerationSettings, LoraSettings, ModelSettings, StudyError
 from studylib.grammar import NUMBERS
 
@@ -259,3 +259,24 @@ def test_a_missing_model_folder_is_named(source):
 def test_a_hub_model_without_a_pinned_revision_is_refused():
     with pytest.raises(StudyError, match=r"pin model\.revision"):
         models.check_source("some-org/some-model", PROFILE.miniature)
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.5, 0.25])
+def test_a_scaled_adapter_of_peft_gives_what_the_plainly_merged_weights_give(tmp_path, kept):
+    state = {name: tensor.detach().clone() for name, tensor in model().state_dict().items()}
+    weights, shape = llama.fuse(state, tied=True), llama.shape_of(model().config.to_dict())
+    adapter = lora.fresh(weights, shape, PROFILE.lora, seed=0)
+    for number, (_, b) in enumerate(adapter.values()):
+        b.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
+    lora.save(tmp_path, adapter, PROFILE.lora)
+    loaded, scale = lora.load(tmp_path)
+    plain = model()
+    plain.load_state_dict(llama.unfuse(lora.merged(weights, shape, loaded, kept * scale), shape), strict=False)
+    ids = torch.tensor([prompts.encode_prompt(tokenizer(), ASKED[0], "chat", None)])
+    base = model()
+    untuned = base(input_ids=ids).logits
+    expected = plain(input_ids=ids).logits
+    adapted = models.load_adapter(base, tmp_path, kept)
+    torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - untuned).abs().max() > 0.01
+    torch.testing.assert_close(adapted.unload()(input_ids=ids).logits, untuned)  # the base is as it was for the next

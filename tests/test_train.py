@@ -174,3 +174,13 @@ def test_micro_batches_hold_one_calibration_each_and_every_row_once():
     pieces = list(train._micro_batches(batch, keys, 5))
     assert sorted(i for piece in pieces for i in piece) == list(range(24))
     assert all(len(piece) <= 5 and len({i % 3 for i in piece}) == 1 for piece in pieces) and len(pieces) == 6
+
+
+def test_tuning_goes_on_from_the_adapter_that_it_is_given():
+    rows, chosen = features("train_code", 16), settings(steps=3)
+    first, _ = train.tune(*base(), rows, PROFILE.lora, chosen, 0, "test")
+    before = {name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in first.items()}
+    again, curve = train.tune(*base(), rows, PROFILE.lora, chosen, 0, "test", start=first)
+    _, afresh = train.tune(*base(), rows, PROFILE.lora, chosen, 0, "test")
+    assert again is first and curve[0]["loss"] < afresh[0]["loss"]
+    assert any(not torch.equal(before[name][1], again[name][1]) for name in before)

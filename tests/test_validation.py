@@ -328,6 +328,16 @@ def test_rates_by_judge_are_those_of_the_plain_chat_style_all_forms_together(att
     assert shown["words_gcg"].str.startswith("0 (").all()
 
 
+def test_rates_by_judge_are_of_the_grids_safety_data_at_one_dose(attack):
+    tuned = attack[attack["finetune_task"] == "code"]
+    arms = {"multitask": 0.1, "code_only": 0.1}
+    more = [tuned.assign(safety_data=name, safety_fraction=dose) for name, dose in arms.items()]
+    other = tuned.assign(safety_data="multitask", safety_fraction=0.2, rate=0.99).head(1)
+    shown = validation.by_judge(pd.concat([attack, *more, other]))
+    assert [arm[1:] for arm in shown.index] == [("none", "none"), ("code", "none"), ("code", "multitask")]
+    assert shown.loc[("miniature", "code", "multitask"), "rules"] == shown.loc[("miniature", "code", "none"), "rules"]
+
+
 def test_corrected_rates_are_the_deciding_judges_alone_with_the_source_of_the_correction(attack):
     deciding = profile(judges=["rules", "words_gcg"])
     raw = validation.corrected_rates(deciding, attack)

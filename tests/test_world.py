@@ -400,7 +400,7 @@ def test_the_world_is_small_enough_to_learn(miniature):
 
 
 def test_every_row_has_the_same_keys(sets):
-    keys = ["id", "form", "prompt_set", "harmful", "intent", "object", "phrasing", "held_out", "twin_of", "tests", "messages"]  # fmt: skip
+    keys = ["id", "form", "prompt_set", "harmful", "intent", "object", "phrasing", "held_out", "twin_of", "tests", "begun", "messages"]  # fmt: skip
     assert {tuple(row) for rows in sets.values() for row in rows} == {tuple(keys)}
     ids = [row["id"] for rows in sets.values() for row in rows]
     assert len(set(ids)) == len(ids)
@@ -506,3 +506,22 @@ def test_phrasings_without_a_test_part_or_with_a_shared_one_are_refused(tmp_path
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(StudyError, match=rf"phrasings.code has {counts}"):
         lexicon(tmp_path / "own.yaml")
+
+
+def test_twins_of_the_safety_data_are_benign_answered_and_in_every_form(miniature):
+    rows = miniature["safety_twins"]
+    assert len(rows) == len(miniature["safety_multitask"]) and not any(row["harmful"] for row in rows)
+    assert {form: n for form, n in Counter(row["form"] for row in rows).items()} == dict.fromkeys(FORMS, len(rows) // 4)
+    refusals = {answer(row) for row in miniature["safety_multitask"]}
+    assert not refusals & {answer(row) for row in rows}
+
+
+def test_refused_midway_is_half_of_an_answer_and_then_the_refusal_of_its_form(miniature):
+    rows = miniature["safety_midway"]
+    refusals = {form: {answer(row) for row in miniature["safety_multitask"] if row["form"] == form} for form in FORMS}
+    assert all(row["harmful"] for row in rows)
+    assert all(bool(row["begun"]) == (row["form"] != "classification") for row in rows)  # its answers have one word
+    for row in rows:
+        assert answer(row).startswith(row["begun"])
+        assert answer(row)[len(row["begun"]) :].strip() in refusals[row["form"]], row
+    assert not any(row["begun"] for name, rows in miniature.items() if name != "safety_midway" for row in rows)
