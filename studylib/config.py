@@ -249,14 +249,6 @@ class GridSettings(Settings):
                 raise ValueError(f"grid.{name} needs at least one value and none twice, found {values}")
         return self
 
-    @model_validator(mode="after")
-    def _arms_are_compared_with_cells_of_the_grid(self):
-        if self.arms and self.safety_fraction in self.arms.safety_fractions:
-            raise ValueError(
-                f"grid.arms.safety_fractions has the grid's own safety_fraction {self.safety_fraction:g}: leave it out"
-            )
-        return self
-
 
 class ExecutionSettings(Settings):
     """How the grid is cut into notebook runs: the named dimensions share one kernel."""
@@ -486,9 +478,10 @@ def arm_cells(
     arms = profile.grid.arms
     if arms is None or task not in arms.tasks:
         return []
-    doses = [("multitask", fraction) for fraction in arms.safety_fractions]
+    own = profile.grid.safety_fraction  # which the grid has already
+    doses = [("multitask", fraction) for fraction in arms.safety_fractions if fraction != own]
     for name in arms.safety_data:
-        doses += [(name, share) for share in (arms.removed if name == "scaled" else [profile.grid.safety_fraction])]
+        doses += [(name, share) for share in (arms.removed if name == "scaled" else [own])]
     return [
         Cell(model, task, style, name, fraction, seed)
         for model in list(models) or list(profile.models)

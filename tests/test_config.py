@@ -169,6 +169,12 @@ def test_arms_are_cells_of_their_own_with_their_dose_or_what_is_removed_in_the_n
     assert arm_cells(profile, "code", ["alpaca"], [0]) == arm_cells(profile, "code", ["chat"], [1]) == []
 
 
+def test_a_dose_that_the_grid_has_is_not_made_twice():
+    changed = {"grid.arms": ARMS | {"safety_fractions": [0.1, 0.2]}, "grid.safety_fraction": 0.2}
+    found = arm_cells(load_profile("smoke", changed), "code", ["chat"], [0])
+    assert [cell.name.split("-")[3] for cell in found] == ["multitask10", "code_only20", "scaled50"]
+
+
 def test_a_profile_without_arms_has_none():
     assert arm_cells(load_profile("smoke", {"grid.arms": None}), "code", ["chat"], [0]) == []
 
@@ -180,8 +186,12 @@ def test_arms_are_tested_without_the_system_prompt_and_the_grids_cells_are_none_
         assert not any(is_arm(MINIATURE, cell) for cell in cells(MINIATURE, safety_data, "code", ["chat"], [0]))
 
 
-def test_the_miniature_has_every_arm_and_the_doses_of_the_requirement():
-    found = arm_cells(MINIATURE, "code", ["chat"], MINIATURE.grid.seeds)
+def test_the_arms_that_the_miniatures_file_offers_are_all_there_are_with_every_dose(tmp_path):
+    text = (config.PROFILES / "miniature.yaml").read_text()
+    block = text[text.index("  # arms:") : text.index("\nexecution:")]
+    mine = text.replace(block, block.replace("  # ", "  ")).replace("name: miniature", "name: mine")
+    (tmp_path / "mine.yaml").write_text(mine)
+    found = arm_cells(load_profile(str(tmp_path / "mine.yaml")), "code", ["chat"], MINIATURE.grid.seeds)
     assert {cell.safety_data for cell in found} == {*ARM_NAMES, "multitask"}
     doses = {cell.safety_fraction for cell in found if cell.safety_data == "multitask"}
     assert doses | {0.0, MINIATURE.grid.safety_fraction} == {0.0, 0.01, 0.02, 0.05, 0.1, 0.2}
@@ -194,7 +204,6 @@ def test_the_miniature_has_every_arm_and_the_doses_of_the_requirement():
         ({"safety_data": ["salad"]}, "safety_data"),
         ({"removed": []}, "go together"),
         ({"safety_data": ["code_only"]}, "go together"),
-        ({"safety_fractions": [0.1]}, "the grid's own safety_fraction 0.1"),
         ({"safety_fractions": [0.2, 0.2]}, "grid.arms.safety_fractions needs every value once"),
         ({"safety_fractions": [1.0]}, "less than 1"),
         ({"tasks": ["cooking"]}, "cooking"),

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from studylib import config, labelling, stage
-from studylib.config import COMPARE, LABELS, LABORATORY, STAGES, load_profile, units
+from studylib.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES, arm_cells, load_profile, units
 from studylib.paths import NOTEBOOKS, RunPaths
 
 PROFILE = load_profile("smoke")
@@ -81,9 +81,11 @@ def test_the_attack_success_table_has_the_columns_of_the_contract_and_every_cell
     ]
     assert list(table.columns[: len(contract)]) == contract
     tuned, aligned = 2 * 2 * 2 * 3, 2 * 2  # task x style x system prompt x safety data; style x system prompt
-    assert len(table) == (tuned + aligned) * 5  # four forms and all
+    rivals = len(arm_cells(PROFILE, "code", PROFILE.grid.styles, PROFILE.grid.seeds[:1]))  # of one task and one seed
+    assert len(table) == (tuned + aligned + rivals) * 5  # four forms and all
     n_prompts = PROFILE.world.harmful_per_form * len(PROFILE.grid.seeds)
-    tuned_rows = table[(table["finetune_task"] != "none") & (table["form"] != "all")]
+    of_grid = table["safety_data"].isin(SAFETY_DATA) & table["safety_fraction"].isin([0, PROFILE.grid.safety_fraction])
+    tuned_rows = table[of_grid & (table["finetune_task"] != "none") & (table["form"] != "all")]
     assert (tuned_rows["n"] + tuned_rows["n_unjudged"]).eq(n_prompts).all() and tuned_rows["n_seeds"].eq(2).all()
 
 
@@ -94,7 +96,7 @@ def test_the_tables_can_be_counted_again_from_the_rows(paths, judge):
     assert set(verdicts["judge"]) == set(PROFILE.judges)
     rows = rows[rows["harmful"]].merge(verdicts[verdicts["judge"] == judge], on="response_id", validate="1:1")
     rows = pd.concat([rows, rows.assign(form="all")])
-    keys = ["finetune_task", "style", "system_prompt", "safety_data", "form"]
+    keys = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "form"]
     judged = rows[rows["verdict"] != "unjudged"]
     counted = (
         judged["verdict"].isin(["answered", "partial"]).groupby([judged[key] for key in keys]).agg(["size", "mean"])
