@@ -189,7 +189,7 @@ def test_arms_are_tested_without_the_system_prompt_and_the_grids_cells_are_none_
 def test_the_arms_that_the_miniatures_file_offers_are_all_there_are_with_every_dose(tmp_path):
     text = (config.PROFILES / "miniature.yaml").read_text()
     block = text[text.index("  # arms:") : text.index("\nexecution:")]
-    mine = text.replace(block, block.replace("  # ", "  ")).replace("name: miniature", "name: mine")
+    mine = text.replace(block, re.sub("(?m)^  # ", "  ", block)).replace("name: miniature", "name: mine")
     (tmp_path / "mine.yaml").write_text(mine)
     found = arm_cells(load_profile(str(tmp_path / "mine.yaml")), "code", ["chat"], MINIATURE.grid.seeds)
     assert {cell.safety_data for cell in found} == {*ARM_NAMES, "multitask"}
