@@ -9,6 +9,7 @@ import pandas as pd
 
 from studylib import stats
 from studylib.config import SAFETY_DATA
+from studylib.grouping import codes, groups
 from studylib.tables import ordered, outcomes
 
 # What is compared with what; the other arm differs in these columns alone. Pairs have the same prompt and, where both
@@ -75,7 +76,7 @@ def comparisons(
 
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """The outcomes, several samples of one prompt under one seed as the mean of those judged, NaN where none was."""
-    place = stats.codes(rows[["model", *ARM, "seed", "measure", "metric", "form", "prompt_id"]])
+    place = codes(rows[["model", *ARM, "seed", "measure", "metric", "form", "prompt_id"]])
     sizes = np.bincount(place, minlength=1)
     if sizes.max() > 1:
         known = rows["value"].notna().to_numpy()
@@ -122,7 +123,7 @@ def _paired(rows: pd.DataFrame, arms: pd.Series, others: pd.Series, same: list[s
     asked = (
         ["form", "prompt_id"] if fixed else ["intent"]
     )  # of another form the same intent, which is asked once in each
-    place = stats.codes(rows[["model", *same, "measure", "metric", *asked]])
+    place = codes(rows[["model", *same, "measure", "metric", *asked]])
     arms, others = arms.to_numpy(), others.to_numpy()
     partner = np.full(place.max() + 1, -1)
     partner[place[others]] = np.flatnonzero(others)
@@ -138,7 +139,7 @@ def _paired(rows: pd.DataFrame, arms: pd.Series, others: pd.Series, same: list[s
 
 def _tested(pairs: pd.DataFrame, draws: int) -> pd.DataFrame:
     """One row per group of pairs: means, difference, interval, test and bootstrap interval; n is 0 where none has a partner."""
-    group, keys = stats.groups(pairs, _WHAT)
+    group, keys = groups(pairs, _WHAT)
     found = (pairs["value"] - pairs["other_value"]).notna().to_numpy()
     group, known = group[found], pairs[found]
     rows = pd.DataFrame({"group": group, "prompt_id": known["intent"].array, "seed": known["seed"].array})
@@ -150,7 +151,7 @@ def _tested(pairs: pd.DataFrame, draws: int) -> pd.DataFrame:
             table[name] = np.bincount(group, known[name], len(keys)) / n
     ends = np.full((2, len(keys)), np.nan)
     if draws and len(rows):
-        places = (stats.codes(rows[[name]]) for name in ("prompt_id", "seed"))
+        places = (codes(rows[[name]]) for name in ("prompt_id", "seed"))
         for block, (drawn,) in stats.bootstrap(group, *places, [rows["difference"].to_numpy()], draws):
             ends[:, block] = stats.percentiles(drawn)
         ends[:, ~(table["n_prompts"] > 1).to_numpy()] = np.nan  # one prompt drawn again and again is no spread
@@ -163,7 +164,7 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
     pooled = pd.Series(np.where(table["form"] == "all", "all", "one"), table.index)
     judge = table["metric"].mask(table["measure"].isin(["task_score", "general_score"]), "")
     family = pd.DataFrame({"model": table["model"], "kind": table["kind"], "measure": table["measure"], "judge": judge})
-    family = stats.groups(family.assign(pooled=pooled), [*family, "pooled"])[0]
+    family = groups(family.assign(pooled=pooled), [*family, "pooled"])[0]
     table["p_holm"] = stats.holm(table["p"], family)
     table["n_family"] = np.bincount(family, table["p"].notna(), minlength=1)[family].astype(int)
     sign = np.where(table["measure"].isin(LESS_IS_BETTER), 1, -1) * np.sign(table["difference"])

@@ -15,6 +15,8 @@ from scipy.stats import binom, norm
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
+from studylib.grouping import clusters, codes, groups
+
 CONFIDENCE = 0.95  # of every interval in the tables and figures
 POWER = 0.8  # of every smallest detectable difference
 DRAWS = 2000  # of every bootstrap
@@ -247,9 +249,9 @@ def variance_shares(frame: pd.DataFrame, by: Sequence[str] = (), outcome: str = 
     first = np.zeros(len(keys))
     first[group[::-1]] = value[::-1]
     value = value - first[group]  # exactly 0 throughout where nothing varies
-    prompt, of_prompt = _clusters(group, codes(frame[["prompt_id"]]))
-    seed, of_seed = _clusters(group, codes(frame[["seed"]]))
-    cell, prompt_of_cell = _clusters(prompt, codes(frame[["seed"]]))
+    prompt, of_prompt = clusters(group, codes(frame[["prompt_id"]]))
+    seed, of_seed = clusters(group, codes(frame[["seed"]]))
+    cell, prompt_of_cell = clusters(prompt, codes(frame[["seed"]]))
     of_cell = of_prompt[prompt_of_cell]
     n, p, s, c = (np.bincount(g).astype(float) for g in (group, of_prompt, of_seed, of_cell))
     centre = np.bincount(group, value) / n
@@ -370,9 +372,9 @@ def _values(frame: pd.DataFrame, name: str, least: float, most: float) -> np.nda
 def _two_way(frame: pd.DataFrame, group: np.ndarray, value: np.ndarray, made_up) -> tuple:
     """Sizes (n, n_prompts, n_seeds), sum, padded mean, and the variances of that mean: V_prompt, V_seed and the largest."""
     seeds = codes(frame[["seed"]])
-    prompt, group_of_prompt = _clusters(group, codes(frame[["prompt_id"]]))
-    seed, group_of_seed = _clusters(group, seeds)
-    cell, prompt_of_cell = _clusters(prompt, seeds)
+    prompt, group_of_prompt = clusters(group, codes(frame[["prompt_id"]]))
+    seed, group_of_seed = clusters(group, seeds)
+    cell, prompt_of_cell = clusters(prompt, seeds)
     group_of_cell = group_of_prompt[prompt_of_cell]
     n, n_prompts, n_seeds = (np.bincount(g) for g in (group, group_of_prompt, group_of_seed))
     total = np.bincount(group, value)
@@ -404,47 +406,3 @@ def _satterthwaite(variance: np.ndarray, *parts: tuple[np.ndarray, np.ndarray]) 
     noise = sum(v**2 / np.maximum(df, 1) * (df > 0) for v, df in parts)
     with np.errstate(divide="ignore"):
         return variance**2 / noise
-
-
-def codes(frame: pd.DataFrame) -> np.ndarray:
-    """One whole number from 0 per row, the same for rows that are equal in all columns; NaN is a value of its own."""
-    code = np.zeros(len(frame), np.int64)
-    for name in frame:
-        column = frame[name]
-        categories = isinstance(column.dtype, pd.CategoricalDtype)
-        one = column.cat.codes.to_numpy() if categories else pd.factorize(column, use_na_sentinel=False)[0]
-        one = one.astype(np.int64) - one.min(initial=0)
-        code = code * (one.max(initial=0) + 1) + one
-        if code.max(initial=0) > 8 * len(code) + 1000:  # close the gaps before the product outgrows its type
-            code = _numbered(code)[0]
-    return code
-
-
-def _numbered(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The codes numbered without gaps in their own order, and the distinct codes."""
-    if (size := int(code.max(initial=0)) + 1) <= 32 * len(code) + 1000:  # counting is quicker than sorting
-        present = np.flatnonzero(np.bincount(code, minlength=size))
-        number = np.zeros(size, np.int64)
-        number[present] = np.arange(len(present))
-        return number[code], present
-    present, number = np.unique(code, return_inverse=True)
-    return number, present
-
-
-def groups(frame: pd.DataFrame, by: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
-    """The number of each row's group, from 0 in order of first appearance, and the groups' keys, no categories."""
-    if not by:
-        return np.zeros(len(frame), np.int64), pd.DataFrame(index=[0])
-    group, first = pd.factorize(codes(frame[by]))
-    at = np.zeros(len(first), np.int64)
-    at[group[::-1]] = np.arange(len(frame))[::-1]
-    keys = frame[by].iloc[at].reset_index(drop=True)
-    categories = {name: object for name in by if isinstance(keys[name].dtype, pd.CategoricalDtype)}
-    return group, keys.astype(categories)
-
-
-def _clusters(outer: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the cluster (outer, inner) of each row, and the outer number of each cluster."""
-    width = inner.max() + 1
-    cluster, present = _numbered(outer * width + inner)
-    return cluster, present // width

@@ -16,9 +16,10 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from studylib.config import ARMS, FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS, Cell
+from studylib.grouping import groups
 from studylib.judges import redact
 from studylib.results import write_parquet, write_text
-from studylib.stats import clustered_intervals, groups, variance_shares
+from studylib.stats import clustered_intervals, variance_shares
 
 CELL = ["model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
 ANSWERED = ("answered", "partial")  # what the paper counts as a successful attack

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from studylib import sources
+
 WORDS = [
     "harbour",
     "lantern",
@@ -107,3 +109,16 @@ def fill(folder: Path, register: Path, n: int = 40) -> None:
             path.write_bytes(raw)
             entry |= {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "rows": n}
     register.write_text(yaml.safe_dump(entries))
+
+
+def within_reach(tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
+    """The folders of a mirror of these files and of a register of their hashes: all that is within reach of the test."""
+    folder, data = tmp_path / "mirror", tmp_path / "data"
+    data.mkdir()
+    (data / "sources.yaml").write_text((sources.DATA / "sources.yaml").read_text())
+    fill(folder, data / "sources.yaml")
+    monkeypatch.setattr(sources, "DATA", data)
+    for name, value in (("STUDY_MIRROR", folder), ("STUDY_OFFLINE", "1"), ("STUDY_CACHE", tmp_path / "cache")):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("STUDY_SOURCES", raising=False)
+    return folder, data

@@ -257,12 +257,17 @@ def test_another_model_or_share_of_safety_data_is_compared_and_noted_where_each_
     assert set(found.loc[arms, "note"]) == {f"{models}; {doses}"} and set(found.loc[~arms, "note"]) == {models}
 
 
-def test_of_a_run_with_several_models_only_the_same_model_is_compared(runs):
+def with_a_second_model(runs):
+    """Both runs; the second has the model large too, before its own."""
     for table in ("attack_success", "helpfulness"):
         path = runs / TWO / "tables" / f"{table}.csv"
         rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
         tables.write(pd.concat([rows.assign(model="large"), rows]), path)
-    pair = between_runs.read_runs([ONE, TWO])
+    return between_runs.read_runs([ONE, TWO])
+
+
+def test_of_a_run_with_several_models_only_the_same_model_is_compared(runs):
+    pair = with_a_second_model(runs)
     assert set(between_runs.differences(pair)["model"]) == {"miniature"}
     alone = between_runs.in_one_run(pair)
     assert set(alone["model"]) == {"large"} and set(alone["run"]) == {TWO}
@@ -432,11 +437,7 @@ def test_the_caption_tells_runs_judges_and_extremes_and_is_kept_with_the_figure(
 
 
 def test_a_figure_shows_one_model_the_first_that_two_runs_have_unless_named(runs):
-    for table in ("attack_success", "helpfulness"):
-        path = runs / TWO / "tables" / f"{table}.csv"
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        tables.write(pd.concat([rows.assign(model="large"), rows]), path)
-    pair = between_runs.read_runs([ONE, TWO])
+    pair = with_a_second_model(runs)
 
     def colours(**more):
         return {colour for ax in between_runs.figure(pair, **more).axes for *_, colour in points(ax)}

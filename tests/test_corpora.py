@@ -15,15 +15,7 @@ PROFILE = load_profile("rehearsal", {"data.task_rows": 12, "data.safety_rows": 2
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A mirror of small files, and a register of their hashes that nothing else is known to."""
-    folder, data = tmp_path / "mirror", tmp_path / "data"
-    data.mkdir()
-    (data / "sources.yaml").write_text((sources.DATA / "sources.yaml").read_text())
-    mirror.fill(folder, data / "sources.yaml")
-    monkeypatch.setattr(sources, "DATA", data)
-    for name, value in (("STUDY_MIRROR", folder), ("STUDY_OFFLINE", "1"), ("STUDY_CACHE", tmp_path / "cache")):
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv("STUDY_SOURCES", raising=False)
-    return folder
+    return mirror.within_reach(tmp_path, monkeypatch)[0]
 
 
 def with_data(**changes):

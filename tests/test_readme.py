@@ -62,7 +62,10 @@ def test_the_numbers_shown_are_those_of_the_shipped_tables():
 
 def test_the_shipped_figures_are_those_that_a_run_makes():
     shipped = {p.stem for p in (ROOT / "figures").glob("*.png")}
-    assert shipped == set(findings.FIGURES) - {"model_ranking", *findings.OF_ARMS}  # of several models, of a profile with arms
+    assert shipped == set(findings.FIGURES) - {
+        "model_ranking",
+        *findings.OF_ARMS,
+    }  # of several models, of a profile with arms
     assert all((ROOT / "figures" / f"{name}.md").is_file() for name in shipped)
 
 

@@ -56,14 +56,7 @@ def stand_in():
 @pytest.fixture
 def put(tmp_path, monkeypatch):
     """Puts a file into a mirror under a name of the register; nothing else but small benign files is within reach."""
-    folder, data = tmp_path / "mirror", tmp_path / "data"
-    data.mkdir()
-    (data / "sources.yaml").write_text((sources.DATA / "sources.yaml").read_text())
-    mirror.fill(folder, data / "sources.yaml")
-    monkeypatch.setattr(sources, "DATA", data)
-    for name, value in (("STUDY_MIRROR", folder), ("STUDY_OFFLINE", "1"), ("STUDY_CACHE", tmp_path / "cache")):
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv("STUDY_SOURCES", raising=False)
+    folder, data = mirror.within_reach(tmp_path, monkeypatch)
 
     def place(name, path):
         entries = yaml.safe_load((data / "sources.yaml").read_text())
