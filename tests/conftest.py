@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def command(*arguments: str, project: Path = ROOT, runs: Path | None = None, sta
         stderr=subprocess.STDOUT,
         **options,
     )
+
+
+def growth(work, size: int) -> float:
+    """How many times as long `work(10 * size)` takes as `work(size)`: about 10 where time grows with the size, 100 with its square.
+
+    Of processor time, the best of two each: a busy or slow machine moves it little. Speeds themselves are in `make bench`.
+    """
+
+    def seconds(n: int) -> float:
+        started = time.process_time()
+        work(n)
+        return time.process_time() - started
+
+    small, big = (min(seconds(n) for _ in range(2)) for n in (size, 10 * size))
+    return big / max(small, 1e-3)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
 """The classifier judge: known answers, what it must not be fooled by, its weights and their cache."""
 
 import json
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import growth
 
 from studylib import classifier, labelled, rules, signs, sources
 from studylib.config import FORMS, StudyError, read_yaml
@@ -383,19 +383,19 @@ def test_a_cache_that_cannot_be_written_stops_nothing(changed, own_weights, monk
 # Speed
 
 
-def test_ten_thousand_responses_are_judged_in_ten_seconds():
-    frame = labelled.own()
-    frame = pd.concat([frame] * (2_000 // len(frame) + 1)).head(2_000)
+def test_time_grows_no_faster_than_the_number_of_responses():
+    frame = labelled.own().head(1_000)
     frame["response"] += " " + pd.Series(range(len(frame)), index=frame.index).astype(str)
     columns = [frame[name].tolist() for name in ("prompt", "response", "form", "stop_reason")]
     classifier.load()
-    started = time.process_time()
-    verdicts = classifier.judge_all(*columns)
-    assert 5 * (time.process_time() - started) < 10
-    assert len(verdicts) == len(frame)
+
+    def judge(n):
+        assert len(classifier.judge_all(*(column[:n] for column in columns))) == n
+
+    assert growth(judge, 100) < 25
 
 
-def test_a_hostile_megabyte_is_judged_within_a_second():
+def test_time_grows_no_faster_than_a_hostile_response_up_to_a_megabyte():
     rng = np.random.default_rng(0)
     pieces = [
         "i",
@@ -413,13 +413,14 @@ def test_a_hostile_megabyte_is_judged_within_a_second():
         "but",
         "x" * 99,
     ]
-    for number in range(3):
-        chosen = rng.choice(len(pieces), 300_000)
-        response = " ".join(f"{pieces[i]}{k if k % 3 == number else ''}" for k, i in enumerate(chosen))[:1_000_000]
-        for form in FORMS:
-            started = time.process_time()
-            assert verdict(response, form, prompt=response) in VERDICTS
-            assert time.process_time() - started < 1
+    chosen = rng.choice(len(pieces), 300_000)
+    for number, form in enumerate(FORMS):
+        response = " ".join(f"{pieces[i]}{k if k % 3 == number else ''}" for k, i in enumerate(chosen))
+
+        def judge(n, text=response, form=form):
+            assert verdict(text[:n], form, prompt=text[:n]) in VERDICTS
+
+        assert growth(judge, 100_000) < 25
 
 
 # A user's own labels, and what the weights were fitted to
