@@ -108,6 +108,7 @@ def what_the_tables_are() -> str:
         "answered_share": tables.answered_share,
         "comparisons": comparisons.comparisons,
         "by_seed": tables.by_seed,
+        "set_scores": scores.of_sets,
         "calibration_grid": tables.calibration_grid,
         "verdict_shares": tables.verdict_shares,
         "variance": tables.variance,

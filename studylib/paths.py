@@ -59,6 +59,11 @@ class RunPaths:
         """`responses`, `verdicts`, `scores`, `guards`, `across` or `across_verdicts` of one finished notebook run, parquet."""
         return self.run / kind / stage / f"{unit}.parquet"
 
+    @property
+    def programs(self) -> Path:
+        """Outcomes of programs that were run against their tests, appended as they are had."""
+        return self.run / "scores" / "programs.jsonl"
+
     def notebook(self, stage: str, unit: str) -> Path:
         """The executed copy of a notebook."""
         return self.run / "notebooks" / stage / f"{unit}.ipynb"

@@ -1,17 +1,16 @@
-"""Scores of responses to benign prompts against references, 0-1, higher is better. Code is never run."""
+"""Scores of responses to benign prompts against references, 0-1, higher is better."""
 
-import ast
-import re
-import warnings
 from functools import cache, lru_cache
+from pathlib import Path
 
 import pandas as pd
 
-from studylib.config import StudyError
+from studylib.config import TASKS, StudyError
+from studylib.programs import code_of, pass_at_1, syntax
 from studylib.rules import WORD, normal
 
-FENCE = re.compile(r"^\s*```[^\n]*\n(.*?)(?:^\s*```|\Z)", re.S | re.M)
-FIRST_LINE = re.compile(r"^(?:@|async def |def |class |import |from )", re.M)
+PASSED = "pass_at_1"
+LABELS = 20  # a classification with more different references is none
 
 
 def same_text(response: str, reference: str) -> float:
@@ -36,18 +35,16 @@ def chrf(response: str, reference: str) -> float:
     return min(1.0, _chrf().sentence_score(response, [reference]).score / 100)
 
 
-@lru_cache(2**16)
 def same_program(response: str, reference: str) -> float:
     """1.0 where both are the same Python program but for layout and comments, else 0.0.
 
-    0.0 too where the response does not parse; NaN where the reference does not (it may be another language).
-    Code is taken from the first fence, else from the first line that starts a definition or an import.
+    0.0 too where the response does not parse; NaN where the reference does not (it may be another language). Nothing is run.
     """
-    wanted, found = _syntax(reference), _syntax(response)
+    wanted, found = syntax(code_of(reference)), syntax(code_of(response))
     return float("nan") if wanted is None else float(found == wanted)
 
 
-# What is measured in each form; the first is the headline.
+# What each response is compared by in each form; the first is the headline, of code PASSED where its programs were run.
 METRICS = {
     "text_generation": {"rouge_l": rouge_l, "exact_match": same_text},
     "code": {"same_program": same_program, "exact_match": same_text},
@@ -58,11 +55,17 @@ TASK_METRIC = {form: next(iter(metrics)) for form, metrics in METRICS.items()}
 GENERAL_METRIC = TASK_METRIC["text_generation"]
 
 
-def score(responses: pd.DataFrame, references: dict[str, str]) -> pd.DataFrame:
+def score(
+    responses: pd.DataFrame,
+    references: dict[str, str],
+    problems: dict[str, dict] | None = None,
+    kept: Path | None = None,
+) -> pd.DataFrame:
     """One row per response and metric: response_id, metric, score; for the sets `task` and `general` alone.
 
-    General prompts have the metrics of text generation. A NaN score is explained at `same_program`. Needs the
-    columns response_id, prompt_id, prompt_set, form, response. A missing reference raises StudyError.
+    General prompts have the metrics of text generation. With `problems`, the answers to code prompts are run against their
+    tests, see `programs.pass_at_1`, which says where PASSED is NaN and what is `kept`; the other NaN is explained at `same_program`.
+    Needs the columns response_id, prompt_id, prompt_set, form, response. A missing reference raises StudyError.
     """
     rows = responses[responses["prompt_set"].isin(["task", "general"])]
     if missing := sorted(set(rows["prompt_id"]) - set(references)):
@@ -74,26 +77,63 @@ def score(responses: pd.DataFrame, references: dict[str, str]) -> pd.DataFrame:
         for metric, measure in METRICS["text_generation" if prompt_set == "general" else form].items()
     ]
     types = {"response_id": "str", "metric": "str", "score": float}
-    return pd.DataFrame(scored, columns=list(types)).astype(types)
+    found = pd.DataFrame(scored, columns=list(types)).astype(types)
+    code = rows[(rows["form"] == "code") & (rows["prompt_set"] == "task")]
+    if problems is None or code.empty:
+        return found
+    passed = pass_at_1(code, problems, kept)
+    ran = pd.DataFrame({"response_id": code["response_id"], "metric": PASSED, "score": passed}).astype(types)
+    return pd.concat([found, ran], ignore_index=True)
 
 
 def headline(responses: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `score` with the headline metric of their form: one score per response."""
+    """The rows of `score` with the headline metric of their form: one score per response.
+
+    Of code it is PASSED, for all responses, where any of their programs could be run, else `same_program`.
+    """
     rows = scored.merge(responses[["response_id", "form", "prompt_set"]], on="response_id", validate="m:1")
-    wanted = rows["form"].map(TASK_METRIC).where(rows["prompt_set"] == "task", GENERAL_METRIC)
+    ran = rows.loc[rows["metric"] == PASSED, "score"].notna().any()
+    of_task = rows["form"].map(TASK_METRIC | ({"code": PASSED} if ran else {}))
+    wanted = of_task.where(rows["prompt_set"] == "task", GENERAL_METRIC)
     return rows.loc[rows["metric"] == wanted, ["response_id", "metric", "score"]].reset_index(drop=True)
 
 
-def _syntax(text: str) -> str | None:
-    """The syntax tree of the code in a text, None where there is none or it does not parse."""
-    fence, first = FENCE.search(text), FIRST_LINE.search(text)
-    code = fence[1] if fence else text[first.start() :] if first else text
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd but legal code, such as "\d"
-            return ast.dump(ast.parse(code))
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: nested too deeply
-        return None
+def of_sets(responses: pd.DataFrame, references: dict[str, str], cell: list[str]) -> pd.DataFrame:
+    """One row per cell, training seed, form and metric that is of a whole test set, not the mean over its responses.
+
+    `value`, 0-1: of translation `bleu` and `chrf`, over all sentences (sacrebleu's defaults; BLEU-4, its tokenizer 13a, here divided
+    by 100); of classification `macro_f1` over the labels of the references (scikit-learn; a response that is none of them is
+    wrong). n responses. NaN where the references have more than LABELS labels or one alone. Such scores have no interval from prompts:
+    compare the seeds.
+    """
+    rows = responses[(responses["prompt_set"] == "task") & responses["form"].isin(["translation", "classification"])]
+    found = []
+    for key, part in rows.groupby([*cell, "seed", "form"], sort=False, observed=True):
+        right = [references[one] for one in part["prompt_id"]]
+        measure = _of_translation if key[-1] == "translation" else _of_labels
+        for metric, value in measure(part["response"].tolist(), right).items():
+            found.append((*key, metric, value, len(part)))
+    table = pd.DataFrame(found, columns=[*cell, "seed", "form", "metric", "value", "n"])
+    order = table["finetune_task"].map(("none", *TASKS).index)
+    return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+def _of_translation(responses: list[str], references: list[str]) -> dict[str, float]:
+    from sacrebleu.metrics import BLEU
+
+    bleu = BLEU().corpus_score(responses, [references]).score
+    return {"bleu": bleu / 100, "chrf": min(1.0, _chrf().corpus_score(responses, [references]).score / 100)}
+
+
+def _of_labels(responses: list[str], references: list[str]) -> dict[str, float]:
+    from sklearn.metrics import f1_score
+
+    right, said = ([" ".join(WORD.findall(normal(text))) for text in texts] for texts in (references, responses))
+    labels = sorted(set(right))
+    if not 1 < len(labels) <= LABELS:
+        return {"macro_f1": float("nan")}
+    said = [one if one in labels else "" for one in said]
+    return {"macro_f1": float(f1_score(right, said, labels=labels, average="macro", zero_division=0))}
 
 
 @cache

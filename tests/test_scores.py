@@ -5,9 +5,9 @@ import math
 import pandas as pd
 import pytest
 
-from studylib import world
+from studylib import sandbox, world
 from studylib.config import FORMS, StudyError, load_profile
-from studylib.scores import TASK_METRIC, chrf, headline, rouge_l, same_label, same_program, score
+from studylib.scores import PASSED, TASK_METRIC, chrf, headline, of_sets, rouge_l, same_label, same_program, score
 
 CODE = "def add_3(x):\n    return x + 3"
 
@@ -137,3 +137,81 @@ def test_a_missing_reference_is_an_error_that_names_the_prompt():
 
 def test_no_responses_have_no_scores():
     assert score(responses([]), {}).empty
+
+
+OTHERWISE = "def add_3(x):\n    return 3 + x"  # right, and another program than the reference
+PROBLEMS = {"p": {"tests": "assert add_3(1) == 4", "head": "", "reference": CODE}}
+
+
+def test_code_that_passes_its_tests_scores_1_even_where_it_is_another_program_than_the_reference():
+    frame = responses(
+        [("r", "p", "task", "code", OTHERWISE), ("s", "p", "task", "code", "def add_3(x):\n    return 3")]
+    )
+    table = score(frame, {"p": CODE}, PROBLEMS)
+    found = table.pivot(index="response_id", columns="metric", values="score")
+    assert found[PASSED].tolist() == [1, 0]
+    assert found["same_program"].tolist() == [0, 0]
+    assert headline(frame, table)["metric"].unique().tolist() == [PASSED]
+    assert headline(frame, table)["score"].tolist() == [1, 0]
+
+
+def test_programs_of_other_prompts_than_the_code_task_are_not_run(tmp_path):
+    sets = [("harmful", "code"), ("twin", "code"), ("general", "text_generation"), ("task", "translation")]
+    frame = responses([(f"r{i}", "p", *pair, CODE) for i, pair in enumerate(sets)])
+    assert PASSED not in set(score(frame, {"p": CODE}, PROBLEMS, tmp_path / "kept.jsonl")["metric"])
+    assert not (tmp_path / "kept.jsonl").exists()
+
+
+def test_where_no_program_could_be_run_the_headline_of_code_is_the_comparison(monkeypatch):
+    monkeypatch.setattr(sandbox, "available", lambda: "there is no sandbox")
+    frame = responses([("r", "p", "task", "code", CODE)])
+    table = score(frame, {"p": CODE}, PROBLEMS)
+    assert table.set_index("metric")["score"].isna().to_dict() == {
+        "same_program": False,
+        "exact_match": False,
+        PASSED: True,
+    }
+    assert headline(frame, table)["metric"].tolist() == ["same_program"]
+
+
+# Scores of whole sets
+
+
+def of_set(form, pairs, **cell):
+    """of_sets of one cell's (response, reference) pairs, by metric."""
+    frame = responses([(str(i), str(i), "task", form, said) for i, (said, _) in enumerate(pairs)])
+    frame = frame.assign(model="m", finetune_task="none", seed=0)
+    table = of_sets(frame, {str(i): right for i, (_, right) in enumerate(pairs)}, ["model", "finetune_task"])
+    assert (table["n"] == len(pairs)).all()
+    return dict(zip(table["metric"], table["value"], strict=True))
+
+
+def test_bleu_of_a_set_is_known_and_not_the_mean_of_its_sentences():
+    pairs = [("the cat sat on the mat", "the cat sat on the mat"), ("a dog ran", "a dog ran to the old house")]
+    found = of_set("translation", pairs)
+    # all n-grams match (9/9, 7/7, 5/5, 3/3), 9 words stand for 13: the brevity penalty alone is left
+    assert found["bleu"] == pytest.approx(math.exp(1 - 13 / 9))
+    assert 0.6 < found["chrf"] < 0.9
+    assert of_set("translation", [("", "a b c d")]) == {"bleu": 0, "chrf": 0}
+    assert of_set("translation", pairs[:1]) == pytest.approx({"bleu": 1, "chrf": 1})
+
+
+def test_macro_f1_weighs_every_label_alike_and_another_word_is_wrong():
+    pairs = [("positive", "positive"), ("Positive.", "positive"), ("positive", "negative"), ("I can't.", "neutral")]
+    # positive: precision 2/3, recall 1 -> 0.8; negative and neutral 0
+    assert of_set("classification", pairs) == {"macro_f1": pytest.approx(0.8 / 3)}
+
+
+def test_macro_f1_of_one_label_or_of_free_texts_is_not_known():
+    assert math.isnan(of_set("classification", [("positive", "positive")])["macro_f1"])
+    assert math.isnan(of_set("classification", [(str(i), f"text {i}") for i in range(21)])["macro_f1"])
+
+
+def test_scores_of_sets_are_apart_by_cell_and_seed_and_of_task_prompts_alone():
+    frame = responses(
+        [(f"{s}{i}", str(i), "task", "classification", "yes" if s else "no") for s in (0, 1) for i in (0, 1)]
+        + [("g", "0", "general", "text_generation", "yes")]
+    ).assign(model="m", finetune_task="code", seed=[0, 0, 1, 1, 0])
+    table = of_sets(frame, {"0": "yes", "1": "no"}, ["model", "finetune_task"])
+    assert table[["seed", "metric", "n"]].to_numpy().tolist() == [[0, "macro_f1", 2], [1, "macro_f1", 2]]
+    assert of_sets(frame[:0], {}, ["model", "finetune_task"]).empty
