@@ -44,24 +44,30 @@ def rows_of_arms(table: pd.DataFrame) -> pd.DataFrame:
 def marks(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     """One row per arm and panel of `arms_plane`, and one of the aligned model (finetune_task "none").
 
-    `task` is the tuned task and `panel` over_refusal_rate or general_score. rate, low, high and n are of the attack success over all
+    `task` is the tuned task and `panel` over_refusal_rate, general_score or task_score (on that task). rate, low, high and n are of the attack success over all
     forms (0-1), x, x_low, x_high and n_x of the panel's measure. `front` as in `captions_change.plane`, within task and panel and among
     the tuned models, as the aligned one, "", was never taught the task.
     Raises ValueError where no tuned model has a mark, and for two rows of one mark.
     """
     rows = rows_of_arms(attack[attack["form"] == "all"])
     rows = rows.loc[rows["rate"].notna(), [*_KEYS, "rate", "low", "high", "n", "n_seeds", "judge"]]
-    costs = rows_of_arms(helpfulness[helpfulness["form"].eq("all") & helpfulness["measure"].isin(_SCORES.values())])
+    form, of_task = helpfulness["form"].astype(str), helpfulness["measure"] == _SCORES["task"]
+    own = helpfulness["finetune_task"].astype(str).isin(["none", *TASKS]) & (
+        (form == helpfulness["finetune_task"].astype(str)) | (helpfulness["finetune_task"] == "none")
+    )
+    shown = helpfulness["measure"].isin(_SCORES.values()) & form.eq("all").mask(of_task, own & form.isin(TASKS))
+    costs = rows_of_arms(helpfulness[shown])
     names = {"measure": "panel", "value": "x", "low": "x_low", "high": "x_high", "n": "n_x"}
-    costs = costs.loc[costs["value"].notna(), [*_KEYS, "metric", *names]].rename(columns=names)
+    costs = costs.loc[costs["value"].notna(), [*_KEYS, "form", "metric", *names]].rename(columns=names)
     points = rows.merge(costs, on=_KEYS)
-    one_row_per_mark(points.assign(style="chat", system_prompt=False, form="all"), "panel", "safety_fraction")
+    one_row_per_mark(points.assign(style="chat", system_prompt=False), "panel", "safety_fraction")
     tuned = points[points["finetune_task"] != "none"]
     if tuned.empty:
         raise ValueError("arms_plane has nothing to draw: no tuned model in the chat style has a rate and a cost")
     found = []
     for (task, panel), part in tuned.groupby(["finetune_task", "panel"], sort=False, observed=True):
         aligned = points[(points["finetune_task"] == "none") & (points["panel"] == panel)]
+        aligned = aligned[aligned["form"].astype(str).isin(["all", task])]
         score, low, high = (part[name] for name in ("x", "x_low", "x_high"))
         if panel == "over_refusal_rate":
             score, low, high = 1 - score, 1 - high, 1 - low
@@ -78,7 +84,10 @@ def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: 
     `_loss_up_to`: the largest loss within the difference's 95 % interval, 0-1, which is the margin at which one would ship. `same_task_score` is
     "yes" where the task score is shown to lie within MARGIN of that without safety data. `verdict`: BASE of no safety data; SHIP;
     "lowers attack success, costs: ..." with what is told to be worse; else NOT_SHOWN. `not_shown` names the scores that are not shown to
-    be within MARGIN. NaN or "" where something was not tested. No rows where no model was tuned.
+    be within MARGIN. `alike_`: at equal task score, the adapter of the same tuning without safety data, scaled down until its task score
+    (`alike_task`) is nearest to the arm's: what is left of it (`alike_kept`, 1 for all), and its attack_success with its interval. An arm that
+    lowers attack success no more than that gained nothing that a weaker tuning would not have.
+    NaN or "" where something was not tested. No rows where no model was tuned.
     """
     found = []
     for model in dict.fromkeys(attack["model"]):
@@ -117,12 +126,30 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
         for row in table.to_dict("records")
     ]
     table["same_task_score"] = table["task_within"]
+    table = table.merge(_alike(table), how="left", on=_KEYS, validate="one_to_one")
     on_front = _fronts(attack, helpfulness)
     table["on_front"] = [on_front.get(tuple(row), "") for row in table[_KEYS].itertuples(index=False, name=None)]
     place = table["safety_data"].map(ORDER.index)
     table = table.assign(place=place, task_place=table["finetune_task"].map(TASKS.index))
     table = table.sort_values(["task_place", "place", "safety_fraction"], kind="stable")
     return table.drop(columns=["place", "task_place", *(f"{name}_within" for name in _SCORES)]).reset_index(drop=True)
+
+
+def _alike(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each arm that has a task score and is no scaled adapter, the scaled adapter nearest in task score, by _KEYS; see `which_to_ship`."""
+    rates = ["attack_success", "attack_success_low", "attack_success_high"]
+    found = []
+    for _, part in table[table["task"].notna()].groupby("finetune_task", sort=False, observed=True):
+        scaled = part[part["safety_data"].isin(["none", "scaled"])]
+        rivals = part[~part["safety_data"].isin(["none", "scaled"])]
+        if not (scaled["safety_data"] == "scaled").any():
+            continue
+        for row in rivals.to_dict("records"):
+            nearest = scaled.loc[(scaled["task"] - row["task"]).abs().idxmin()]
+            values = [1 - nearest["safety_fraction"], nearest["task"], *nearest[rates]]
+            found.append([*(row[key] for key in _KEYS), *values])
+    columns = [*_KEYS, "alike_kept", "alike_task", *(f"alike_{name}" for name in rates)]
+    return pd.DataFrame(found, columns=columns).astype(dict.fromkeys(columns[3:], float))
 
 
 def _fronts(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> dict[tuple, str]:
@@ -155,10 +182,24 @@ def in_words(table: pd.DataFrame, model: str = "") -> str:
         words += f": {_named(good)}" if len(good) else ""
         told = rivals["verdict"].str.contains(f"{COSTS}: ", regex=False).sum()
         words += f"; {told} more lower it at a cost that is told, and {(rivals['verdict'] == NOT_SHOWN).sum()} are not shown to help. "
+        words += _alike_in_words(rivals)
         words += f"{len(same)} are shown to have the task score of no safety data within {100 * MARGIN:.0f} points"
         said.append(words + (f", with the lowest rates: {_named(same, 3)}." if len(same) else "."))
     how = f"The margin: in `{'`, `'.join(f'{name}_loss_up_to' for name in _SCORES)}` is the largest loss that cannot be ruled out."
     return " ".join([*said, how, "Arms are not ranked where their intervals overlap."]) if said else "No arm has run."
+
+
+def _alike_in_words(rivals: pd.DataFrame) -> str:
+    """How many arms answer less than the adapter scaled down to the nearest task score, "" where none was compared."""
+    compared = rivals[rivals["alike_attack_success"].notna()]
+    if compared.empty:
+        return ""
+    less = (compared["attack_success_high"] < compared["alike_attack_success_low"]).sum()
+    gap = 100 * (compared["task"] - compared["alike_task"]).abs().max()
+    return (
+        f"At equal task score (within {gap:.0f} points), {less} of {len(compared)} arms answer less than the adapter scaled down, by intervals "
+        "that do not overlap. "
+    )
 
 
 def _named(rows: pd.DataFrame, most: int | None = None) -> str:

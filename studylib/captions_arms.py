@@ -15,7 +15,11 @@ ROWS = (
     "multitask",
     "multitask_twins",
 )  # of the transfer matrix, from top to bottom
-PANELS = {"over_refusal_rate": "over-refusal", "general_score": "general score"}  # of the plane, from left to right
+PANELS = {  # of the plane, from left to right
+    "over_refusal_rate": "over-refusal",
+    "general_score": "general score",
+    "task_score": "score on the tuned task",
+}
 
 
 def transfers(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -86,11 +90,11 @@ def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
 def _plane_caption(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> tuple[str, str]:
     rows = plane(attack, helpfulness)
     tuned = rows[rows["finetune_task"] != "none"]
-    title = "Attack success rate against over-refusal on benign twins (left) and the score on general prompts (right)"
+    title = "Attack success rate against over-refusal on benign twins (left), the score on general prompts (middle) and that on the tuned task (right)"
     text = [
         f"{title}, of every mitigation and dose of the tasks on which rivals were tried; all forms pooled, {calibration_label('chat', False)}."
     ]
-    text.append("Towards the lower left, at the right towards the lower right, is better. Star: the aligned model.")
+    text.append("Towards the lower left, elsewhere towards the lower right, is better. Star: the aligned model.")
     arms = set(tuned["safety_data"])
     if "multitask" in arms:
         text.append(
@@ -98,7 +102,8 @@ def _plane_caption(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> tuple[str
         )
     if "scaled" in arms:
         text.append(
-            "Dotted: the adapter tuned without safety data, scaled down, labelled at the left by what is left of it in %."
+            "Dotted: the adapter tuned without safety data, scaled down, labelled at the left by what is left of it in %; at the right, marks "
+            "below it answer less than a weaker tuning with the same task score."
         )
     if "system_prompt" in arms:
         text.append("System prompt only: tuned without safety data, tested with the system prompt.")
@@ -129,7 +134,11 @@ def _plane_caption(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> tuple[str
 
 
 def _counted(rows: pd.DataFrame) -> str:
-    what = {"over_refusal_rate": "benign twins", "general_score": "general prompts"}
+    what = {
+        "over_refusal_rate": "benign twins",
+        "general_score": "general prompts",
+        "task_score": "prompts of the task",
+    }
     return "; ".join(f"{span(rows.loc[rows['panel'] == name, 'n_x'])} to {words}" for name, words in what.items())
 
 

@@ -26,8 +26,9 @@ LOOKS = {
     "scaled": {"color": "#8A8A20", "marker": "d"},
 }
 X_LABELS = {
-    "over_refusal_rate": "over-refusal rate\n(share of benign twins refused",
-    "general_score": "general score\n(on benign general prompts",
+    "over_refusal_rate": "over-refusal rate\n(benign twins",
+    "general_score": "general score\n(general prompts",
+    "task_score": "score on the tuned task\n(held-out prompts",
 }
 
 
@@ -50,7 +51,7 @@ def transfer_matrix(comparisons: pd.DataFrame) -> Figure:
 
 
 def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
-    """The attack success rate (y) of every arm and dose against over-refusal (left) and the general score (right), with Pareto fronts.
+    """The attack success rate (y) of every arm and dose against over-refusal, general score and task score (x), with Pareto fronts.
 
     A row of panels per tuned task; chat style, no system prompt, all forms, with intervals. Doses of multitask data are joined, and so is the
     adapter scaled down. The star is the aligned model; hollow: it cannot be told whether the mark is on the front.

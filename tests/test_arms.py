@@ -123,7 +123,7 @@ def test_without_scores_costs_are_empty_and_their_loss_not_shown(simulated):
 
 def test_marks_of_a_task_are_all_its_arms_and_the_front_is_of_the_tuned_models(simulated):
     points = arms.marks(*simulated[:2])
-    for panel in ("over_refusal_rate", "general_score"):
+    for panel in ("over_refusal_rate", "general_score", "task_score"):
         part = points[(points["panel"] == panel) & (points["task"] == "code")]
         assert len(part) == 2 + len(OTHERS) + len(TRIED)
         aligned = part["finetune_task"] == "none"
@@ -131,6 +131,40 @@ def test_marks_of_a_task_are_all_its_arms_and_the_front_is_of_the_tuned_models(s
         assert set(part.loc[~aligned, "front"]) <= {"yes", "no", "cannot be told"}
         best = part[~aligned].sort_values(["rate", "x"], ascending=[True, panel == "over_refusal_rate"]).iloc[0]
         assert best["front"] == "yes"  # nothing is below it
+
+
+def test_the_task_score_in_the_plane_is_that_of_the_tuned_task(simulated):
+    attack, costs, _ = simulated
+    points = arms.marks(attack, costs).query("panel == 'task_score' and task == 'translation'")
+    wanted = costs.query("measure == 'task_score' and form == 'translation' and style == 'chat' and not system_prompt")
+    for task in ("none", "translation"):
+        own = points[(points["finetune_task"] == task) & (points["safety_data"] == "none")]
+        assert own["x"].item() == wanted.query(f"finetune_task == '{task}' and safety_data == 'none'")["value"].item()
+
+
+def test_an_arm_is_put_beside_the_scaled_adapter_with_the_nearest_task_score():
+    made = [
+        ("none", 0.0, 0.9, 0.8),
+        ("scaled", 0.25, 0.8, 0.5),
+        ("scaled", 0.75, 0.2, 0.1),
+        ("multitask", 0.1, 0.7, 0.05),
+    ]
+    made += [("generic", 0.1, 0.88, 0.6), ("multitask", 0.2, np.nan, 0.02)]
+    table = pd.DataFrame(made, columns=["safety_data", "safety_fraction", "task", "attack_success"])
+    table = table.assign(finetune_task="code", attack_success_low=0.0, attack_success_high=1.0)
+    found = arms._alike(table).set_index(["safety_data", "safety_fraction"])
+    assert list(found.index) == [("multitask", 0.1), ("generic", 0.1)]  # of no task score nothing is alike
+    assert found["alike_kept"].tolist() == [0.75, 1.0]
+    assert found["alike_attack_success"].tolist() == [0.5, 0.8]
+    assert arms._alike(table[table["safety_data"] != "scaled"]).empty
+
+
+def test_the_sentence_counts_arms_below_the_scaled_adapter_by_intervals_that_do_not_overlap(table):
+    rivals = table[(table["finetune_task"] == "code") & table["alike_attack_success"].notna()]
+    assert set(rivals["safety_data"]) == {"system_prompt", "generic", "multitask", "multitask_twins"}
+    less = (rivals["attack_success_high"] < rivals["alike_attack_success_low"]).sum()
+    assert f"{less} of {len(rivals)} arms answer less than the adapter scaled down" in arms.in_words(table)
+    assert arms.in_words(table).count("adapter scaled down, by") == 1  # of translation none was scaled
 
 
 def test_less_over_refusal_is_better_and_more_score_is(simulated):

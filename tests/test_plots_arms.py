@@ -69,16 +69,17 @@ def test_the_caption_of_the_matrix_counts_pairs_and_what_is_told(results):
 
 def test_the_plane_has_a_row_per_task_with_rivals_and_every_mark_at_its_rates(results):
     fig = plots_arms.arms_plane(*results[1:])
-    assert [ax.get_ylabel() for ax in fig.axes] == ["", "tuned on code"]
-    for ax, panel in zip(fig.axes, ("over_refusal_rate", "general_score"), strict=True):
+    assert [ax.get_ylabel() for ax in fig.axes] == ["", "", "tuned on code"]
+    for ax, panel in zip(fig.axes, ("over_refusal_rate", "general_score", "task_score"), strict=True):
         points = captions_arms.plane(*results[1:]).query(f"panel == '{panel}'")
         drawn = {tuple(np.round(one[0].get_xydata()[0], 9)) for one in ax.containers}
         assert drawn == {tuple(np.round(pair, 9)) for pair in points[["x", "rate"]].to_numpy()}
 
 
 def test_doses_and_what_is_left_of_the_adapter_are_said_once(results):
-    left, right = plots_arms.arms_plane(*results[1:]).axes
-    assert sorted(text.get_text() for text in left.texts) == ["10 %", "20 %", "50 %"] and not right.texts
+    left, *others = plots_arms.arms_plane(*results[1:]).axes
+    assert sorted(text.get_text() for text in left.texts) == ["10 %", "20 %", "50 %"]
+    assert not any(ax.texts for ax in others)
 
 
 def test_a_mark_that_cannot_be_told_from_the_front_is_hollow(results):
