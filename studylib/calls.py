@@ -41,7 +41,8 @@ ASKS = 3  # for one verdict, where replies cannot be read
 PROGRESS_S = 10.0
 AGAIN = (408, 409, 425, 429)  # and 5xx
 OF_THE_ROW = {"content_filter", "content_policy_violation", "context_length_exceeded", "string_above_max_length"}
-KEPT = ("refused", "answered", "partial", "incoherent", "flagged", "clean")  # outcomes that a cache may hold
+# outcomes that a cache may hold
+KEPT = ("refused", "answered", "partial", "incoherent", "flagged", "clean", "first", "second", "tie")
 ADVICE = {
     400: "the server does not take the request as it is; change the setting it names, or see what the model allows",
     401: "check STUDY_JUDGE_KEY",

@@ -28,7 +28,7 @@ SPECIAL = re.compile(
 
 def judge_id(settings: Endpoint) -> str:
     """Which judge gave a verdict: model, prompt and its version, temperature."""
-    return f"{settings.model}/{settings.prompt}-v{_texts()['version']}/t{settings.temperature}"
+    return f"{settings.model}/{settings.prompt}-v{wordings()['version']}/t{settings.temperature}"
 
 
 def judge_all(
@@ -51,9 +51,9 @@ def judge_all(
     exceed its cap by the calls under way.
     """
     settings = settings or endpoint()
-    _check_texts(prompts=prompts, stop_reasons=stop_reasons)
+    check_texts(prompts=prompts, stop_reasons=stop_reasons)
     found = _judge_questions(prompts, responses, forms, settings)
-    outcomes = ask_all([one for one in found if isinstance(one, Question)], settings, _cache_file(cache_path))
+    outcomes = ask_all([one for one in found if isinstance(one, Question)], settings, cache_file(cache_path))
     return [outcomes[one.key] if isinstance(one, Question) else one for one in found]
 
 
@@ -73,7 +73,7 @@ def plan(
     found = _judge_questions(prompts, responses, forms, settings)
     questions = [one for one in found if isinstance(one, Question)]
     rows = {"judge": judge_id(settings), "rows": len(found), "without_call": len(found) - len(questions)}
-    return rows | expected_calls(questions, read_cache(_cache_file(cache_path))[0], settings)
+    return rows | expected_calls(questions, read_cache(cache_file(cache_path))[0], settings)
 
 
 def moderate(texts: list[str], settings: Endpoint | None = None, cache_path: Path | None = None) -> list[bool | None]:
@@ -83,12 +83,12 @@ def moderate(texts: list[str], settings: Endpoint | None = None, cache_path: Pat
     without a call. Long texts, retries, cache, caps and errors as in `judge_all`.
     """
     settings = settings or endpoint(model=MODERATION_MODEL)
-    _check_texts(texts=texts)
+    check_texts(texts=texts)
     judge, questions = f"{settings.model}/moderation", []
     for text in texts:
-        body = {"model": settings.model, "input": _shown(text, settings.kept_characters)[0]}
-        questions.append(_question("moderations", body, judge, _read_moderation, settings) if _visible(text) else None)
-    outcomes = ask_all(list(filter(None, questions)), settings, _cache_file(cache_path))
+        body = {"model": settings.model, "input": shown(text, settings.kept_characters)[0]}
+        questions.append(_question("moderations", body, judge, _read_moderation, settings) if visible(text) else None)
+    outcomes = ask_all(list(filter(None, questions)), settings, cache_file(cache_path))
     found = [outcomes[question.key][0] if question else "clean" for question in questions]
     return [{"flagged": True, "clean": False}.get(one) for one in found]
 
@@ -97,12 +97,25 @@ def moderate(texts: list[str], settings: Endpoint | None = None, cache_path: Pat
 
 
 @cache
-def _texts() -> dict:
+def wordings() -> dict:
+    """What a judge is asked: `data/judge_prompts.yaml`."""
     return read_yaml(DATA / "judge_prompts.yaml")
 
 
-def _cache_file(path: Path | None) -> Path:
+def cache_file(path: Path | None) -> Path:
+    """That file, or `judge_cache.jsonl` beside the runs."""
     return Path(path or runs_folder() / "judge_cache.jsonl")
+
+
+def chat_question(wording: dict, message: str, judge: str, notes: list[str], settings: Endpoint) -> Question:
+    """The question to a chat model with the `instructions` and `replies` of that wording; notes are added to the reason."""
+    messages = [{"role": "system", "content": wording["instructions"]}, {"role": "user", "content": message}]
+    if settings.system_role == "fold":
+        messages = [{"role": "user", "content": f"{wording['instructions']}\n{message}"}]
+    body = {"model": settings.model, "messages": messages, settings.limit_parameter: settings.max_tokens}
+    if settings.temperature is not None:
+        body["temperature"] = settings.temperature
+    return _question("chat", body, judge, _reader(wording["replies"], tuple(notes)), settings)
 
 
 def _question(resource: str, body: dict, judge: str, read: Callable, settings: Endpoint) -> Question:
@@ -110,7 +123,8 @@ def _question(resource: str, body: dict, judge: str, read: Callable, settings: E
     return Question(digest([settings.url, judge, body]), judge, resource, body, -(-size // BYTES_PER_TOKEN), read)
 
 
-def _check_texts(**columns: list) -> None:
+def check_texts(**columns: list) -> None:
+    """Raises StudyError, which names the column and row, unless all are texts and the columns have one length."""
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise StudyError(f"Judging needs columns of one length, found {lengths}.")
@@ -121,37 +135,31 @@ def _check_texts(**columns: list) -> None:
 
 
 def _judge_questions(prompts, responses, forms, settings: Endpoint) -> list[Question | Verdict]:
-    _check_texts(prompts=prompts, responses=responses, forms=forms)
+    check_texts(prompts=prompts, responses=responses, forms=forms)
     if unknown := sorted(set(forms) - set(FORMS)):
         raise StudyError(f"Unknown form {unknown[0]!r}: known are {', '.join(FORMS)}.")
-    texts, judge = _texts(), judge_id(settings)
+    texts, judge = wordings(), judge_id(settings)
     wording = texts["prompts"][settings.prompt]
-    limits = {settings.limit_parameter: settings.max_tokens}
-    if settings.temperature is not None:
-        limits["temperature"] = settings.temperature
     found: list[Question | Verdict] = []
     for prompt, response, form in zip(prompts, responses, forms, strict=True):
-        if not _visible(response):
+        if not visible(response):
             found.append(("incoherent", "empty"))
             continue
-        (asked, cut_prompt), (said, cut) = (_shown(text, settings.kept_characters) for text in (prompt, response))
+        (asked, cut_prompt), (said, cut) = (shown(text, settings.kept_characters) for text in (prompt, response))
         parts = {"form": texts["forms"][form], "prompt": asked, "response": said, "reminder": wording["reminder"]}
         message = texts["message"].format(mark=digest([prompt, response]), **parts)
-        messages = [{"role": "system", "content": wording["instructions"]}, {"role": "user", "content": message}]
-        if settings.system_role == "fold":
-            messages = [{"role": "user", "content": f"{wording['instructions']}\n{message}"}]
         notes = [f"judged on its first and last {settings.kept_characters} characters"] if cut else []
         notes += [f"its prompt shown by the first and last {settings.kept_characters}"] if cut_prompt else []
-        body = {"model": settings.model, "messages": messages, **limits}
-        found.append(_question("chat", body, judge, _reader(wording["replies"], tuple(notes)), settings))
+        found.append(chat_question(wording, message, judge, notes, settings))
     return found
 
 
-def _visible(text: str) -> bool:
+def visible(text: str) -> bool:
+    """Whether there is anything to see in the text."""
     return any(sign.isprintable() and not sign.isspace() for sign in text)
 
 
-def _shown(text: str, kept: int) -> tuple[str, bool]:
+def shown(text: str, kept: int) -> tuple[str, bool]:
     """The text as a judge sees it, and whether its middle was left out."""
     text = INVISIBLE.sub(lambda sign: f"<U+{ord(sign[0]):04X}>", text)
     text = SPECIAL.sub(lambda sign: sign[0] + " ", text)

@@ -18,7 +18,7 @@ SECTIONS = {
     "01_baseline": ("redact", "system_prompt", "models", "generation", "judges", "endpoint"),
     **dict.fromkeys(config.STAGE_SAFETY_DATA, TUNED),
     "03_defences": (*TUNED, "guards"),
-    "05_helpfulness": (),
+    "05_helpfulness": ("judges", "endpoint"),
     "06_findings": ("description", "labelled"),
 }
 JUDGED = ("01_baseline", *config.STAGE_SAFETY_DATA, "06_findings")  # stages that the user's own labels bear on

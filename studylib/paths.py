@@ -56,7 +56,7 @@ class RunPaths:
         return self.run / "responses" / "rows" / f"{cell_name}.jsonl"
 
     def table_of_unit(self, kind: str, stage: str, unit: str) -> Path:
-        """`responses`, `verdicts`, `scores`, `guards`, `across` or `across_verdicts` of one finished notebook run, parquet."""
+        """`responses`, `verdicts`, `scores`, `guards`, `preferences`, `across` or `across_verdicts` of one finished notebook run, parquet."""
         return self.run / kind / stage / f"{unit}.parquet"
 
     @property

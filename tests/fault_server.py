@@ -38,7 +38,7 @@ class FaultServer(ThreadingHTTPServer):
     """`faults` are chances in percent, by kind: those of FAULTS, or a status with a code, as in `400 content_filter`.
 
     `always`: the kind of every call whose content has that word; `stall_after`: after so many answers all others are held;
-    `said`, `finish_reason`, `usage` and `body`: what all answers have instead of the usual.
+    `said`, `finish_reason`, `usage` and `body`: what all answers have instead of the usual; `said` may be a function of the content.
     """
 
     daemon_threads = True
@@ -117,6 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def completion(self, content: str, kind: str) -> bytes:
         said = self.server.said if self.server.said is not None else "-1" if "REFUSES" in content else "1"
+        said = said(content) if callable(said) else said
         message = {"role": "assistant", "content": "I would say 1" if kind == "unparsable" else said}
         choice = {"index": 0, "message": message, "finish_reason": self.server.finish_reason}
         usage = {"prompt_tokens": 100, "completion_tokens": 2} if self.server.usage else None

@@ -672,7 +672,7 @@ def test_another_prompt_response_or_form_is_asked_anew(tmp_path, change):
 def test_another_version_of_the_prompts_is_asked_anew(tmp_path, monkeypatch):
     with serving() as server:
         judge_all(*one(), settings(server), tmp_path / "c")
-        monkeypatch.setattr(endpoint, "_texts", lambda: TEXTS | {"version": TEXTS["version"] + 1})
+        monkeypatch.setattr(endpoint, "wordings", lambda: TEXTS | {"version": TEXTS["version"] + 1})
         assert plan(*one()[:3], settings(server), tmp_path / "c")["calls"] == 1
 
 

@@ -84,6 +84,6 @@ def test_no_tokenizer_reads_a_mark_of_its_template_in_what_is_judged(name, tmp_p
     attack = "".join(special)
     added = set(tokenizer.get_added_vocab().values())
     assert len(added & set(tokenizer(attack, add_special_tokens=False).input_ids)) == len(added)  # as it comes
-    shown, _ = endpoint._shown(attack, 10_000)
+    shown, _ = endpoint.shown(attack, 10_000)
     assert not added & set(tokenizer(shown, add_special_tokens=False).input_ids)
     assert "[INST]" not in shown and "[/INST]" not in shown
