@@ -11,8 +11,21 @@ import pytest
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+SLOW = ("test_rehearsal.py", "test_selfcheck.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts each file into one worker, and those that share the smoke run into the same; what takes longest begins first."""
+    smoke = {item.path for item in items if {"smoke_project", "smoke_runs"} & set(item.fixturenames)}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("smoke" if item.path in smoke else item.path.name))
+    items.sort(key=lambda item: 0 if item.path in smoke else 1 if item.path.name in SLOW else 2)
 
 
 def command(*arguments: str, project: Path = ROOT, runs: Path | None = None, start=subprocess.run, **options):
