@@ -14,6 +14,9 @@ def unit(stage):
     return units(PROFILE, stage)[0]
 
 
+JUDGING = ["01_baseline", "02_finetune", "03_defences", "04_mitigation", "05_helpfulness"]
+
+
 def stale(overrides):
     """The stages whose tracked settings a changed profile value changes."""
     changed = load_profile("smoke", overrides)
@@ -32,8 +35,8 @@ def stale(overrides):
         ),
         ({"execution.min_free_gb": 2}, []),
         ({"execution.threads": 2}, []),
-        ({"judges": ["rules"]}, ["01_baseline", "02_finetune", "03_defences", "04_mitigation"]),
-        ({"endpoint": {"prompt": "verdicts"}}, ["01_baseline", "02_finetune", "03_defences", "04_mitigation"]),
+        ({"judges": ["rules"]}, JUDGING),
+        ({"endpoint": {"prompt": "verdicts"}}, JUDGING),
         ({"labelled": []}, ["06_findings"]),
         ({"guards": ["text_only"]}, ["03_defences"]),
     ],
