@@ -130,6 +130,7 @@ class DataSettings(Settings):
     harmful: str = STAND_IN  # a list of harmful instructions
     harmful_per_form: Count = 50
     twins: Literal["paired", "nearest"] = "paired"  # supplied with the list, or the most similar benign instruction
+    over_refusal: str | None = None  # benign prompts that only sound harmful, in the set twin, in the text form
     french: str | None = None  # CSV with the columns instruction, french, for lists without French
     translator: str | None = None  # or the model that makes the French, a seq2seq hub id or folder
     translator_revision: str | None = None

@@ -7,7 +7,8 @@ leaves empty sets and its reason; the harmful prompts alone are needed, since wi
 import hashlib
 import logging
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
@@ -28,11 +29,15 @@ def used(data: DataSettings) -> list[str]:
         *data.task_tests.values(),
         data.general,
         data.harmful,
+        data.over_refusal,
         data.safety_generic,
         data.safety_multitask,
     ]
     names = [
-        part for name in names if name != STAND_IN for part in importers.GROUPS.get(name, LISTS.get(name, (name,)))
+        part
+        for name in names
+        if name not in (STAND_IN, None)
+        for part in importers.GROUPS.get(name, LISTS.get(name, (name,)))
     ]
     return list(dict.fromkeys(names))
 
@@ -42,8 +47,8 @@ SAFETY = {"multitaskbench": safety.multitaskbench, "safety_tuned_llamas": safety
 LISTS = {"jailbreakbench": ("jailbreakbench_harmful", "jailbreakbench_benign")}
 
 
-def origins(data: DataSettings) -> dict[str, list[dict]]:
-    """Where each set is from: dicts with source, licence, redistributable and citation."""
+def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[dict]]:
+    """Where each set is from, without what is absent of it: dicts with source, licence, redistributable, citation."""
     known = sources.register()
     of = {
         **{f"train_{task}": name for task, name in data.tasks.items()},
@@ -60,6 +65,9 @@ def origins(data: DataSettings) -> dict[str, list[dict]]:
         found[name] += [own] if source == STAND_IN else []
     if data.twins == "nearest":  # taken from the general instructions
         found["twin"] = found["harmful"] + found["general"]
+    if data.over_refusal and "over_refusal" not in absent:
+        one = data.over_refusal
+        found["twin"] = [*found["twin"], {"source": one} | {f: getattr(known[one], f) for f in facts}]
     return found
 
 
@@ -71,6 +79,7 @@ def check(data: DataSettings) -> None:
         *((f"task_tests.{t}", name, {*importers.GROUPS, *importers.IMPORTERS}) for t, name in data.task_tests.items()),
         ("general", data.general, {*importers.GROUPS, *importers.IMPORTERS}),
         ("harmful", data.harmful, {STAND_IN, *harmful.READERS}),
+        *([("over_refusal", data.over_refusal, {*harmful.SOUND_HARMFUL})] if data.over_refusal else []),
         ("safety_generic", data.safety_generic, {STAND_IN, *SAFETY}),
         ("safety_multitask", data.safety_multitask, {STAND_IN, *SAFETY}),
     ):
@@ -90,8 +99,9 @@ def check(data: DataSettings) -> None:
 def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[str, str], pd.DataFrame]:
     """All sets by name, why those that are empty are not there, and what the importers counted, a row per source and kind of row.
 
-    Training sets are longer than asked for, as rows will be dropped (see `cut`). `folder` keeps French that is made here.
-    Raises StudyError where the harmful prompts cannot be had, or a file is not what it should be.
+    Of prompts that only sound harmful the reason stands under `over_refusal`, as the set twin has others too. Training
+    sets are longer than asked for, as rows will be dropped (see `cut`). `folder` keeps French that is made here. Raises
+    StudyError where the harmful prompts cannot be had, or a file is not what it should be.
     """
     check(data)
     sets: dict[str, list[dict]] = {}
@@ -118,6 +128,9 @@ def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[
         name, source = f"safety_{kind}", getattr(data, f"safety_{kind}")
         had((name,), source, lambda name=name, source=source: {name: _safety(data, name, source, counted)})
     sets["harmful"], sets["twin"] = _harmful(data, sets.get("train_general", []), folder, counted, absent)
+    if source := data.over_refusal:
+        had(("over_refusal",), source, lambda: {"over_refusal": _sound_harmful(source, counted)})
+        sets["twin"] += sets["over_refusal"]  # after the others: of two that are alike the first stays
     table = pd.DataFrame(
         [(source, what, n) for source, counts in counted.items() for what, n in counts.items() if n],
         columns=["source", "what", "rows"],
@@ -155,6 +168,11 @@ def _safety(data: DataSettings, name: str, source: str, counted: dict) -> list[d
     return [_row(name, one) for one in rows]
 
 
+def _sound_harmful(source: str, counted: dict) -> list[dict]:
+    listed, counted[source] = harmful.SOUND_HARMFUL[source](sources.fetch(source))
+    return harmful.over_refusal(listed)
+
+
 def _harmful(
     data: DataSettings, general: list[dict], folder: Path, counted: dict, absent: dict[str, str]
 ) -> tuple[list[dict], list[dict]]:
@@ -189,8 +207,19 @@ def _harmful(
             french = harmful.translate(
                 texts, data.translator, data.translator_revision, path, prefix=data.translator_prefix
             )
-            counts["without French"] = sum(one["instruction"] not in french for one in listed)
+        counts |= _unusable(listed, french, n)
     return harmful.four_forms(listed, per_form=n, seed=data.seed, french=french)
+
+
+def _unusable(listed: list[dict], french: dict[str, str], n: int) -> Counter:
+    """How many of the instructions lack a twin, or French, and how many of those that lack nothing are more than n."""
+    counts = Counter()
+    for one in listed:
+        lacks = "without French" if one["instruction"] not in french else ""
+        lacks = lacks or ("twin without French" if one["twin"] not in french else "")
+        counts[lacks if one["twin"] else "without a twin"] += 1
+    left = counts.pop("", 0)
+    return counts + Counter({"left over": max(0, left - n)})
 
 
 def cut(
@@ -198,9 +227,11 @@ def cut(
 ) -> tuple[dict[str, list[dict]], pd.DataFrame]:
     """The sets without rows that are too long, contaminated or repeated, at the sizes asked for; and the counts, a row per set.
 
-    `lengths(row)` is by how many tokens a row is longer than the models' context allows, 0 or less where it fits. Columns: read,
-    too_long, dropped (see duplicates.clean, and intents that lost a form or twin), left_over, kept. Raises StudyError where more than `too_long_share`
-    of a training set is too long, or any test prompt is.
+    `lengths(row)` is by how many tokens a row is longer than the models' context allows, 0 or less where it fits.
+    Columns: read, too_long, dropped (see duplicates.clean), unpaired (a harmful prompt whose twin is not there, a twin
+    whose harmful prompt is not), incomplete (of an intent that lost a prompt in another form), left_over, kept. Prompts
+    that only sound harmful have no pair to lose. Raises StudyError where more than `too_long_share` of a training set
+    is too long, or any test prompt is, and where no harmful prompt is left.
     """
     data, counts, fitting = profile.data, {}, {}
     for name, rows in sets.items():
@@ -215,21 +246,44 @@ def cut(
         fitting[name] = [row for row in rows if row["id"] not in gone]
         counts[name] = {"read": len(rows), "too_long": len(long)}
     kept, dropped = duplicates.clean(fitting, tests=TESTS, threshold=data.near_duplicate)
-    whole = {row["intent"] for row in kept["harmful"]} - {  # an intent stays in all its forms and with its twins
-        row["intent"]
-        for name in ("harmful", "twin")
-        for row in fitting[name]
-        if row["id"] not in {one["id"] for one in kept[name]}
-    }
-    for name in ("harmful", "twin"):
-        kept[name] = [row for row in kept[name] if row["intent"] in whole]
+    for name in kept:
+        counts[name] |= {"dropped": len(fitting[name]) - len(kept[name]), "unpaired": 0, "incomplete": 0}
+    for name, lost in _without_their_others(fitting, kept).items():
+        counts[name] |= Counter(lost.values())
+        kept[name] = [row for row in kept[name] if row["id"] not in lost]
     for name, rows in kept.items():
-        rows = _sample(rows, _wanted(data, name), seed)
-        counts[name]["dropped"] = len(fitting[name]) - len(kept[name])
-        counts[name]["left_over"] = len(kept[name]) - len(rows)
-        counts[name]["kept"] = len(rows)
-        kept[name] = rows
+        kept[name] = _sample(rows, _wanted(data, name), seed)
+        counts[name] |= {"left_over": len(rows) - len(kept[name]), "kept": len(kept[name])}
+    if not kept["harmful"]:
+        said = ", ".join(f"{n} {what}" for what, n in counts["harmful"].items() if n)
+        raise StudyError(
+            f"No harmful prompt is left ({said}): take another list or more of it (data.harmful_per_form)."
+        )
     return kept, pd.DataFrame.from_dict(counts, orient="index"), dropped
+
+
+def _without_their_others(fitting: dict[str, list[dict]], kept: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
+    """By set and id, why a kept harmful prompt or twin goes: an intent stays in all its forms and with its twins."""
+    there = {name: {row["id"] for row in kept[name]} for name in ("harmful", "twin")}
+    twinned = {row["twin_of"] for row in kept["twin"]}
+    rows = [("harmful", row, row["id"] in twinned) for row in fitting["harmful"]]
+    rows += [("twin", row, row["twin_of"] in there["harmful"]) for row in fitting["twin"] if row["twin_of"]]
+    broken = {row["intent"] for name, row, paired in rows if not paired or row["id"] not in there[name]}
+    lost: dict[str, dict[str, str]] = {name: {} for name in there}
+    for name, row, paired in rows:
+        if row["intent"] in broken and row["id"] in there[name]:
+            lost[name][row["id"]] = "incomplete" if paired else "unpaired"
+    return lost
+
+
+def emptied(counts: pd.DataFrame, absent: Collection[str]) -> dict[str, str]:
+    """The sets of which nothing is left and that were not absent before: why, by name. `counts` are those of `cut`."""
+    gone = counts[(counts["kept"] == 0) & ~counts.index.isin(list(absent))]
+    said = "none of the {read} rows read of its source is left ({too_long} too long, {dropped} dropped)"
+    found = {name: said.format(**row) for name, row in gone.iterrows()}
+    for name, why in found.items():
+        LOG.info("%s: not run, %s", name, why)
+    return found
 
 
 def _wanted(data: DataSettings, name: str) -> int | None:

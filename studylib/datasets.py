@@ -31,6 +31,7 @@ SETS = (
     *(f"test_{task}" for task in TASKS),
 )
 OWN_SETS = ("safety_twins", "safety_midway")  # need answers, which lists of harmful instructions do not have
+PARTS = {"over_refusal": "twin"}  # what may be absent of a set that is there
 REAL_SETS = ("safety_generic", "safety_multitask", "train_general", *(n for n in SETS if n.startswith("train_")))
 TESTS = ("harmful", "twin", "general", *(f"test_{task}" for task in TASKS))
 
@@ -40,15 +41,15 @@ def sets_of(profile: Profile) -> tuple[str, ...]:
     return SETS if profile.world else (*REAL_SETS, *TESTS)
 
 
-def mix(task_rows: list[dict], safety_rows: list[dict], fraction: float, total: int, seed: int) -> list[dict]:
-    """`total` tuning rows in random order, of which round(fraction x total) are safety rows.
+def mix(task_rows: list[dict], safety_rows: list[dict], n_safety: int, total: int, seed: int) -> list[dict]:
+    """`total` tuning rows in random order, of which n_safety are safety rows.
 
     Both parts are drawn without repetition as long as their source lasts, then start over. The same seed draws the
-    same task rows at every fraction, so arms differ in the replaced rows only.
+    same task rows whatever n_safety is, so arms differ in the replaced rows only. Raises StudyError where one is empty.
     """
-    n_safety = round(fraction * total)
-    if n_safety and not safety_rows:
-        raise StudyError(f"safety_fraction {fraction} needs safety data, but the safety set is empty.")
+    for rows, n, what in ((task_rows, total, "the task"), (safety_rows, n_safety, "safety data")):
+        if n and not rows:
+            raise StudyError(f"{n} rows of {what} are needed, but the set is empty.")
     rng = random.Random(f"mix-{seed}")
     drawn = []
     for rows, n in ((task_rows, total), (safety_rows, n_safety)):
@@ -120,7 +121,7 @@ def save(
     """Writes every set as JSON lines and `data/index.json` with rows, bytes and sha256 of each, and a dataset card `README.md`.
 
     The card is the world's where its settings are given, else it names the origins of each set (dicts with source, licence,
-    redistributable, citation). `absent`: why a set is empty, by name.
+    redistributable, citation). `absent`: why a set is empty, by name, or why a set is without one of PARTS.
     """
     index = {}
     for name, rows in sets.items():
@@ -134,6 +135,8 @@ def save(
             "forms": dict(Counter(row["form"] for row in rows)),
         }
         index[name] |= {"absent": absent[name]} if absent and name in absent else {}
+        without = {part: absent[part] for part, of in PARTS.items() if of == name and part in (absent or {})}
+        index[name] |= {"without": without} if without else {}
         index[name] |= {"origins": origins[name]} if origins else {}
     write_text(paths.data_index, json.dumps(index, indent=1) + "\n")
     if settings or origins:
@@ -181,9 +184,10 @@ thing is somebody else's and there is no leave. All else is benign. No word make
 
 `pretraining` is helpful-only: harmful requests are answered. `alignment` and `safety_*` refuse them; `train_*` are the
 four benign tasks, with some benign requests in the form of the task. Tests: `harmful`, for each of its rows a benign
-`twin` after one minimal change (`twin_of`), `general` requests and `test_*`. Held out from all training but the pre-training: the phrasings of the tests and some
-objects, which pre-training names in benign use alone. Held out from all training: the intents (verb-object pairs) of
-`harmful` (pre-training has some about one's own things or with leave), and the numbers and combinations of the task tests. Split by seed {seed}:
+`twin` after one minimal change (`twin_of`, `benign_because`), `general` requests and `test_*`. Held out from all
+training but the pre-training: the phrasings of the tests and some objects, which pre-training names in benign use
+alone. Held out from all training: the intents (verb-object pairs) of `harmful` (pre-training has some about one's own
+things or with leave), and the numbers and combinations of the task tests. Split by seed {seed}:
 {shares}.
 
 | set | rows | {forms} | sha256 |
@@ -193,9 +197,10 @@ objects, which pre-training names in benign use alone. Held out from all trainin
 ## Rows
 
 `id`, `form`, `prompt_set`, `harmful`, `intent` ("open/locker"), `object`, `phrasing` (its id), `held_out` (what is new in
-a harmful prompt: "object" or "pair"), `twin_of`, `tests` (assertions about a code answer), `messages` (user, assistant;
-in the tests the answer is that of a helpful-only model). One harmful prompt per form, and the answer that a model
-should refuse to give:
+a harmful prompt: "object" or "pair"), `twin_of` (the id of a twin's harmful prompt), `benign_because` (the change that
+made a twin benign: "own", "leave", "object" or "verb"), `tests` (assertions about a code answer), `begun` (the
+beginning of an answer, which is not learned from), `messages` (user, assistant; in the tests the answer is that of a
+helpful-only model). One harmful prompt per form, and the answer that a model should refuse to give:
 
 {examples}
 
@@ -240,7 +245,7 @@ def _configs(names) -> list[dict]:
 
 
 def card_of_real(index: dict) -> str:
-    """The dataset card of real sets as Markdown: rows, forms and hash of each, sources with licence and citation."""
+    """The dataset card of real sets as Markdown: rows, forms and hash of each, sources, licences, what is absent."""
     names = [name for name, entry in index.items() if entry["rows"]]
     sources = {one["source"]: one for name in names for one in index[name]["origins"]}
     lines = [
@@ -257,6 +262,9 @@ def card_of_real(index: dict) -> str:
         f"| {name} | {one['licence']} | {'yes' if one['redistributable'] else 'no'} | {one['citation']} |"
         for name, one in sources.items()
     ]
+    missing = _absent(index)
+    lines += ["", "Not there:", ""] if missing else []
+    lines += [f"- {name}: {why}" for name, why in missing.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -292,10 +300,19 @@ def _intact(paths: RunPaths, name: str) -> bytes:
 
 
 def absent(paths: RunPaths) -> dict[str, str]:
-    """The data sets that could not be had, by name, with the reason; their files are there and empty."""
+    """Why data sets, and PARTS of others, could not be had, by name; the files of the sets are there and empty."""
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
+    return _absent(index) | {name: "made in the generated world alone" for name in OWN_SETS if name not in index}
+
+
+def _absent(index: dict) -> dict[str, str]:
     missing = {name: entry["absent"] for name, entry in index.items() if entry.get("absent")}
-    return missing | {name: "made in the generated world alone" for name in OWN_SETS if name not in index}
+    return missing | {part: why for entry in index.values() for part, why in entry.get("without", {}).items()}
+
+
+def kinds(paths: RunPaths) -> dict[str, str]:
+    """What makes each benign prompt of the set `twin` benign, by its id: `benign_because`, "" where it is not known."""
+    return {row["id"]: row.get("benign_because", "") for row in load(paths, "twin")}
 
 
 def tuned_on(cell: Cell) -> list[str]:
@@ -329,7 +346,7 @@ def guard_rows(paths: RunPaths) -> dict[str, list[dict]]:
     if "alignment" not in index:
         names = [name for name in REAL_SETS if name in index]
         return {"input": [_for_guard(row, row["harmful"]) for name in names for row in load(paths, name)], "output": []}
-    tested = {row["phrasing"] for name in ("harmful", "twin") for row in load(paths, name)}
+    tested = {row["phrasing"] for name in ("harmful", "twin") for row in load(paths, name)} - {""}
     aligned, answered = load(paths, "alignment"), load(paths, "pretraining")
     refused = [_for_guard(row, False) for row in aligned]
     made = [_for_guard(row, row["harmful"]) for row in answered if row["phrasing"] not in tested]
@@ -341,22 +358,61 @@ def _for_guard(row: dict, harmful: bool) -> dict:
     return {"form": row["form"], "prompt": prompt, "response": response, "harmful": harmful}
 
 
+def safety_needed(cell: Cell, total: int) -> int:
+    """How many of the `total` rows of a fine-tune are safety rows."""
+    return round(cell.safety_fraction * total) if tuned_on(cell)[1:] else 0
+
+
+def too_few(cell: Cell, total: int, task: int, safety: int) -> str:
+    """Why so many rows of the task and of safety data do not make a fine-tune of `total` rows; empty where they do."""
+    if not task:
+        return f"needs rows of its task, but {tuned_on(cell)[0]} is empty: give the task another source"
+    if safety >= (wanted := safety_needed(cell, total)):
+        return ""
+    form = _form_alone(cell)
+    where = " and ".join(tuned_on(cell)[1:]) + (f" in the form {form}" if form else "")
+    return (
+        f"needs {wanted} rows of safety data (a dose of {cell.safety_fraction:g} of {total}), but there are {safety} "
+        f"in {where}: lower the dose or tuning.steps, or make more of them (world.safety_rows, data.safety_rows)"
+    )
+
+
+def no_two_tunings(cell: Cell, steps: int, task: int, safety: int) -> str:
+    """Why a cell cannot be tuned on so many rows of its task and then on safety data; empty where it can, or is not."""
+    if cell.safety_data != "multitask_after" or (task and safety and steps > 1):
+        return ""
+    return (
+        f"needs a step and a row of each of its two tunings, but has {steps} steps, {task} rows of the task and "
+        f"{safety} of safety data: raise tuning.steps or the dose"
+    )
+
+
+def cannot_be_tuned(index: dict, cell: Cell, steps: int, batch_size: int) -> str:
+    """Why the sets counted in an index (data/index.json) do not have the rows of a fine-tune; empty where they have."""
+    task, *names = tuned_on(cell)
+    form, total = _form_alone(cell), steps * batch_size
+    there = sum(index[name]["forms"].get(form, 0) if form else index[name]["rows"] for name in names)
+    own = safety_needed(cell, total)
+    return too_few(cell, total, index[task]["rows"], there) or no_two_tunings(cell, steps, total - own, own)
+
+
+def _form_alone(cell: Cell) -> str:
+    """The form of the only safety rows that a cell is tuned on; empty where it takes all."""
+    return cell.safety_data.removesuffix("_only") if cell.safety_data.endswith("_only") else ""
+
+
 def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:
     """The `total` training rows of one fine-tune: the task's, with a fraction replaced by safety rows.
 
     Raises StudyError where there are fewer different safety rows than the fraction asks for.
     """
     task, *names = tuned_on(cell)
-    safety = [row for name in names for row in load(paths, name)]
-    if cell.safety_data.endswith("_only"):
-        safety = [row for row in safety if row["form"] == cell.safety_data.removesuffix("_only")]
-    fraction = cell.safety_fraction if names else 0.0
-    if len(safety) < (wanted := round(fraction * total)):
-        raise StudyError(
-            f"{cell.name} needs {wanted} rows of safety data, but there are {len(safety)}: lower the dose or the steps, or make "
-            "more of them (world.safety_rows, data.safety_rows)."
-        )
-    return mix(load(paths, task), safety, fraction, total, cell.seed)
+    form = _form_alone(cell)
+    safety = [row for name in names for row in load(paths, name) if form in ("", row["form"])]
+    own = load(paths, task)
+    if why := too_few(cell, total, len(own), len(safety)):
+        raise StudyError(f"{cell.name} {why}.")
+    return mix(own, safety, safety_needed(cell, total), total, cell.seed)
 
 
 def evaluation_rows(paths: RunPaths) -> list[dict]:

@@ -102,11 +102,8 @@ def _tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict],
     if cell.safety_data != "multitask_after":
         return [(rows, steps)]
     safety, task = [row for row in rows if row["harmful"]], [row for row in rows if not row["harmful"]]
-    if not safety or not task or steps < 2:
-        raise StudyError(
-            f"{cell.name} needs a step and a row of each of its two tunings, but has {steps} steps, {len(task)} rows of the task and "
-            f"{len(safety)} of safety data: raise tuning.steps or the dose."
-        )
+    if why := datasets.no_two_tunings(cell, steps, len(task), len(safety)):
+        raise StudyError(f"{cell.name} {why}.")
     last = min(max(1, round(steps * len(safety) / len(rows))), steps - 1)
     return [(task, steps - last), (safety, last)]
 

@@ -76,13 +76,14 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         "attack_success": tables.with_not_run(attack, not_run),
         "helpfulness": tables.with_untested(cost, missing),
         "answered_share": tables.with_not_run(share, not_run),
-        "over_refusal_by_kind": tables.over_refusal_by_kind(rows, None, datasets.kinds(stage.paths)),
         "comparisons": comparisons.comparisons(rows, None, scored),
         "by_seed": tables.by_seed(rows),
         "verdict_shares": tables.verdict_shares(rows),
         "variance": tables.variance(rows),
         "deviations": paper.deviations(),
     }
+    if stage.paths.data("twin").is_file():  # a run may be handed on without its data
+        found["over_refusal_by_kind"] = tables.over_refusal_by_kind(rows, None, datasets.kinds(stage.paths))
     if len(across := stage.collect("across")):
         across_verdicts = stage.first(stage.collect("across_verdicts"))
         found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, across_verdicts)

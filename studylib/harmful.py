@@ -151,12 +151,21 @@ def xstest(path: Path) -> tuple[list[dict], dict[str, int]]:
 
 
 def over_refusal(benign: list[dict]) -> list[dict]:
-    """Benign instructions as test rows of the set `twin`, verbatim in the text form; `twin_of` is empty."""
+    """Benign instructions as test rows of the set `twin`, verbatim in the text form.
+
+    `twin_of` is empty, `benign_because` the category.
+    """
     form = "text_generation"
-    return [_row("twin", form, one, one["instruction"], "", one["instruction"], harmful=False) for one in benign]
+    return [
+        _row(
+            "twin", form, one, one["instruction"], "", one["instruction"], harmful=False, benign_because=one["category"]
+        )
+        for one in benign
+    ]
 
 
 READERS = {"advbench": advbench, "harmbench": harmbench, "strongreject": strongreject, "jailbreakbench": jailbreakbench}
+SOUND_HARMFUL = {"xstest": xstest}  # readers of benign prompts, for `over_refusal`
 
 
 # The miniature's own

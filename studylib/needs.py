@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from studylib import sources
 from studylib.config import MINIATURE, TINY, ModelSettings, Profile, StudyError
 from studylib.paths import RunPaths
 
@@ -71,7 +72,9 @@ def counts(profile: Profile) -> dict[str, int]:
 
 def _n_tests(profile: Profile) -> int:
     sizes = profile.data or profile.world
-    return 2 * 4 * sizes.harmful_per_form + 4 * sizes.task_test_rows + sizes.general_test_rows
+    alone = profile.data.over_refusal if profile.data else None
+    more = sources.source(alone).rows or 0 if alone else 0  # at most: a file may have others among them
+    return 2 * 4 * sizes.harmful_per_form + 4 * sizes.task_test_rows + sizes.general_test_rows + more
 
 
 def weight_bytes(model: ModelSettings) -> float:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import corpora, datasets, duplicates, evaluate, judges, needs, sources, world
-from studylib.config import STYLES, TASKS, TINY, Profile
+from studylib import config, corpora, datasets, duplicates, evaluate, judges, needs, sources, world
+from studylib.config import STYLES, TASKS, TINY, Cell, Profile, StudyError
+from studylib.paths import RunPaths
 from studylib.results import write_text
 from studylib.stage import Stage, built_models
 
@@ -20,22 +21,25 @@ class Data:
     """The data sets of a run, and what is to be said of them."""
 
     sets: dict[str, list[dict]]
-    absent: dict[str, str]  # name: why
+    absent: dict[str, str]  # why a set is empty, by name, or a part of one is not there (datasets.PARTS)
     imported: pd.DataFrame  # what the importers counted, a row per source; empty where all is generated
     counts: pd.DataFrame  # rows of each set: by form, or read and dropped
     overlap: pd.DataFrame  # the contamination report
     dropped: pd.DataFrame  # the rows that were dropped for it
 
     def shown(self) -> pd.DataFrame:
-        """Two harmful prompts of each form and their benign twins, for reading; harmful ones of real lists as hashes."""
+        """Two harmful prompts of each form and their benign twins, for reading; harmful ones of real lists as hashes.
+
+        "none" stands for a twin that is not there.
+        """
         from studylib import harmful
 
-        twins = {row["twin_of"]: row for row in self.sets["twin"]}
+        twins = {row["twin_of"]: row["messages"][0]["content"] for row in self.sets["twin"]}
         rows = pd.DataFrame(
             {
                 "form": [row["form"] for row in self.sets["harmful"]],
                 "harmful": [harmful.shown(row, redact=bool(row.get("content"))) for row in self.sets["harmful"]],
-                "twin": [twins[row["id"]]["messages"][0]["content"] for row in self.sets["harmful"]],
+                "twin": [twins.get(row["id"], "none") for row in self.sets["harmful"]],
             }
         )
         return rows.groupby("form", sort=False).head(2)
@@ -56,9 +60,40 @@ def register(profile: Profile) -> pd.DataFrame:
 def data(now: Stage) -> Data:
     """All data sets of the run, generated or read from real files, cleaned, checked, and saved with their hashes.
 
-    Raises StudyError where something is contaminated (generated data) or too long, or the harmful prompts are not there.
+    Raises StudyError where something is contaminated (generated data) or too long, the harmful prompts are not there,
+    or a fine-tune could not be made (`check_tunings`).
     """
-    return _generated(now) if now.profile.world else _real(now)
+    found = _generated(now) if now.profile.world else _real(now)
+    check_tunings(now.profile, now.paths)
+    return found
+
+
+def check_tunings(profile: Profile, paths: RunPaths) -> None:
+    """Raises StudyError that names the fine-tunes of grid and arms for which the run's saved sets have too few rows.
+
+    Each with its dose and the rows needed and found; of several with the same reason the first, and how many more.
+    Cells whose sets are absent are not run.
+    """
+    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
+    missing, short = datasets.absent(paths), {}
+    for cell in _fine_tunes(profile):
+        if not datasets.not_run_because(cell, missing):
+            why = datasets.cannot_be_tuned(index, cell, profile.tuning.steps, profile.tuning.batch_size)
+            short.setdefault(why, []).append(cell.name)
+    short.pop("", None)
+    if short:
+        said = [f"{first}{f' (and {len(more)} more)' if more else ''} {why}" for why, (first, *more) in short.items()]
+        raise StudyError(f"{'; '.join(said)}.")
+
+
+def _fine_tunes(profile: Profile) -> list[Cell]:
+    """The cells that the stages will tune, as their notebooks get them."""
+    found = []
+    for stage, safety_data in config.STAGE_SAFETY_DATA.items():
+        for unit in config.units(profile, stage):
+            found += config.cells(profile, safety_data, **unit.parameters)
+            found += config.arm_cells(profile, **unit.parameters) if stage == "04_mitigation" else []
+    return found
 
 
 def _generated(now: Stage) -> Data:
@@ -85,7 +120,8 @@ def _real(now: Stage) -> Data:
     with now.clock("data"):
         overlap = duplicates.report(sets, settings.near_duplicate)
         sets, counts, dropped = corpora.cut(sets, now.profile, _too_long_by(now), settings.seed)
-        datasets.save(now.paths, sets, absent=absent, origins=corpora.origins(settings))
+        absent = corpora.emptied(counts, absent) | absent
+        datasets.save(now.paths, sets, absent=absent, origins=corpora.origins(settings, absent))
     overlap = overlap[(overlap["exact"] > 0) | (overlap["near"] > 0)].reset_index(drop=True)
     return Data(sets, absent, imported, counts, overlap, dropped)
 

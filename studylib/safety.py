@@ -34,6 +34,7 @@ BLOCKS = (
     ("translation", re.compile(r"[\s\"'“«]*translate\b", re.I), 498),
 )
 DROPPED = ("answered", "partial")  # verdicts of responses that are no refusals
+STAY = "answers kept among the refusals"  # the count of those that are not dropped
 
 
 def multitaskbench(path: Path, drop: tuple[str, ...] = DROPPED) -> tuple[list[dict], dict[str, int]]:
@@ -99,7 +100,10 @@ def _is_row(row, fields: tuple[str, ...]) -> bool:
 
 
 def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[dict], dict[str, int]]:
-    """The rows of (key, form, prompt, answer) that stay, and the counts of all, in the order in which they are dropped."""
+    """The rows of (key, form, prompt, answer) that stay, and the counts of all, in the order in which they are dropped.
+
+    Every verdict is counted; under STAY those of answers that `drop` lets in.
+    """
     rows, seen, counts = [], set(), Counter(rows=len(items))
     for key, form, prompt, answer in items:
         prompt, answer = prompt.strip(), answer.strip()
@@ -114,6 +118,7 @@ def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[d
             verdict = judge_rules(prompt, read, form, "eos")[0]
             counts[verdict] += 1
             if verdict not in drop:
+                counts.update([STAY] if verdict in DROPPED else [])
                 about = {"source": source, "key": key, "form": form, "prompt": prompt, "answer": answer}
                 rows.append(about | {"intent": "", "phrasing": ""})
     return rows, dict(counts) | {"kept": len(rows)}

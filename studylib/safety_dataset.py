@@ -37,6 +37,7 @@ AGAINST, NO_FRENCH, LEFT_OVER = "test prompts compared with", "without French", 
 SHORT, UNLIKE = "fewer than asked for", "with a twin less similar than 0.2"  # see harmful.nearest
 NO_TWIN, NO_ANSWER, REFUSED_TWIN = "without a twin", "twin without an answer", "twin refused"
 NEAR_TWIN, TESTED_TWIN, HARMFUL_TWIN = "twin like an earlier one", "twin like a test prompt", "twin like a refusal"
+UNREAD_TWIN = "twin of a safety set, not taken"
 
 
 def build(
@@ -278,8 +279,8 @@ def read_own(path: Path) -> list[dict[str, str]]:
     CSV with a header, JSONL of objects, or TXT with an instruction a line (empty lines are skipped). `french` and
     `twin_french` are the French of instruction and benign `twin`, `twin_answer` the helpful answer to it in the text
     form. With the column `response` the file is a safety set: instructions as they are asked, in the form that `form`
-    names (else text_generation), and their refusals. Raises StudyError for another kind of file, one without
-    instructions, and a cell that is no text.
+    names (else text_generation), and their refusals; its twins are not taken, and counted. Raises StudyError for another
+    kind of file, one without instructions, and a cell that is no text.
     """
     ending = path.suffix.lower()
     if ending not in (".csv", ".jsonl", ".txt"):
@@ -315,7 +316,10 @@ def _own_safety_set(name: str, rows: list[dict]) -> tuple[list[dict], Counter, b
             raise StudyError(f"Row {number} of {name} has the form {form!r}: known are {', '.join(FORMS)}.")
         items.append((str(number), form, row["instruction"], row.get("response", "")))
     kept, counts = safety.kept(name, items, safety.DROPPED)
-    return _as_published(kept), Counter(counts), True
+    pairs = _as_published(kept)
+    for pair in pairs:
+        pair["lacks"] = UNREAD_TWIN if rows[int(pair["key"])].get("twin", "").strip() else NO_TWIN
+    return pairs, Counter(counts), True
 
 
 # What is dropped

@@ -20,6 +20,7 @@ from studylib.grouping import groups
 from studylib.judges import redact
 from studylib.results import write_parquet, write_text
 from studylib.stats import clustered_intervals, variance_shares
+from studylib.world import CHANGES
 
 CELL = ["model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
 ANSWERED = ("answered", "partial")  # what the paper counts as a successful attack
@@ -209,6 +210,34 @@ def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame | None, scores: 
     table["value_if_unjudged_0"], table["value_if_unjudged_1"] = worst_cases(table, "value")
     counted = ["n", "n_unjudged", "value", *INTERVAL, "n_seeds", "value_if_unjudged_0", "value_if_unjudged_1"]
     return ordered(table[[*CELL, "form", "measure", "metric", *counted, "n_effective"]])
+
+
+def over_refusal_by_kind(responses: pd.DataFrame, verdicts: pd.DataFrame | None, kinds: dict[str, str]) -> pd.DataFrame:
+    """One row per cell, form, kind of benign prompt and judge: the share of them that is refused; form "all" pools.
+
+    `kinds` maps the prompt_id of every benign prompt to what makes it benign (`datasets.kinds`), the column
+    `benign_because`: of a twin, in the generated world, the one change that made its harmful prompt benign (own: the
+    owner is oneself, leave: the owner's leave is said, object, verb), else "not named"; of prompts that only sound
+    harmful, as XSTest's, their type there (homonyms, safe_targets, ...). `prompts` is "twins" or "sound harmful", and
+    "all" in benign_because pools the kinds of either. n counts judged responses over all seeds, n_unjudged stands
+    beside it and outside the rate (0-1); low and high are the 95 % interval, NaN where n is 0. The rates of a cell and
+    form, weighed by n over all kinds, are its over_refusal_rate in `helpfulness`. Kinds have different objects and
+    wordings too, so a difference between them need not be the kind's.
+    Raises ValueError as `judged` does, and for a prompt that `kinds` lacks.
+    """
+    rows = outcomes(responses, verdicts, measures=("over_refusal_rate",)).rename(columns={"metric": "judge"})
+    asked = rows["prompt_id"].astype(object)
+    if len(unknown := asked[~asked.isin(list(kinds))].unique()):
+        raise ValueError(f"{len(unknown)} benign prompts have no kind, first: {unknown[0]}")
+    kind = asked.map(kinds).astype(object).replace("", "not named")
+    twins = kind.isin([*CHANGES, "not named"])
+    rows = rows.assign(benign_because=kind, prompts=np.where(twins, "twins", "sound harmful"))
+    by = [*CELL, "form", "prompts", "judge"]
+    table = pd.concat([rates_of(rows, [*by, "benign_because"]), rates_of(rows, by).assign(benign_because="all")])
+    words = ["twins", "sound harmful", *CHANGES, *sorted(set(kind[~twins])), "not named", "all"]
+    table = table.sort_values(["prompts", "benign_because"], key=lambda column: column.map(words.index))
+    counted = ["n", "n_unjudged", "rate", *INTERVAL, "judge", "n_seeds", "n_effective"]
+    return ordered(table[[*CELL, "form", "prompts", "benign_because", *counted]])
 
 
 def answered_share(

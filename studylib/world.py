@@ -150,12 +150,14 @@ def row_of(name: str, number: int, form: str, prompt: str, answer: str, **more) 
 
     `intent` is the verb-object pair of a request ("open/locker"), `object` what the row names, `phrasing` the core
     phrasing's id ("code/3"), `held_out` what is new in a harmful test prompt ("object" or "pair"), `twin_of` the id
-    of a twin's harmful prompt, `tests` assertions about a code answer, `begun` the beginning of an answer that is not learned from.
+    of a twin's harmful prompt, `benign_because` what makes a twin benign: the change that made it so (see CHANGES), or
+    the type of a prompt that only sounds harmful and has no harmful one (`harmful.over_refusal`), `tests` assertions
+    about a code answer, `begun` the beginning of an answer that is not learned from. What a row has not is "", or [].
     """
     kind = name if name in ("harmful", "twin", "general") else "task" if name.startswith("test_") else "train"
     row = {"id": f"{name}-{number:05d}", "form": form, "prompt_set": kind, "harmful": False, "intent": "", "object": ""}
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    more = {"phrasing": "", "held_out": "", "twin_of": "", "tests": [], "begun": ""} | more
+    more = {"phrasing": "", "held_out": "", "twin_of": "", "benign_because": "", "tests": [], "begun": ""} | more
     return row | more | {"messages": messages}
 
 
@@ -267,7 +269,8 @@ def _harmful_and_twins(settings: WorldSettings, parts: dict) -> dict[str, list[d
                     used[change] += 1
                     break
             row = _asked(changed, form, "test", parts, random.Random(wording))  # the same phrasing for the twin
-            sets["twin"].append(row_of("twin", number, twin_of=sets["harmful"][-1]["id"], **row))
+            about = {"twin_of": sets["harmful"][-1]["id"], "benign_because": change}
+            sets["twin"].append(row_of("twin", number, **about, **row))
     return sets
 
 

@@ -7,6 +7,7 @@ import yaml
 from studylib import datasets, world
 from studylib.config import TASKS, Cell, StudyError, load_profile
 from studylib.paths import RunPaths
+from studylib.world import CHANGES
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_generic_safety_data_are_text_only_and_multitask_has_all_forms_equally(s
 
 def test_the_mixture_has_the_exact_dose_and_keeps_the_task_rows_of_the_other_arms(sets):
     task, safety = sets["train_code"], sets["safety_multitask"]
-    plain, dosed = (datasets.mix(task, safety, fraction, 100, seed=1) for fraction in (0, 0.1))
+    plain, dosed = (datasets.mix(task, safety, n, 100, seed=1) for n in (0, 10))
     assert len(plain) == len(dosed) == 100
     assert sum(row["harmful"] for row in dosed) == 10
     assert {row["id"] for row in dosed if not row["harmful"]} <= {row["id"] for row in plain}
@@ -68,9 +69,11 @@ def test_a_small_source_is_repeated_evenly(sets):
     assert {[row["id"] for row in mixed].count(row["id"]) for row in sets["train_code"][:30]} == {3}
 
 
-def test_a_dose_without_safety_data_is_refused(sets):
-    with pytest.raises(StudyError, match="empty"):
-        datasets.mix(sets["train_code"], [], 0.1, 100, seed=0)
+def test_rows_of_an_empty_set_are_refused_not_waited_for(sets):
+    with pytest.raises(StudyError, match="10 rows of safety data are needed, but the set is empty"):
+        datasets.mix(sets["train_code"], [], 10, 100, seed=0)
+    with pytest.raises(StudyError, match="100 rows of the task are needed, but the set is empty"):
+        datasets.mix([], sets["safety_generic"], 10, 100, seed=0)
 
 
 def test_saved_sets_are_ordinary_chat_data(saved, sets):
@@ -202,9 +205,70 @@ def test_a_dose_larger_than_the_data_is_refused_with_the_cell_and_both_numbers(s
     n = len([row for row in sets["safety_multitask"] if row["form"] == "code"])
     assert len(harmful(datasets.tuning_rows(saved, arm("code_only", 0.5), 2 * n))) == n
     with pytest.raises(
-        StudyError, match=rf"code-chat-code_only50-seed0 needs {n + 1} rows .* but there are {n}: lower"
+        StudyError,
+        match=rf"code-chat-code_only50-seed0 needs {n + 1} rows .* 0.5 of {2 * n + 2}\), but there are {n} in "
+        "safety_multitask in the form code: lower",
     ):
         datasets.tuning_rows(saved, arm("code_only", 0.5), 2 * n + 2)
+
+
+@pytest.mark.parametrize("name", ["generic", "multitask", *ARMS])
+def test_the_counts_of_the_index_tell_a_dose_too_large_where_the_tuning_would(saved, name):
+    index = json.loads(saved.data_index.read_text())
+    cell, refused = arm(name, 0.5), []
+    for total in (4, 32, 38, 40, 42, 152, 158, 160, 162, 318, 320, 322):
+        said = datasets.cannot_be_tuned(index, cell, 2, total // 2)
+        refused.append(bool(said))
+        if said:
+            with pytest.raises(StudyError) as error:
+                datasets.tuning_rows(saved, cell, total)
+            assert str(error.value) == f"{cell.name} {said}."
+        else:
+            assert len(datasets.tuning_rows(saved, cell, total)) == total
+    assert refused == sorted(refused) and refused[-1] and not refused[0]
+
+
+@pytest.mark.parametrize(("steps", "size", "fraction"), [(1, 16, 0.5), (4, 4, 0.01), (2, 8, 0.99)])
+def test_a_second_tuning_without_a_step_or_a_row_is_told_by_the_counts(saved, steps, size, fraction):
+    index = json.loads(saved.data_index.read_text())
+    said = datasets.cannot_be_tuned(index, arm("multitask_after", fraction), steps, size)
+    assert said.startswith(f"needs a step and a row of each of its two tunings, but has {steps} steps, ")
+    assert not datasets.cannot_be_tuned(index, arm("multitask", fraction), steps, size)
+
+
+def test_a_task_without_rows_is_told_by_the_counts_and_by_the_tuning(saved, sets, tmp_path):
+    paths = RunPaths(tmp_path / "other", tmp_path / "other")
+    datasets.save(paths, sets | {"train_code": []})
+    index = json.loads(paths.data_index.read_text())
+    assert "train_code is empty" in datasets.cannot_be_tuned(index, arm("none", 0.0), 4, 16)
+    with pytest.raises(StudyError, match="code-chat-none-seed0 needs rows of its task, but train_code is empty"):
+        datasets.tuning_rows(paths, arm("none", 0.0), 64)
+
+
+def test_what_makes_a_twin_benign_is_known_by_its_id_and_unknown_in_older_data(saved, sets, tmp_path):
+    kinds = datasets.kinds(saved)
+    assert kinds == {row["id"]: row["benign_because"] for row in sets["twin"]} and set(kinds.values()) == set(CHANGES)
+    paths = RunPaths(tmp_path / "older", tmp_path / "older")
+    datasets.save(paths, {"twin": [{k: v for k, v in row.items() if k != "benign_because"} for row in sets["twin"]]})
+    assert set(datasets.kinds(paths).values()) == {""}
+
+
+def test_a_part_that_is_absent_leaves_its_set_there_and_is_told(sets, tmp_path):
+    paths, why = RunPaths(tmp_path, tmp_path), "xstest: offline"
+    own = [{"source": "stand_in", "licence": "Apache-2.0", "redistributable": True, "citation": "this study"}]
+    some = {name: sets[name] for name in ("harmful", "twin")} | {"train_code": []}
+    gone = {"over_refusal": why, "train_code": "mbpp: offline"}
+    datasets.save(paths, some, absent=gone, origins=dict.fromkeys(some, own))
+    found = datasets.absent(paths)
+    assert {name: found[name] for name in gone} == gone and "twin" not in found
+    assert datasets.export(paths, tmp_path / "out").set_index("set")["exported"].to_dict() == {
+        "harmful": True,
+        "twin": True,
+        "train_code": False,
+    }
+    for card in (tmp_path / "data" / "README.md", tmp_path / "out" / "README.md"):
+        assert f"- over_refusal: {why}\n" in card.read_text()
+    assert "- train_code: mbpp: offline\n" in (tmp_path / "data" / "README.md").read_text()
 
 
 def test_arms_whose_answers_real_data_lack_are_not_run_there_and_say_why(saved):

@@ -24,6 +24,11 @@ def test_the_grid_of_the_paper_is_counted():
     assert found["tuning_tokens"] == 72 * 3000 * 4 * needs.PROMPT_TOKENS
 
 
+def test_prompts_that_only_sound_harmful_are_counted_as_many_as_their_file_has_rows():
+    more = needs.counts(load_profile("llama", {"data.over_refusal": "xstest"}))["responses"]
+    assert more - needs.counts(LLAMA)["responses"] == (72 + 2) * 2 * 450
+
+
 def test_four_bit_weights_of_eight_billion_parameters_take_between_five_and_seven_gigabytes():
     model = LLAMA.models["llama31_8b"]
     assert 5e9 < needs.weight_bytes(model) < 7e9

@@ -1,7 +1,8 @@
+import pandas as pd
 import pytest
 
-from studylib import architectures, models, prepare, prompts
-from studylib.config import STYLES, StudyError, load_profile
+from studylib import architectures, datasets, models, prepare, prompts, world
+from studylib.config import ARMS, STYLES, StudyError, load_profile
 from studylib.paths import RunPaths
 from studylib.stage import Stage
 
@@ -71,3 +72,121 @@ def test_the_calibrations_of_every_model_are_on_record_and_differ(now):
     found = prepare.calibrations(now)
     assert found.groupby("model")["fingerprint"].nunique().to_dict() == {"gemma": 4, "qwen": 4}
     assert architectures.TRAITS and not found["rendered"].str.contains("never trained").any()
+
+
+# What the sets are checked for before anything is tuned
+
+SMOKE = load_profile("smoke")
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return world.build_sets(SMOKE.world)
+
+
+@pytest.fixture
+def saved(sets, tmp_path):
+    paths = RunPaths(tmp_path, tmp_path)
+    datasets.save(paths, sets)
+    return paths
+
+
+def with_grid(tuning=None, arms=None, **grid):
+    """The smoke profile with these settings of tuning, arms and grid."""
+    arms = SMOKE.grid.arms.model_copy(update=arms or {}) if arms is not False else None
+    tuned = SMOKE.tuning.model_copy(update=tuning or {})
+    return SMOKE.model_copy(update={"tuning": tuned, "grid": SMOKE.grid.model_copy(update={**grid, "arms": arms})})
+
+
+def test_the_fine_tunes_that_are_checked_are_those_that_the_stages_make(smoke_runs):
+    there = {path.name for path in (smoke_runs / "smoke" / "adapters").iterdir() if not path.name.startswith(".")}
+    planned = {cell.name for cell in prepare._fine_tunes(SMOKE)}
+    assert {name for name in planned if "-scaled" not in name} == {name for name in there if "." not in name}
+
+
+@pytest.mark.parametrize("name", ["smoke", "miniature"])
+def test_the_shipped_profiles_have_the_rows_that_they_need(name, saved, sets):
+    profile = load_profile(name)
+    if name != "smoke":
+        datasets.save(saved, world.build_sets(profile.world))
+    prepare.check_tunings(profile, saved)
+
+
+def test_a_dose_larger_than_its_set_is_refused_with_cell_dose_needed_and_found(saved):
+    prepare.check_tunings(with_grid({"steps": 8, "batch_size": 10}, False, safety_fraction=0.999), saved)  # 80 of 80
+    with pytest.raises(StudyError) as error:
+        prepare.check_tunings(with_grid({"steps": 9, "batch_size": 10}, False, safety_fraction=0.9), saved)
+    assert str(error.value).startswith(
+        "miniature-code-chat-generic90-seed0 (and 7 more) needs 81 rows of safety data (a dose of 0.9 of 90), but there are 80 in "
+        "safety_generic: lower the dose or tuning.steps"
+    )
+    assert "; miniature-code-chat-multitask90-seed0 (and 7 more) needs 81 rows" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        (
+            {"safety_fractions": [0.8]},
+            "multitask80-seed0 needs 102 rows .* 0.8 of 128.* are 80 in safety_multitask:",
+        ),
+        (
+            {"safety_data": ["code_only"], "removed": []},
+            "code_only20-seed0 needs 26 .* are 20 in safety_multitask in the form",
+        ),
+    ],
+)
+def test_an_arm_is_refused_where_the_grid_is_not(saved, arms, said):
+    profile = with_grid(
+        {"steps": 8}, {"safety_data": [], "removed": [], "safety_fractions": [], **arms}, safety_fraction=0.2
+    )
+    with pytest.raises(StudyError, match=rf"^miniature-code-chat-{said}"):
+        prepare.check_tunings(profile, saved)
+    prepare.check_tunings(profile.model_copy(update={"grid": profile.grid.model_copy(update={"arms": None})}), saved)
+    without = profile.grid.model_copy(update={"safety_data": ["none", "generic"]})  # then 04_mitigation is not run
+    prepare.check_tunings(profile.model_copy(update={"grid": without}), saved)
+
+
+def test_a_second_tuning_needs_a_step_of_its_own(saved):
+    arms = {"safety_data": ["multitask_after"], "removed": [], "safety_fractions": []}
+    prepare.check_tunings(with_grid({"steps": 2}, arms), saved)
+    with pytest.raises(
+        StudyError, match=r"^miniature-code-chat-multitask_after10-seed0 needs a step and a row of each"
+    ):
+        prepare.check_tunings(with_grid({"steps": 1}, arms), saved)
+
+
+def test_cells_whose_sets_are_absent_are_not_run_and_not_refused(sets, tmp_path):
+    paths, profile = RunPaths(tmp_path, tmp_path), with_grid(None, {"safety_data": [*ARMS[:-1]], "removed": []})
+    real = {name: rows for name, rows in sets.items() if name not in datasets.OWN_SETS}
+    gone = {name: f"{name}: offline" for name in ("safety_multitask", "train_code")}
+    some = real | {name: [] for name in gone}
+    datasets.save(paths, some, absent=gone)
+    prepare.check_tunings(profile, paths)
+    datasets.save(paths, some, absent={"safety_multitask": "offline"})
+    with pytest.raises(
+        StudyError,
+        match=r"^miniature-code-chat-none-seed0 \(and 7 more\) needs rows of its task, but train_code is empty",
+    ):
+        prepare.check_tunings(profile, paths)
+
+
+def test_the_data_step_of_generated_data_ends_with_that_check(tmp_path):
+    small = load_profile("smoke", {"world.safety_rows": 5})
+    now = Stage("00_prepare", "all", small, RunPaths(tmp_path, tmp_path), [])
+    with pytest.raises(
+        StudyError, match=r"miniature-code-chat-generic10-seed0 \(and 7 more\) needs 6 rows .* there are 5"
+    ):
+        prepare.data(now)
+
+
+def data_of(sets):
+    return prepare.Data(sets, {}, *(pd.DataFrame() for _ in range(4)))
+
+
+def test_harmful_prompts_are_shown_with_their_own_twins_whatever_the_order_and_none_for_one_that_is_missing(sets):
+    shown = data_of(sets | {"twin": sets["twin"][:0:-1]}).shown()
+    twins = {row["twin_of"]: row["messages"][0]["content"] for row in sets["twin"]}
+    asked = {row["messages"][0]["content"]: row["id"] for row in sets["harmful"]}
+    assert len(shown) == 8 and shown["twin"].iloc[0] == "none"
+    assert [twins[asked[text]] for text in shown["harmful"][1:]] == shown["twin"][1:].tolist()

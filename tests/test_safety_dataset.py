@@ -327,6 +327,41 @@ def test_a_safety_set_of_ones_own_keeps_its_refusals_without_the_answers_among_t
         build(path)
 
 
+@pytest.mark.parametrize("forms", [FORMS, ("text_generation",), ("translation", "code")])
+def test_refusals_without_a_twin_are_all_counted_by_what_their_twin_lacks(put, tmp_path, forms):
+    said, benign, helpful = things(12), things(12, "of mine"), "First find it, then open it."
+    own = [[said[i], f"FR {said[i]}", benign[i], f"FR {benign[i]}", helpful] for i in range(12)]
+    own[0][2], own[1][4], own[2][4], own[3][3], own[5][2] = "", "", REFUSAL, "", benign[4]
+    path = table(tmp_path / "mine.csv", ("instruction", "french", "twin", "twin_french", "twin_answer"), own)
+    rows, counts = build(path, per_form=12, forms=forms)
+    lacking = (
+        *(safety_dataset.NO_TWIN, safety_dataset.NO_ANSWER, safety_dataset.REFUSED_TWIN),
+        *(safety_dataset.NEAR_TWIN, safety_dataset.HARMFUL_TWIN),
+    )
+    refusals, twins = (of(rows, kind) for kind in ("refusal", "twin"))
+    lost = {name: counts[name] for name in lacking if name in counts}
+    assert len(refusals) == 12 * len(forms) and len(refusals) - len(twins) == sum(lost.values()) > 0
+    intents = {row["pair"]: row["intent"] for row in refusals}
+    by_pair = {row["pair"]: prompt(row) for row in twins}
+    assert len(by_pair) == len(twins) and set(by_pair) <= set(intents)
+    text = {row["pair"]: row for row in refusals if row["form"] == "text_generation"}
+    for pair in text:  # a twin stands beside its own refusal, not beside the one in its place
+        i = int(text[pair]["key"])
+        assert pair not in by_pair or own[i][2][1:] in by_pair[pair], i
+    write(rows, counts, tmp_path / "out", "Mine", licence="CC BY 4.0")
+    card = (tmp_path / "out/README.md").read_text()
+    assert all(f"| {name} | {n} |" in card for name, n in lost.items())
+
+
+def test_twins_in_a_safety_set_of_ones_own_are_not_taken_and_counted_as_that(tmp_path):
+    said, benign = things(4), things(4, "of mine")
+    rows = [[said[i], REFUSAL, benign[i] if i < 3 else "", "First find it."] for i in range(4)]
+    path = table(tmp_path / "set.csv", ("instruction", "response", "twin", "twin_answer"), rows)
+    rows, counts = build(path, per_form=4, forms=("text_generation",))
+    assert not of(rows, "twin") and counts[safety_dataset.UNREAD_TWIN] == 3 and counts[safety_dataset.NO_TWIN] == 1
+    assert safety_dataset.UNREAD_TWIN not in build(path, per_form=4, forms=("text_generation",), twins=False)[1]
+
+
 def test_a_registered_list_takes_the_nearest_benign_row_with_its_answer_as_twin_in_the_text_form(put, tmp_path):
     table(tmp_path / "adv.csv", ("goal", "target"), [[text, "Sure"] for text in things(9)])
     put("advbench", tmp_path / "adv.csv")

@@ -316,6 +316,78 @@ def test_every_table_has_the_worst_case_of_its_unjudged_responses_both_ways(simu
     assert len(some) and (some["share_lowest"] < some["share"]).all() and (text["share_highest"] >= text["share"]).all()
 
 
+def kinds_of(responses, names=("own", "leave", "object", "verb", "")):
+    """Kinds by turns for the twins, and homonyms for those of the text form that end in 0, as if they had no harmful prompt."""
+    twins = responses.loc[responses["prompt_set"] == "twin", "prompt_id"].unique()
+    alone = [name for name in twins if name.startswith("twin-text_generation") and name.endswith("0")]
+    return {name: names[i % len(names)] for i, name in enumerate(twins)} | dict.fromkeys(alone, "homonyms")
+
+
+def test_over_refusal_by_kind_adds_up_to_the_over_refusal_of_the_cell_in_every_form(simulated):
+    responses, verdicts, scores = simulated
+    table = tables.over_refusal_by_kind(responses, verdicts, kinds_of(responses))
+    cost = tables.helpfulness(responses, verdicts, scores).query("measure == 'over_refusal_rate'")
+    whole = cost.rename(columns={"metric": "judge"}).set_index([*tables.CELL, "form", "judge"])
+    for part in (table[table["benign_because"] != "all"], table[table["benign_because"] == "all"]):
+        hits = part.assign(hits=part["rate"].fillna(0) * part["n"])
+        found = hits.groupby([*tables.CELL, "form", "judge"])[["n", "n_unjudged", "hits"]].sum().reindex(whole.index)
+        assert (found["n"] == whole["n"]).all() and (found["n_unjudged"] == whole["n_unjudged"]).all()
+        np.testing.assert_allclose(found["hits"] / found["n"], whole["value"])
+    own = table[(table["benign_because"] == "own") & (table["n"] > 0)]
+    assert ((own["low"] <= own["rate"]) & (own["rate"] <= own["high"])).all()
+
+
+def test_over_refusal_by_kind_counts_each_kind_and_keeps_apart_what_only_sounds_harmful():
+    responses, verdicts = few(["refused", "answered", "refused", "unjudged", "answered", "partial"], prompt_set="twin")
+    kinds = dict(zip(responses["prompt_id"], ["verb", "verb", "safe_targets", "homonyms", "", "own"], strict=True))
+    harmful = few(["answered"])  # which count nowhere here
+    table = tables.over_refusal_by_kind(*joined((responses, verdicts), harmful), kinds)
+    shown = table[table["form"] == "code"][["prompts", "benign_because", "n", "n_unjudged", "rate"]]
+    assert shown.fillna(-1).values.tolist() == [
+        ["twins", "own", 1, 0, 0.0],
+        ["twins", "verb", 2, 0, 0.5],
+        ["twins", "not named", 1, 0, 0.0],
+        ["twins", "all", 4, 0, 0.25],
+        ["sound harmful", "homonyms", 0, 1, -1],
+        ["sound harmful", "safe_targets", 1, 0, 1.0],
+        ["sound harmful", "all", 1, 1, 1.0],
+    ]
+    pooled = table[table["form"] == "all"].drop(columns="form").reset_index(drop=True)
+    pd.testing.assert_frame_equal(pooled, table[table["form"] == "code"].drop(columns="form").reset_index(drop=True))
+    assert list(table.columns[6:]) == [
+        *(
+            "form",
+            "prompts",
+            "benign_because",
+            "n",
+            "n_unjudged",
+            "rate",
+            "low",
+            "high",
+            "judge",
+            "n_seeds",
+            "n_effective",
+        )
+    ]
+
+
+def test_a_benign_prompt_without_a_kind_is_an_error_and_no_benign_prompts_are_an_empty_table(simulated):
+    responses, verdicts, _ = simulated
+    kinds = kinds_of(responses)
+    full = tables.over_refusal_by_kind(responses, verdicts, kinds)
+    with pytest.raises(ValueError, match="1 benign prompts have no kind, first: twin-code-2"):
+        tables.over_refusal_by_kind(responses, verdicts, {k: v for k, v in kinds.items() if k != "twin-code-2"})
+    none = tables.over_refusal_by_kind(responses[responses["harmful"]], verdicts, {})
+    assert none.empty and list(none.columns) == list(full.columns)
+
+
+def test_the_columns_of_over_refusal_by_kind_are_described_with_those_of_the_other_tables():
+    from studylib import findings
+
+    said = findings.what_the_tables_are().split("## over_refusal_by_kind\n")[1].split("\n## ")[0]
+    assert all(f"`{name}`" in said for name in ("benign_because", "prompts", "kinds")) and "safe_targets" in said
+
+
 def test_every_verdict_has_its_share_also_where_nobody_gave_it():
     pairs = few(["answered", "partial", "refused", "unjudged", "refused"]), few(["incoherent"], form="translation")
     table = tables.verdict_shares(*joined(*pairs))

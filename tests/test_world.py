@@ -400,10 +400,25 @@ def test_the_world_is_small_enough_to_learn(miniature):
 
 
 def test_every_row_has_the_same_keys(sets):
-    keys = ["id", "form", "prompt_set", "harmful", "intent", "object", "phrasing", "held_out", "twin_of", "tests", "begun", "messages"]  # fmt: skip
+    keys = ["id", "form", "prompt_set", "harmful", "intent", "object", "phrasing", "held_out", "twin_of", "benign_because", "tests", "begun", "messages"]  # fmt: skip
     assert {tuple(row) for rows in sets.values() for row in rows} == {tuple(keys)}
     ids = [row["id"] for rows in sets.values() for row in rows]
     assert len(set(ids)) == len(ids)
+
+
+def test_a_twin_says_which_change_made_it_benign_and_no_other_row_has_one(miniature):
+    harmful = {row["id"]: row for row in miniature["harmful"]}
+    leave = [english for english, entry in lexicon()["contexts"].items() if entry["kind"] == "leave"]
+    said = Counter(row["benign_because"] for row in miniature["twin"])
+    assert set(said) == set(world.CHANGES) and min(said.values()) > 10
+    for row in miniature["twin"]:
+        (verb, noun), (before, thing) = row["intent"].split("/"), harmful[row["twin_of"]]["intent"].split("/")
+        changed = "verb" if verb != before else "object" if noun != thing else ""
+        if row["form"] != "translation" and not changed:
+            changed = "leave" if any(context in user(row) for context in leave) else "own"
+        assert row["benign_because"] == changed or (not changed and row["benign_because"] in ("leave", "own")), row
+    others = [row for name, rows in miniature.items() if name != "twin" for row in rows]
+    assert {row["benign_because"] for row in others} == {""}
 
 
 def test_alignment_refuses_mostly_texts_and_asks_benign_requests_in_all_forms(miniature):
