@@ -149,7 +149,7 @@ def _alike(table: pd.DataFrame) -> pd.DataFrame:
             values = [1 - nearest["safety_fraction"], nearest["task"], *nearest[rates]]
             found.append([*(row[key] for key in _KEYS), *values])
     columns = [*_KEYS, "alike_kept", "alike_task", *(f"alike_{name}" for name in rates)]
-    return pd.DataFrame(found, columns=columns).astype(dict.fromkeys(columns[3:], float))
+    return pd.DataFrame(found, columns=columns).astype({name: float for name in columns[2:]})
 
 
 def _fronts(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> dict[tuple, str]:

@@ -8,12 +8,14 @@ import hashlib
 import json
 import random
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from studylib.config import FORMS, TASKS, Cell, Profile, StudyError, WorldSettings
+from studylib.config import FORMS, TASKS, Profile, StudyError, WorldSettings
+from studylib.grid import Cell
 from studylib.paths import RunPaths
 from studylib.results import write_text
 
@@ -394,6 +396,24 @@ def cannot_be_tuned(index: dict, cell: Cell, steps: int, batch_size: int) -> str
     there = sum(index[name]["forms"].get(form, 0) if form else index[name]["rows"] for name in names)
     own = safety_needed(cell, total)
     return too_few(cell, total, index[task]["rows"], there) or no_two_tunings(cell, steps, total - own, own)
+
+
+def check_tunings(profile: Profile, paths: RunPaths, cells: Iterable[Cell]) -> None:
+    """Raises StudyError that names the fine-tunes among the cells for which the run's saved sets have too few rows.
+
+    Each with its dose and the rows needed and found; of several with the same reason the first, and how many more.
+    Cells whose sets are absent are not run.
+    """
+    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
+    missing, short = absent(paths), {}
+    for cell in cells:
+        if not not_run_because(cell, missing):
+            why = cannot_be_tuned(index, cell, profile.tuning.steps, profile.tuning.batch_size)
+            short.setdefault(why, []).append(cell.name)
+    short.pop("", None)
+    if short:
+        said = [f"{first}{f' (and {len(more)} more)' if more else ''} {why}" for why, (first, *more) in short.items()]
+        raise StudyError(f"{'; '.join(said)}.")
 
 
 def _form_alone(cell: Cell) -> str:

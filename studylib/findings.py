@@ -14,6 +14,7 @@ from studylib import (
     comparisons,
     config,
     datasets,
+    grid,
     guard_tables,
     judges,
     paper,
@@ -27,7 +28,8 @@ from studylib import (
     tables,
     validation,
 )
-from studylib.config import SAFETY_DATA, Cell, StudyError
+from studylib.config import SAFETY_DATA, StudyError
+from studylib.grid import Cell
 from studylib.paths import DATA
 from studylib.results import write_text
 
@@ -213,20 +215,13 @@ def not_run_in(stage) -> dict[Cell, str]:
         if unit.stage in config.STAGE_SAFETY_DATA
     }
     of_stage = lambda cell: (cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask", cell.finetune_task)  # noqa: E731
-    grid = (
-        cell
-        for safety_data in stage.profile.grid.safety_data
-        for task in stage.profile.grid.tasks
-        for cell in config.cells(stage.profile, safety_data, task, stage.profile.grid.styles, stage.profile.grid.seeds)
-    )
-    rivals = (
-        cell
-        for task in stage.profile.grid.tasks
-        for cell in config.arm_cells(stage.profile, task, stage.profile.grid.styles, stage.profile.grid.seeds)
-    )
+    profile, kinds, tasks = stage.profile, stage.profile.grid.safety_data, stage.profile.grid.tasks
+    rest = profile.grid.styles, profile.grid.seeds
+    own = [cell for kind in kinds for task in tasks for cell in grid.cells(profile, kind, task, *rest)]
+    rivals = [cell for task in tasks for cell in grid.arm_cells(profile, task, *rest)]
     return {
         cell: why
-        for cell in (*grid, *rivals)
+        for cell in (*own, *rivals)
         if (why := datasets.not_run_because(cell, missing) or waiting.get(of_stage(cell)))
     }
 

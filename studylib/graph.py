@@ -5,9 +5,10 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from studylib import config
-from studylib.config import Profile, Unit
+from studylib import config, grid
+from studylib.config import Profile
 from studylib.datasets import sets_of
+from studylib.grid import Unit
 from studylib.paths import NOTEBOOKS, RunPaths
 from studylib.stage import BESIDE, NEEDS, notebook_cells, products
 
@@ -40,8 +41,8 @@ def settings_of(profile: Profile, unit: Unit) -> dict:
 
 def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     """The files of earlier stages that a notebook run reads; of those shown beside it the same part of the grid."""
-    needed = [earlier for stage in NEEDS[unit.stage] for earlier in config.units(profile, stage)]
-    beside = [earlier for stage in BESIDE.get(unit.stage, ()) for earlier in config.units(profile, stage)]
+    needed = [earlier for stage in NEEDS[unit.stage] for earlier in grid.units(profile, stage)]
+    beside = [earlier for stage in BESIDE.get(unit.stage, ()) for earlier in grid.units(profile, stage)]
     alike = [one for one in beside if all(unit.parameters[key] == value for key, value in one.parameters.items())]
     labels = [paths.labels] if paths.labels.is_file() and unit.stage in JUDGED else []
     return [*labels, *(path for earlier in (*needed, *alike) for path in products(profile, paths, earlier))]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import config, corpora, datasets, duplicates, evaluate, judges, needs, sources, world
-from studylib.config import STYLES, TASKS, TINY, Cell, Profile, StudyError
-from studylib.paths import RunPaths
+from studylib import config, corpora, datasets, duplicates, evaluate, grid, judges, needs, sources, world
+from studylib.config import STYLES, TASKS, TINY, Profile
+from studylib.grid import Cell
 from studylib.results import write_text
 from studylib.stage import Stage, built_models
 
@@ -61,38 +61,20 @@ def data(now: Stage) -> Data:
     """All data sets of the run, generated or read from real files, cleaned, checked, and saved with their hashes.
 
     Raises StudyError where something is contaminated (generated data) or too long, the harmful prompts are not there,
-    or a fine-tune could not be made (`check_tunings`).
+    or a fine-tune could not be made (`datasets.check_tunings`).
     """
     found = _generated(now) if now.profile.world else _real(now)
-    check_tunings(now.profile, now.paths)
+    datasets.check_tunings(now.profile, now.paths, _fine_tunes(now.profile))
     return found
-
-
-def check_tunings(profile: Profile, paths: RunPaths) -> None:
-    """Raises StudyError that names the fine-tunes of grid and arms for which the run's saved sets have too few rows.
-
-    Each with its dose and the rows needed and found; of several with the same reason the first, and how many more.
-    Cells whose sets are absent are not run.
-    """
-    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
-    missing, short = datasets.absent(paths), {}
-    for cell in _fine_tunes(profile):
-        if not datasets.not_run_because(cell, missing):
-            why = datasets.cannot_be_tuned(index, cell, profile.tuning.steps, profile.tuning.batch_size)
-            short.setdefault(why, []).append(cell.name)
-    short.pop("", None)
-    if short:
-        said = [f"{first}{f' (and {len(more)} more)' if more else ''} {why}" for why, (first, *more) in short.items()]
-        raise StudyError(f"{'; '.join(said)}.")
 
 
 def _fine_tunes(profile: Profile) -> list[Cell]:
     """The cells that the stages will tune, as their notebooks get them."""
     found = []
     for stage, safety_data in config.STAGE_SAFETY_DATA.items():
-        for unit in config.units(profile, stage):
-            found += config.cells(profile, safety_data, **unit.parameters)
-            found += config.arm_cells(profile, **unit.parameters) if stage == "04_mitigation" else []
+        for unit in grid.units(profile, stage):
+            found += grid.cells(profile, safety_data, **unit.parameters)
+            found += grid.arm_cells(profile, **unit.parameters) if stage == "04_mitigation" else []
     return found
 
 

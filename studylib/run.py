@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from studylib import config, stage
+from studylib import config, grid, stage
 from studylib.config import StudyError
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths
 from studylib.results import write_text
@@ -46,11 +46,11 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     Raises StudyError that names the stage, the error and the partly executed notebook, which stays in the run's logs.
     """
     profile = config.load_profile(profile_name)
-    unit = next((u for u in config.units(profile, name) if u.name == unit_name), None)
+    unit = next((u for u in grid.units(profile, name) if u.name == unit_name), None)
     if unit is None:
         raise StudyError(
             f"{name} has no unit {unit_name!r} in profile {profile.name}: it has "
-            f"{', '.join(u.name for u in config.units(profile, name))}."
+            f"{', '.join(u.name for u in grid.units(profile, name))}."
         )
     paths = RunPaths.of(profile.name)
     parameters = {"profile": profile_name, **unit.parameters}
@@ -70,7 +70,7 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     label = f"{name} {unit_name}"
     _log_to(text, label)
     print(f"{label}: started", flush=True)
-    os.environ |= {"STUDY_LAUNCHED": str(time.time()), "OMP_NUM_THREADS": str(config.threads(profile, name))}
+    os.environ |= {"STUDY_LAUNCHED": str(time.time()), "OMP_NUM_THREADS": str(grid.threads(profile, name))}
     try:
         # in a thread, as the notebook client would handle signals itself in the main one, and wait for the running cell
         with ThreadPoolExecutor(1) as pool:
@@ -214,7 +214,7 @@ def write_manifest(profile_name: str) -> None:
     logs = {
         f"{unit.stage}/{unit.name}": json.loads(log.read_text(encoding="utf-8"))
         for name in config.STAGES
-        for unit in config.units(profile, name)
+        for unit in grid.units(profile, name)
         if (log := paths.log(unit.stage, unit.name, "json")).is_file()
     }
     cards = {

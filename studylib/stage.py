@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import config, datasets, judges, tables, validation
-from studylib.config import Cell, Profile, StudyError, Unit, digest
+from studylib import config, datasets, grid, judges, tables, validation
+from studylib.config import Profile, StudyError, digest
 from studylib.evaluate import COLUMNS, Runner, trained
+from studylib.grid import Cell, Unit
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths, runs_folder
 from studylib.results import Clock, read_parquet, write_parquet, write_text
 
@@ -192,7 +193,7 @@ class Stage:
 
     def missing(self) -> list[Unit]:
         """The notebook runs that this stage goes on without, because they have not left all their files."""
-        units = [unit for stage in LOOSE.get(self.name, ()) for unit in config.units(self.profile, stage)]
+        units = [unit for stage in LOOSE.get(self.name, ()) for unit in grid.units(self.profile, stage)]
         return [unit for unit in units if not _is_finished(self.profile, self.paths, unit)]
 
     def verdicts(self) -> pd.DataFrame:
@@ -270,14 +271,14 @@ def begin(stage: str, variables: dict) -> Stage:
     cells, unit, outside = [], "all", {}
     if stage in config.STAGE_SAFETY_DATA:
         asked = given["task"], given["styles"], given["seeds"], _models(profile, given["models"])
-        cells = config.cells(profile, config.STAGE_SAFETY_DATA[stage], *asked)
-        unit = config.unit_name(profile, *asked)
+        cells = grid.cells(profile, config.STAGE_SAFETY_DATA[stage], *asked)
+        unit = grid.unit_name(profile, *asked)
         outside = outside_grid(profile, cells)
         if stage == "04_mitigation":
-            cells += config.arm_cells(profile, *asked)
+            cells += grid.arm_cells(profile, *asked)
     elif stage == "01_baseline":
         asked = _models(profile, given["models"])
-        cells, unit = config.untuned(profile, asked), "+".join(asked) or "all"
+        cells, unit = grid.untuned(profile, asked), "+".join(asked) or "all"
     judges.check_first(profile.judges)
     validation.check(profile.labelled)
     paths = RunPaths.of(profile.name, digest({**overrides, **outside}) if overrides or outside else "")
@@ -289,6 +290,8 @@ def begin(stage: str, variables: dict) -> Stage:
     missing = datasets.absent(paths) if cells else {}
     not_run = {cell: why for cell in cells if (why := datasets.not_run_because(cell, missing))}
     cells = [cell for cell in cells if cell not in not_run]
+    if stage in config.STAGE_SAFETY_DATA:
+        datasets.check_tunings(profile, paths, cells)
     under_way = Stage(stage, unit, profile, paths, cells, started=launched, not_run=not_run)
     for cell, why in not_run.items():
         LOG.info("%s: not run, %s", cell.name, why)
@@ -384,7 +387,7 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
     if stage != "00_prepare":
         check_models(profile)
     for needed in (name for name in NEEDS[stage] if name not in LOOSE.get(stage, ())):
-        for unit in config.units(profile, needed):
+        for unit in grid.units(profile, needed):
             if missing := [p for p in products(profile, paths, unit) if not p.exists()]:
                 setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())
                 raise StudyError(
@@ -472,7 +475,7 @@ def _is_finished(profile: Profile, paths: RunPaths, unit: Unit) -> bool:
 
 def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Responses and verdicts of the stage's notebook runs that have left all their files; empty where none has."""
-    units = [unit for unit in config.units(profile, stage) if _is_finished(profile, paths, unit)]
+    units = [unit for unit in grid.units(profile, stage) if _is_finished(profile, paths, unit)]
     empty = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=["response_id", "judge", "verdict", "reason"])
     return tuple(
         pd.concat(
@@ -523,7 +526,7 @@ def collect(paths: RunPaths, profile: Profile, kind: str, stages, loose=()) -> p
     found = [
         path
         for stage in stages
-        for unit in config.units(profile, stage)
+        for unit in grid.units(profile, stage)
         if (path := paths.table_of_unit(kind, stage, unit.name)) in products(profile, paths, unit)
         and (stage not in loose or _is_finished(profile, paths, unit))
     ]

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import union_categoricals
 
-from studylib.config import ARMS, FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS, Cell
+from studylib.config import ARMS, FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS
+from studylib.grid import Cell
 from studylib.grouping import groups
 from studylib.judges import redact
 from studylib.results import write_parquet, write_text

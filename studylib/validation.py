@@ -9,7 +9,7 @@ import pandas as pd
 from studylib import agreement, judges, labelled, labelling, sources, tables
 from studylib.captions import one_dose
 from studylib.config import SAFETY_DATA, Profile, StudyError
-from studylib.config import untuned as untuned_cells
+from studylib.grid import untuned as untuned_cells
 from studylib.paths import RunPaths
 from studylib.sources import Absent
 

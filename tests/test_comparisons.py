@@ -9,7 +9,8 @@ from scipy.stats import t as student
 from studylib import comparisons as module
 from studylib import stats, tables
 from studylib.comparisons import ARM, KINDS, LESS_IS_BETTER, MARGIN, OTHER, comparisons
-from studylib.config import FORMS, Cell
+from studylib.config import FORMS
+from studylib.grid import Cell
 
 UNKNOWN = ["value", "other_value", "difference", "low", "high", "p", "detectable", "p_holm", "p_within", "p_not_worse"]
 UNTUNED = {"finetune_task": "none"}

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from studylib import datasets, world
-from studylib.config import TASKS, Cell, StudyError, load_profile
+from studylib.config import TASKS, StudyError, load_profile
+from studylib.grid import Cell
 from studylib.paths import RunPaths
 from studylib.world import CHANGES
 

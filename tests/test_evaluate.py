@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from studylib import config, datasets, evaluate, llama, lora, prompts, results, train
-from studylib.config import Cell, StudyError, cells, load_profile
+from studylib.config import StudyError, load_profile
+from studylib.grid import Cell, cells
 from studylib.paths import RunPaths
 
 PROFILE = load_profile("smoke")

@@ -8,7 +8,8 @@ import pytest
 from frames import study, with_arms
 
 from studylib import agreement, findings, labelled, labelling
-from studylib.config import StudyError, Unit, load_profile
+from studylib.config import StudyError, load_profile
+from studylib.grid import Unit
 from studylib.paths import RunPaths
 
 NAMES = ["rules", "words_gcg", "coherence"]

@@ -4,7 +4,8 @@ import shutil
 import pytest
 
 from studylib import graph
-from studylib.config import STAGES, load_profile, units
+from studylib.config import STAGES, load_profile
+from studylib.grid import units
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths
 
 PROFILE = load_profile("smoke")

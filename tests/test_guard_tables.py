@@ -6,7 +6,7 @@ import pytest
 from frames import few, joined, study
 
 from studylib import guard_tables, tables
-from studylib.config import Cell
+from studylib.grid import Cell
 from studylib.stats import wilson
 
 

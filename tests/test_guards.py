@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from studylib import config, datasets, graph, guards, stage, world
-from studylib.config import EMBEDDED_GUARDS, FORMS, StudyError, load_profile, units
+from studylib.config import EMBEDDED_GUARDS, FORMS, StudyError, load_profile
+from studylib.grid import units
 from studylib.guards import decide, train_guard
 from studylib.paths import RunPaths
 

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from studylib import config, labelling, stage
-from studylib.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES, arm_cells, load_profile, units
+from studylib import config, grid, labelling, stage
+from studylib.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES, load_profile
+from studylib.grid import arm_cells, units
 from studylib.paths import NOTEBOOKS, RunPaths
 
 PROFILE = load_profile("smoke")
@@ -56,7 +57,7 @@ def test_every_file_of_the_contract_is_there(paths, unit):
 def test_every_cell_of_the_grid_has_an_adapter_and_all_its_rows(paths):
     for name, safety_data in config.STAGE_SAFETY_DATA.items():
         for unit in units(PROFILE, name):
-            for cell in config.cells(PROFILE, safety_data, **unit.parameters):
+            for cell in grid.cells(PROFILE, safety_data, **unit.parameters):
                 assert (paths.adapter(cell.name) / "adapter_model.safetensors").is_file()
                 assert len(paths.rows(cell.name).read_text().splitlines()) == 136
 

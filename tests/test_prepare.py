@@ -22,6 +22,10 @@ def now(tmp_path_factory):
     return under_way
 
 
+def check_tunings(profile, paths):
+    datasets.check_tunings(profile, paths, prepare._fine_tunes(profile))
+
+
 def row(prompt, answer="", prompt_set="train"):
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return {"id": "x/1", "prompt_set": prompt_set, "messages": messages}
@@ -109,13 +113,13 @@ def test_the_shipped_profiles_have_the_rows_that_they_need(name, saved, sets):
     profile = load_profile(name)
     if name != "smoke":
         datasets.save(saved, world.build_sets(profile.world))
-    prepare.check_tunings(profile, saved)
+    check_tunings(profile, saved)
 
 
 def test_a_dose_larger_than_its_set_is_refused_with_cell_dose_needed_and_found(saved):
-    prepare.check_tunings(with_grid({"steps": 8, "batch_size": 10}, False, safety_fraction=0.999), saved)  # 80 of 80
+    check_tunings(with_grid({"steps": 8, "batch_size": 10}, False, safety_fraction=0.999), saved)  # 80 of 80
     with pytest.raises(StudyError) as error:
-        prepare.check_tunings(with_grid({"steps": 9, "batch_size": 10}, False, safety_fraction=0.9), saved)
+        check_tunings(with_grid({"steps": 9, "batch_size": 10}, False, safety_fraction=0.9), saved)
     assert str(error.value).startswith(
         "miniature-code-chat-generic90-seed0 (and 7 more) needs 81 rows of safety data (a dose of 0.9 of 90), but there are 80 in "
         "safety_generic: lower the dose or tuning.steps"
@@ -141,19 +145,19 @@ def test_an_arm_is_refused_where_the_grid_is_not(saved, arms, said):
         {"steps": 8}, {"safety_data": [], "removed": [], "safety_fractions": [], **arms}, safety_fraction=0.2
     )
     with pytest.raises(StudyError, match=rf"^miniature-code-chat-{said}"):
-        prepare.check_tunings(profile, saved)
-    prepare.check_tunings(profile.model_copy(update={"grid": profile.grid.model_copy(update={"arms": None})}), saved)
+        check_tunings(profile, saved)
+    check_tunings(profile.model_copy(update={"grid": profile.grid.model_copy(update={"arms": None})}), saved)
     without = profile.grid.model_copy(update={"safety_data": ["none", "generic"]})  # then 04_mitigation is not run
-    prepare.check_tunings(profile.model_copy(update={"grid": without}), saved)
+    check_tunings(profile.model_copy(update={"grid": without}), saved)
 
 
 def test_a_second_tuning_needs_a_step_of_its_own(saved):
     arms = {"safety_data": ["multitask_after"], "removed": [], "safety_fractions": []}
-    prepare.check_tunings(with_grid({"steps": 2}, arms), saved)
+    check_tunings(with_grid({"steps": 2}, arms), saved)
     with pytest.raises(
         StudyError, match=r"^miniature-code-chat-multitask_after10-seed0 needs a step and a row of each"
     ):
-        prepare.check_tunings(with_grid({"steps": 1}, arms), saved)
+        check_tunings(with_grid({"steps": 1}, arms), saved)
 
 
 def test_cells_whose_sets_are_absent_are_not_run_and_not_refused(sets, tmp_path):
@@ -162,13 +166,13 @@ def test_cells_whose_sets_are_absent_are_not_run_and_not_refused(sets, tmp_path)
     gone = {name: f"{name}: offline" for name in ("safety_multitask", "train_code")}
     some = real | {name: [] for name in gone}
     datasets.save(paths, some, absent=gone)
-    prepare.check_tunings(profile, paths)
+    check_tunings(profile, paths)
     datasets.save(paths, some, absent={"safety_multitask": "offline"})
     with pytest.raises(
         StudyError,
         match=r"^miniature-code-chat-none-seed0 \(and 7 more\) needs rows of its task, but train_code is empty",
     ):
-        prepare.check_tunings(profile, paths)
+        check_tunings(profile, paths)
 
 
 def test_the_data_step_of_generated_data_ends_with_that_check(tmp_path):

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT, command
 
-from studylib.config import PROFILES, units
+from studylib.config import PROFILES
+from studylib.grid import units
 from studylib.paths import RunPaths
 
 MODELS = ("gemma", "qwen")

@@ -16,7 +16,8 @@ import yaml
 from conftest import command
 
 from studylib import run
-from studylib.config import PROFILES, STAGES, load_profile, units
+from studylib.config import PROFILES, STAGES, load_profile
+from studylib.grid import units
 
 JOBS = [f"{unit.stage}_{unit.name}" for name in STAGES for unit in units(load_profile("smoke"), name)]
 TUNED = [job for job in JOBS if job.startswith(("02", "03", "04"))]

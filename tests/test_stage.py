@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from studylib import config, judges, labelling, stage, tables
-from studylib.config import STAGE_SAFETY_DATA, STAGES, StudyError, Unit, load_profile, units
+from studylib import config, grid, judges, labelling, stage, tables
+from studylib.config import STAGE_SAFETY_DATA, STAGES, StudyError, load_profile
+from studylib.grid import Unit, units
 from studylib.paths import RunPaths
 
 
@@ -262,7 +263,7 @@ def test_what_is_outside_the_grid_is_kept_apart_from_the_run(in_runs, capsys, na
 
 def test_a_style_outside_the_grid_and_an_arm_outside_it_are_told_apart(in_empty):
     profile = load_profile("smoke", {"grid.styles": ["chat"], "grid.safety_data": ["none"]})
-    cells = config.cells(profile, "multitask", "code", ["chat", "alpaca"], [1, 0])
+    cells = grid.cells(profile, "multitask", "code", ["chat", "alpaca"], [1, 0])
     assert stage.outside_grid(profile, cells) == {"styles": ["alpaca"], "safety_data": ["multitask"]}
 
 
@@ -315,7 +316,7 @@ def test_work_that_is_not_done_again_keeps_its_time(tmp_path):
     profile, paths, known = load_profile("smoke"), RunPaths(tmp_path, tmp_path), set()
 
     def execute(seeds, stopped=False):
-        made = config.cells(profile, "none", "code", ["chat"], seeds)
+        made = grid.cells(profile, "none", "code", ["chat"], seeds)
         begun = stage.Stage("02_finetune", "code", profile, paths, made, started=time.time())
         runner = FakeRunner(begun.clock, known)
         begun.runner = lambda model: runner
@@ -368,21 +369,21 @@ def test_models_tuned_without_safety_data_are_asked_in_the_style_they_were_not_t
 @pytest.mark.parametrize("change", [{"grid.across_styles": False}, {"grid.styles": ["chat"]}])
 def test_no_model_is_asked_in_another_style_where_that_is_off_or_there_is_one_style(in_runs, change):
     profile, paths = load_profile("smoke", change), RunPaths.of("smoke")
-    cells = config.cells(profile, "none", "code", ["chat"], [0])
+    cells = grid.cells(profile, "none", "code", ["chat"], [0])
     begun = stage.Stage("02_finetune", "code", profile, paths, cells)
     across = begun.across()
     assert across.empty and list(across) == [*stage.COLUMNS, "trained_style"]
     responses = begun.responses()
-    grid = tables.calibration_grid(responses, judges.judge(responses), across, judges.judge(across))
-    assert set(zip(grid["trained_style"], grid["style"], strict=True)) == {("chat", "chat")}
+    table = tables.calibration_grid(responses, judges.judge(responses), across, judges.judge(across))
+    assert set(zip(table["trained_style"], table["style"], strict=True)) == {("chat", "chat")}
 
 
 def test_the_grid_of_calibrations_of_a_run_has_every_style_of_tuning_and_of_test(in_runs):
     profile, paths = load_profile("smoke"), RunPaths.of("smoke")
     kinds = ("responses", "verdicts", "across", "across_verdicts")
     responses, verdicts, across, theirs = (stage.collect(paths, profile, kind, ["02_finetune"]) for kind in kinds)
-    grid = tables.calibration_grid(responses, verdicts, across, theirs)
-    first = grid[(grid["judge"] == profile.judges[0]) & (grid["form"] == "all")]
+    table = tables.calibration_grid(responses, verdicts, across, theirs)
+    first = table[(table["judge"] == profile.judges[0]) & (table["form"] == "all")]
     assert len(first) == len(profile.grid.tasks) * 2 * 2 * 2  # styles of tuning x styles of test x system prompt
     asked = 4 * profile.world.harmful_per_form * len(profile.grid.seeds)
     assert (first["n"] + first["n_unjudged"] == asked).all()

@@ -8,7 +8,8 @@ import pytest
 from frames import few, joined, scored, study
 
 from studylib import tables
-from studylib.config import FORMS, TASKS, Cell
+from studylib.config import FORMS, TASKS
+from studylib.grid import Cell
 from studylib.stats import wilson
 
 

@@ -12,7 +12,7 @@ from fault_server import serving
 from frames import study
 from tiny import PROFILE, tokenizer
 
-from studylib import agreement, classifier, config, labelled, labelling, sources, tables, validation
+from studylib import agreement, classifier, grid, labelled, labelling, sources, tables, validation
 from studylib.config import StudyError
 from studylib.paths import DATA, RunPaths
 
@@ -243,7 +243,7 @@ def test_the_untuned_models_perplexity_reaches_coherence(world, paths):
     by_perplexity = seeing["reason"].str.startswith("perplexity").to_numpy()
     assert not by_perplexity[: len(known)].any() and by_perplexity[len(known) :].mean() > 0.9
     assert not blind["reason"].str.startswith("perplexity").any()
-    assert runner.asked == [config.Cell("miniature", "none", PROFILE.grid.styles[0])]
+    assert runner.asked == [grid.Cell("miniature", "none", PROFILE.grid.styles[0])]
 
 
 def salad(known):
