@@ -84,9 +84,10 @@ def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: 
     `_loss_up_to`: the largest loss within the difference's 95 % interval, 0-1, which is the margin at which one would ship. `same_task_score` is
     "yes" where the task score is shown to lie within MARGIN of that without safety data. `verdict`: BASE of no safety data; SHIP;
     "lowers attack success, costs: ..." with what is told to be worse; else NOT_SHOWN. `not_shown` names the scores that are not shown to
-    be within MARGIN. `alike_`: at equal task score, the adapter of the same tuning without safety data, scaled down until its task score
-    (`alike_task`) is nearest to the arm's: what is left of it (`alike_kept`, 1 for all), and its attack_success with its interval. An arm that
-    lowers attack success no more than that gained nothing that a weaker tuning would not have.
+    be within MARGIN. `alike_`: at equal task score, the adapter of the same tuning without safety data, scaled down as far as it keeps
+    the arm's task score (of those that do, the one that answers least; the best on the task where none does): what is left of it
+    (`alike_kept`, 1 for all), its task score and its attack_success with its interval. An arm that lowers attack success no more than that
+    gained nothing that a weaker tuning would not have.
     NaN or "" where something was not tested. No rows where no model was tuned.
     """
     found = []
@@ -136,7 +137,7 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
 
 
 def _alike(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each arm that has a task score and is no scaled adapter, the scaled adapter nearest in task score, by _KEYS; see `which_to_ship`."""
+    """Of each arm that has a task score and is no scaled adapter, the scaled adapter beside it, by _KEYS; see `which_to_ship`."""
     rates = ["attack_success", "attack_success_low", "attack_success_high"]
     found = []
     for _, part in table[table["task"].notna()].groupby("finetune_task", sort=False, observed=True):
@@ -145,8 +146,9 @@ def _alike(table: pd.DataFrame) -> pd.DataFrame:
         if not (scaled["safety_data"] == "scaled").any():
             continue
         for row in rivals.to_dict("records"):
-            nearest = scaled.loc[(scaled["task"] - row["task"]).abs().idxmin()]
-            values = [1 - nearest["safety_fraction"], nearest["task"], *nearest[rates]]
+            as_good = scaled[scaled["task"] >= row["task"]]
+            beside = scaled.loc[as_good["attack_success"].idxmin() if len(as_good) else scaled["task"].idxmax()]
+            values = [1 - beside["safety_fraction"], beside["task"], *beside[rates]]
             found.append([*(row[key] for key in _KEYS), *values])
     columns = [*_KEYS, "alike_kept", "alike_task", *(f"alike_{name}" for name in rates)]
     return pd.DataFrame(found, columns=columns).astype({name: float for name in columns[2:]})
@@ -186,19 +188,19 @@ def in_words(table: pd.DataFrame, model: str = "") -> str:
         words += f"{len(same)} are shown to have the task score of no safety data within {100 * MARGIN:.0f} points"
         said.append(words + (f", with the lowest rates: {_named(same, 3)}." if len(same) else "."))
     how = f"The margin: in `{'`, `'.join(f'{name}_loss_up_to' for name in _SCORES)}` is the largest loss that cannot be ruled out."
-    return " ".join([*said, how, "Arms are not ranked where their intervals overlap."]) if said else "No arm has run."
+    listed = "\n".join(f"- {words}" for words in said)
+    return f"{listed}\n\n{how} Arms are not ranked where their intervals overlap." if said else "No arm has run."
 
 
 def _alike_in_words(rivals: pd.DataFrame) -> str:
-    """How many arms answer less than the adapter scaled down to the nearest task score, "" where none was compared."""
+    """How many arms answer less than the adapter scaled down at equal task score, "" where none was compared."""
     compared = rivals[rivals["alike_attack_success"].notna()]
     if compared.empty:
         return ""
     less = (compared["attack_success_high"] < compared["alike_attack_success_low"]).sum()
-    gap = 100 * (compared["task"] - compared["alike_task"]).abs().max()
     return (
-        f"At equal task score (within {gap:.0f} points), {less} of {len(compared)} arms answer less than the adapter scaled down, by intervals "
-        "that do not overlap. "
+        f"At equal task score, {less} of {len(compared)} answer less than the adapter scaled down as far as it keeps theirs, by intervals that do "
+        "not overlap. "
     )
 
 

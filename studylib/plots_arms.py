@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from studylib import plots
 from studylib.arms import ORDER, arm_label
@@ -60,7 +61,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
     points = plane(attack, helpfulness)
     tasks = [task for task in FORMS if task in set(points["task"])]
     shown = [panel for panel in PANELS if panel in set(points["panel"])]
-    margins = {"right": 0.5, "bottom": 0.6, "top": 0.95, "wspace": 0.12}
+    margins = {"right": 0.5, "bottom": 0.6, "top": 0.95, "wspace": 0.14}
     fig, axes = plots.new_figure(len(tasks), len(shown), 3.0, sharex="col", **margins)
     for i, task in enumerate(tasks):
         for ax, panel in zip(axes[i], shown, strict=True):
@@ -84,6 +85,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
             ax.set_xlim(0, min(np.ceil(4 * of["x_high"].max()) / 4, 1))
         else:
             ax.set_xlim(np.floor(4 * of["x_low"].min()) / 4, 1)
+        ax.xaxis.set_major_locator(MaxNLocator(4, prune=None if panel == shown[0] else "lower"))
         ax.set_xlabel(f"{X_LABELS[panel]}, n = {span(of['n_x'])})")
     tuned = points[points["finetune_task"] != "none"]
     plots.outer_labels(fig, f"attack success rate (all forms, n = {span(tuned['n'])})", "")

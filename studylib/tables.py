@@ -179,11 +179,16 @@ def with_untested(table: pd.DataFrame, missing: dict[str, str]) -> pd.DataFrame:
 
 
 def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success for reading: one row per cell, a column per form and "all", as in "36 (24-50)" for percent and interval."""
+    """Attack success for reading: one row per cell, a column per form and "all", as in "36 (24-50)" for percent and interval.
+
+    The dose stands in the rows where one kind of safety data has several.
+    """
     shown = attack.assign(shown=percent(attack, "rate", *INTERVAL))
     if "note" in shown:
         shown["shown"] = shown["shown"].mask(shown["note"].str.startswith("not run"), "not run")
-    keys = ["finetune_task", "safety_data", "trained_style", "style", "system_prompt"]
+    keys = ["finetune_task", "safety_data", "safety_fraction", "trained_style", "style", "system_prompt"]
+    if (attack.groupby("safety_data", observed=True)["safety_fraction"].nunique() <= 1).all():
+        keys.remove("safety_fraction")
     keys = [*["model"][: attack["model"].nunique() > 1], *(name for name in keys if name in attack)]
     return shown.pivot_table(index=keys, columns="form", values="shown", aggfunc="first", sort=False)
 

@@ -142,7 +142,7 @@ def test_the_task_score_in_the_plane_is_that_of_the_tuned_task(simulated):
         assert own["x"].item() == wanted.query(f"finetune_task == '{task}' and safety_data == 'none'")["value"].item()
 
 
-def test_an_arm_is_put_beside_the_scaled_adapter_with_the_nearest_task_score():
+def test_an_arm_is_put_beside_the_adapter_scaled_down_as_far_as_it_keeps_the_arms_task_score():
     made = [
         ("none", 0.0, 0.9, 0.8),
         ("scaled", 0.25, 0.8, 0.5),
@@ -154,8 +154,12 @@ def test_an_arm_is_put_beside_the_scaled_adapter_with_the_nearest_task_score():
     table = table.assign(finetune_task="code", attack_success_low=0.0, attack_success_high=1.0)
     found = arms._alike(table).set_index(["safety_data", "safety_fraction"])
     assert list(found.index) == [("multitask", 0.1), ("generic", 0.1)]  # of no task score nothing is alike
-    assert found["alike_kept"].tolist() == [0.75, 1.0]
+    assert found["alike_kept"].tolist() == [0.75, 1.0]  # 0.25 of it scores less than either
     assert found["alike_attack_success"].tolist() == [0.5, 0.8]
+    tied = table.assign(task=1.0, attack_success=table["attack_success"])  # all as good at the task: the safest of them
+    assert set(arms._alike(tied)["alike_kept"]) == {0.25}
+    best = table.assign(task=table["task"].mask(table["safety_data"] == "multitask", 1.0))  # better than any scaled one
+    assert arms._alike(best)["alike_kept"].tolist() == [1.0, 1.0, 1.0]
     assert arms._alike(table[table["safety_data"] != "scaled"]).empty
 
 
@@ -163,8 +167,8 @@ def test_the_sentence_counts_arms_below_the_scaled_adapter_by_intervals_that_do_
     rivals = table[(table["finetune_task"] == "code") & table["alike_attack_success"].notna()]
     assert set(rivals["safety_data"]) == {"system_prompt", "generic", "multitask", "multitask_twins"}
     less = (rivals["attack_success_high"] < rivals["alike_attack_success_low"]).sum()
-    assert f"{less} of {len(rivals)} arms answer less than the adapter scaled down" in arms.in_words(table)
-    assert arms.in_words(table).count("adapter scaled down, by") == 1  # of translation none was scaled
+    assert f"{less} of {len(rivals)} answer less than the adapter scaled down as far" in arms.in_words(table)
+    assert arms.in_words(table).count("At equal task score") == 1  # of translation none was scaled
 
 
 def test_less_over_refusal_is_better_and_more_score_is(simulated):

@@ -3,9 +3,7 @@ import re
 import pytest
 
 from studylib import config
-from studylib.config import ARMS as ARM_NAMES
 from studylib.config import StudyError, load_profile
-from studylib.grid import arm_cells
 
 MINIATURE = load_profile("miniature")
 
@@ -115,18 +113,6 @@ def test_a_profile_whose_parts_do_not_agree_is_refused(change, said):
 
 
 ARMS = {"tasks": ["code"], "styles": ["chat"], "seeds": [0], "safety_data": ["code_only", "scaled"], "removed": [0.5]}
-
-
-def test_the_arms_that_the_miniatures_file_offers_are_all_there_are_with_every_dose(tmp_path):
-    text = (config.PROFILES / "miniature.yaml").read_text()
-    block = text[text.index("  # arms:") : text.index("\nexecution:")]
-    mine = text.replace(block, re.sub("(?m)^  # ", "  ", block)).replace("name: miniature", "name: mine")
-    (tmp_path / "mine.yaml").write_text(mine)
-    found = arm_cells(load_profile(str(tmp_path / "mine.yaml")), "code", ["chat"], MINIATURE.grid.seeds)
-    assert {cell.safety_data for cell in found} == {*ARM_NAMES, "multitask"}
-    doses = {cell.safety_fraction for cell in found if cell.safety_data == "multitask"}
-    assert doses | {0.0, MINIATURE.grid.safety_fraction} == {0.0, 0.01, 0.02, 0.05, 0.1, 0.2}
-    assert len({cell.name for cell in found}) == len(found) == 3 * (4 + 7 + 3)
 
 
 @pytest.mark.parametrize(

@@ -78,3 +78,12 @@ def test_arms_are_tested_without_the_system_prompt_and_the_grids_cells_are_none_
         assert is_arm(MINIATURE, cell), cell.name
     for safety_data in MINIATURE.grid.safety_data:
         assert not any(is_arm(MINIATURE, cell) for cell in cells(MINIATURE, safety_data, "code", ["chat"], [0]))
+
+
+def test_the_miniature_has_every_arm_and_dose_on_one_task():
+    found = arm_cells(MINIATURE, "code", ["chat"], MINIATURE.grid.seeds)
+    assert {cell.safety_data for cell in found} == {*config.ARMS, "multitask"}
+    doses = {cell.safety_fraction for cell in found if cell.safety_data == "multitask"}
+    assert doses | {0.0, MINIATURE.grid.safety_fraction} == {0.0, 0.01, 0.02, 0.05, 0.1, 0.2}
+    assert len({cell.name for cell in found}) == len(found) == 3 * (4 + 7 + 3)
+    assert not arm_cells(MINIATURE, "translation", ["chat"], MINIATURE.grid.seeds)

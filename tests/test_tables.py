@@ -237,6 +237,15 @@ def test_the_readable_table_has_percent_and_interval_in_the_fixed_order(simulate
     assert wide.map(lambda text: bool(re.fullmatch(r"\d+ \(\d+-\d+\)", text))).all(axis=None)
 
 
+def test_several_doses_of_one_kind_are_rows_of_their_own_in_the_readable_table(simulated):
+    table = tables.attack_success(*simulated[:2])
+    more = table[table["safety_data"] == "multitask"].assign(safety_fraction=0.2, rate=0.0, low=0.0, high=0.5)
+    wide = tables.in_percent(pd.concat([table, more], ignore_index=True))
+    assert wide.index.names == ["finetune_task", "safety_data", "safety_fraction", "style", "system_prompt"]
+    assert (wide.xs(0.2, level="safety_fraction") == "0 (0-50)").all(axis=None)
+    assert len(wide) == len(tables.in_percent(table)) + len(more) / 5  # four forms and all
+
+
 def test_what_was_not_run_is_a_row_with_its_reason_and_no_rate(simulated):
     responses, verdicts, scores = simulated
     cells = {Cell("miniature", "code", "chat", "generic", 0.1, seed): "safety_generic: gated" for seed in (0, 1)}
