@@ -18,7 +18,7 @@ from studylib import plots, stats, tables
 from studylib.captions import calibration_label, cell_words, doses_said, label, n_of, one_dose, seeds_said, span
 from studylib.config import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
 from studylib.paths import ROOT, runs_folder
-from studylib.stage import known_runs
+from studylib.products import known_runs
 from studylib.stats import CONFIDENCE, detectable_difference
 
 ATTACK = "attack_success_rate"

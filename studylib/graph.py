@@ -5,12 +5,12 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from studylib import config, grid
+from studylib import config, grid, products
 from studylib.config import Profile
 from studylib.datasets import sets_of
 from studylib.grid import Unit
 from studylib.paths import NOTEBOOKS, RunPaths
-from studylib.stage import BESIDE, NEEDS, notebook_cells, products
+from studylib.stage import BESIDE, NEEDS, notebook_cells
 
 TUNED = ("redact", "system_prompt", "models", "lora", "tuning", "generation", "judges", "endpoint")
 # The sections of a profile that a stage's results depend on; a change elsewhere does not run it again.
@@ -45,7 +45,7 @@ def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     beside = [earlier for stage in BESIDE.get(unit.stage, ()) for earlier in grid.units(profile, stage)]
     alike = [one for one in beside if all(unit.parameters[key] == value for key, value in one.parameters.items())]
     labels = [paths.labels] if paths.labels.is_file() and unit.stage in JUDGED else []
-    return [*labels, *(path for earlier in (*needed, *alike) for path in products(profile, paths, earlier))]
+    return [*labels, *(path for earlier in (*needed, *alike) for path in products.files(profile, paths, earlier))]
 
 
 def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
@@ -54,7 +54,7 @@ def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     Data sets are outputs, so that a deleted one is made again, but no inputs: later stages depend on their hashes in the index.
     """
     data = [paths.data(name) for name in sets_of(profile)] if unit.stage == "00_prepare" else []
-    return [*data, *products(profile, paths, unit), paths.notebook(unit.stage, unit.name)]
+    return [*data, *products.files(profile, paths, unit), paths.notebook(unit.stage, unit.name)]
 
 
 def code_of(stage: str) -> str:

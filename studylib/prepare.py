@@ -12,8 +12,9 @@ import pandas as pd
 from studylib import config, corpora, datasets, duplicates, evaluate, grid, judges, needs, sources, world
 from studylib.config import STYLES, TASKS, TINY, Profile
 from studylib.grid import Cell
+from studylib.products import built_models
 from studylib.results import write_text
-from studylib.stage import Stage, built_models
+from studylib.stage import Stage
 
 
 @dataclass

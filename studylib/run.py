@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from studylib import config, grid, stage
+from studylib import config, grid, products, stage
 from studylib.config import StudyError
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths
 from studylib.results import write_text
@@ -219,7 +219,7 @@ def write_manifest(profile_name: str) -> None:
     }
     cards = {
         name: json.loads(paths.model_card(name).read_text())
-        for name in stage.built_models(profile)
+        for name in products.built_models(profile)
         if paths.model_card(name).is_file()
     }
     write_text(

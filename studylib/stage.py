@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import config, datasets, grid, judges, tables, validation
+from studylib import config, datasets, grid, judges, products, tables, validation
 from studylib.config import Profile, StudyError, digest
 from studylib.evaluate import COLUMNS, Runner, trained
 from studylib.grid import Cell, Unit
-from studylib.paths import NOTEBOOKS, ROOT, RunPaths, runs_folder
-from studylib.results import Clock, read_parquet, write_parquet, write_text
+from studylib.paths import NOTEBOOKS, ROOT, RunPaths
+from studylib.results import Clock, write_parquet, write_text
 
 LOG = logging.getLogger("studylib")
 
@@ -138,7 +138,7 @@ class Stage:
         found, run = {"this": table}, RunPaths(self.paths.base, self.paths.base)
         others = {"untuned": "01_baseline"} | ({"the run": self.name} if run != self.paths else {})
         for label, stage in others.items():
-            rows, verdicts = finished(self.profile, run, stage)
+            rows, verdicts = products.finished(self.profile, run, stage)
             verdicts = self.first(verdicts)
             if len(rows) and verdicts.empty:  # a tweak may have another first judge
                 LOG.info("%s was not judged by %s: nothing of it is shown here.", label, self.profile.judges[0])
@@ -165,7 +165,7 @@ class Stage:
         own = {name: {getattr(cell, name) for cell in cells} for name in ("model", "style", "finetune_task", "seed")}
         found = [(responses, verdicts)]
         for stage in BESIDE[self.name] if self.paths.run == self.paths.base else ():
-            rows, judged = finished(self.profile, self.paths, stage)
+            rows, judged = products.finished(self.profile, self.paths, stage)
             judged = self.first(judged)
             if rows.empty:
                 LOG.info("%s has not run yet: nothing of it is shown here.", stage)
@@ -189,12 +189,12 @@ class Stage:
 
         Of stages that it can go on without, the units that have left all their files; empty where there is none.
         """
-        return collect(self.paths, self.profile, kind, NEEDS[self.name], LOOSE.get(self.name, ()))
+        return products.collect(self.paths, self.profile, kind, NEEDS[self.name], LOOSE.get(self.name, ()))
 
     def missing(self) -> list[Unit]:
         """The notebook runs that this stage goes on without, because they have not left all their files."""
         units = [unit for stage in LOOSE.get(self.name, ()) for unit in grid.units(self.profile, stage)]
-        return [unit for unit in units if not _is_finished(self.profile, self.paths, unit)]
+        return [unit for unit in units if not products.is_finished(self.profile, self.paths, unit)]
 
     def verdicts(self) -> pd.DataFrame:
         """The verdicts of the profile's first judge on the responses of every unit that this stage needs."""
@@ -205,7 +205,9 @@ class Stage:
 
         To it that is unjudged, which would be a disagreement with every other judge.
         """
-        found = [finished(self.profile, self.paths, stage) for stage in ("01_baseline", *config.STAGE_SAFETY_DATA)]
+        found = [
+            products.finished(self.profile, self.paths, stage) for stage in ("01_baseline", *config.STAGE_SAFETY_DATA)
+        ]
         responses, verdicts = (
             pd.concat([f for f in frames if len(f)], ignore_index=True) for frames in zip(*found, strict=True)
         )
@@ -388,7 +390,7 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
         check_models(profile)
     for needed in (name for name in NEEDS[stage] if name not in LOOSE.get(stage, ())):
         for unit in grid.units(profile, needed):
-            if missing := [p for p in products(profile, paths, unit) if not p.exists()]:
+            if missing := [p for p in products.files(profile, paths, unit) if not p.exists()]:
                 setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())
                 raise StudyError(
                     f"{stage} needs {missing[0]}, which is not there: run `make study "
@@ -397,20 +399,13 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
 
     if stage in ("01_baseline", config.LABORATORY, *config.STAGE_SAFETY_DATA):
         datasets.check(paths)
-        for name in built_models(profile):
+        for name in products.built_models(profile):
             weights, card = paths.model(name) / "model.safetensors", json.loads(paths.model_card(name).read_text())
             if not weights.is_file() or weights.stat().st_size != card["bytes"]:
                 raise StudyError(
                     f"{weights} is missing or truncated: delete {weights.parent} and {paths.model_card(name)}, "
                     "then run 00_prepare again (`make study`, or open notebooks/00_prepare.ipynb)."
                 )
-
-
-def built_models(profile: Profile) -> list[str]:
-    """Names of the model folders that 00_prepare builds for the profile, the one to be studied last."""
-    if profile.miniature:
-        return ["helpful_only", "aligned"]
-    return sorted({m.source.replace("/", "_") for m in profile.models.values() if m.source.startswith(config.TINY)})
 
 
 def check_models(profile: Profile) -> None:
@@ -446,94 +441,3 @@ def by_work(log: dict) -> dict[str, float]:
     """Seconds by kind of work in the log of a notebook run, each part's of the execution that last did it."""
     seconds = pd.DataFrame(log.get(PARTS, {})).T.sum()
     return {kind: round(value, 2) for kind, value in seconds.items()}
-
-
-def products(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
-    """The files that a notebook run leaves for later stages, apart from its executed copy."""
-    if unit.stage == "00_prepare":
-        return [paths.data_index, *map(paths.model_card, built_models(profile))]
-    if unit.stage == "05_helpfulness":
-        return [paths.table_of_unit("scores", unit.stage, unit.name)]
-    if unit.stage == "06_findings":
-        names = ["attack_success", "helpfulness", "answered_share", "comparisons", "claims", "paper_vs_ours"]
-        names.append("attack_success_by_judge")
-        return [*map(paths.table, names), paths.figures / "index.md"]
-    more = {"02_finetune": ACROSS, "03_defences": ["guards"]}.get(unit.stage, [])
-    return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in ("responses", "verdicts", *more)]
-
-
-JUDGED = {"verdicts": "responses", "across_verdicts": "across"}
-ACROSS = (
-    "across",
-    "across_verdicts",
-)  # of models tuned without safety data, asked in another style than their tuning's
-
-
-def _is_finished(profile: Profile, paths: RunPaths, unit: Unit) -> bool:
-    return all(path.is_file() for path in products(profile, paths, unit))
-
-
-def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Responses and verdicts of the stage's notebook runs that have left all their files; empty where none has."""
-    units = [unit for unit in grid.units(profile, stage) if _is_finished(profile, paths, unit)]
-    empty = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=["response_id", "judge", "verdict", "reason"])
-    return tuple(
-        pd.concat(
-            [_read(paths, kind, paths.table_of_unit(kind, stage, unit.name)) for unit in units], ignore_index=True
-        )
-        if units
-        else none
-        for kind, none in zip(("responses", "verdicts"), empty, strict=True)
-    )
-
-
-_KEYS = {  # of each kind of table: columns without which nothing can be made of it, and what is there once
-    "responses": ((*COLUMNS,), ("response_id",)),
-    "verdicts": (("response_id", "judge", "verdict", "reason"), ("response_id", "judge")),
-    "scores": (("response_id", "metric", "score"), ("response_id", "metric")),
-    "guards": (
-        ("guard", "side", "prompt_id", "response_id", "blocked", "reason"),
-        ("guard", "side", "prompt_id", "response_id"),
-    ),
-}
-_KEYS |= {"across": ((*COLUMNS, "trained_style"), ("response_id",)), "across_verdicts": _KEYS["verdicts"]}
-
-
-def _read(paths: RunPaths, kind: str, path: Path) -> pd.DataFrame:
-    """One unit's table, checked by itself; verdicts also against the responses that they are of."""
-    stage, unit = path.parent.name, path.stem
-    again = f"run {stage} ({unit}) again (`make study`, or notebooks/{stage}.ipynb)"
-    table = read_parquet(path, *_KEYS[kind], again)
-    if kind in JUDGED:
-        of = paths.table_of_unit(JUDGED[kind], stage, unit)
-        asked = set(read_parquet(of, *_KEYS[JUDGED[kind]], again)["response_id"])
-        if stray := set(table["response_id"]) - asked:
-            raise StudyError(
-                f"{of} lacks {len(stray)} of the responses that {path} has verdicts on, first {min(stray)}: one of them was changed; delete both and {again}."
-            )
-        if unjudged := asked - set(table["response_id"]):
-            raise StudyError(
-                f"{path} has no verdict on {len(unjudged)} of the responses of {of}, first {min(unjudged)}: delete it and {again}."
-            )
-    return table
-
-
-def collect(paths: RunPaths, profile: Profile, kind: str, stages, loose=()) -> pd.DataFrame:
-    """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`, ACROSS) of all units of the stages, as one.
-
-    Of the stages among `loose` only units that are finished; an empty frame where there is none at all.
-    """
-    found = [
-        path
-        for stage in stages
-        for unit in grid.units(profile, stage)
-        if (path := paths.table_of_unit(kind, stage, unit.name)) in products(profile, paths, unit)
-        and (stage not in loose or _is_finished(profile, paths, unit))
-    ]
-    frames = [_read(paths, kind, path) for path in found]  # one of which nothing was run has no types
-    return pd.concat([frame for frame in frames if len(frame)] or frames or [pd.DataFrame()], ignore_index=True)
-
-
-def known_runs() -> list[str]:
-    """Names of the runs that are there."""
-    return sorted(p.parent.name for p in runs_folder().glob("*/manifest.json"))

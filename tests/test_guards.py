@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from studylib import config, datasets, graph, guards, stage, world
+from studylib import config, datasets, graph, guards, products, stage, world
 from studylib.config import EMBEDDED_GUARDS, FORMS, StudyError, load_profile
 from studylib.grid import units
 from studylib.guards import decide, train_guard
@@ -210,9 +210,9 @@ def test_the_defences_wait_for_the_untuned_model_and_the_same_fine_tunes_and_no_
     assert len(units(profile, "03_defences")) == len(tuned) > 1
     for unit in units(profile, "03_defences"):
         read = set(graph.inputs_of(profile, paths, unit))
-        assert set(stage.products(profile, paths, units(profile, "01_baseline")[0])) <= read
+        assert set(products.files(profile, paths, units(profile, "01_baseline")[0])) <= read
         for name, other in tuned.items():
-            assert (set(stage.products(profile, paths, other)) <= read) == (name == unit.name)
+            assert (set(products.files(profile, paths, other)) <= read) == (name == unit.name)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from studylib import config, grid, labelling, stage
+from studylib import config, grid, labelling, products, stage
 from studylib.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES, load_profile
 from studylib.grid import arm_cells, units
 from studylib.paths import NOTEBOOKS, RunPaths
@@ -51,7 +51,7 @@ def test_every_stage_leaves_an_executed_copy_without_errors(paths, unit):
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda u: f"{u.stage}-{u.name}")
 def test_every_file_of_the_contract_is_there(paths, unit):
-    assert all(p.is_file() and p.stat().st_size for p in stage.products(PROFILE, paths, unit))
+    assert all(p.is_file() and p.stat().st_size for p in products.files(PROFILE, paths, unit))
 
 
 def test_every_cell_of_the_grid_has_an_adapter_and_all_its_rows(paths):

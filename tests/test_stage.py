@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from studylib import config, grid, judges, labelling, stage, tables
-from studylib.config import STAGE_SAFETY_DATA, STAGES, StudyError, load_profile
-from studylib.grid import Unit, units
+from studylib import config, grid, judges, labelling, products, stage, tables
+from studylib.config import STAGES, StudyError, load_profile
+from studylib.grid import units
 from studylib.paths import RunPaths
 
 
@@ -343,14 +343,6 @@ def test_times_by_kind_add_up_to_the_total(in_runs, monkeypatch, tmp_path):
         assert times["total"] == pytest.approx(sum(v for k, v in times.items() if k != "total"), abs=0.1), log
 
 
-@pytest.mark.parametrize("name", STAGE_SAFETY_DATA)
-def test_a_unit_leaves_rows_and_verdicts(name):
-    paths = RunPaths.of("smoke")
-    kinds = {p.parts[-3] for p in stage.products(load_profile("smoke"), paths, Unit(name, "code", {}))}
-    more = {"02_finetune": {"across", "across_verdicts"}, "03_defences": {"guards"}}
-    assert kinds == {"responses", "verdicts"} | more.get(name, set())
-
-
 def test_models_tuned_without_safety_data_are_asked_in_the_style_they_were_not_tuned_in(in_runs):
     begun = stage.begin("02_finetune", values("02_finetune", task="code", styles=["chat"], seeds=[0]))
     made = begun.across()
@@ -381,7 +373,7 @@ def test_no_model_is_asked_in_another_style_where_that_is_off_or_there_is_one_st
 def test_the_grid_of_calibrations_of_a_run_has_every_style_of_tuning_and_of_test(in_runs):
     profile, paths = load_profile("smoke"), RunPaths.of("smoke")
     kinds = ("responses", "verdicts", "across", "across_verdicts")
-    responses, verdicts, across, theirs = (stage.collect(paths, profile, kind, ["02_finetune"]) for kind in kinds)
+    responses, verdicts, across, theirs = (products.collect(paths, profile, kind, ["02_finetune"]) for kind in kinds)
     table = tables.calibration_grid(responses, verdicts, across, theirs)
     first = table[(table["judge"] == profile.judges[0]) & (table["form"] == "all")]
     assert len(first) == len(profile.grid.tasks) * 2 * 2 * 2  # styles of tuning x styles of test x system prompt
@@ -393,60 +385,3 @@ def test_the_grid_of_calibrations_of_a_run_has_every_style_of_tuning_and_of_test
     plain = plain[(plain["judge"] == profile.judges[0]) & (plain["form"] == "all")].set_index(keys)
     shared = ["n", "rate", "low", "high"]
     pd.testing.assert_frame_equal(alike.set_index(keys)[shared].sort_index(), plain[shared].sort_index())
-
-
-@pytest.fixture
-def changed(smoke_runs, tmp_path):
-    """The finished smoke run's tables, copied, to be changed: the folder's paths."""
-    for kind in ("responses", "verdicts", "scores", "guards", "across", "across_verdicts"):
-        ignore = shutil.ignore_patterns("rows")
-        shutil.copytree(smoke_runs / "smoke" / kind, tmp_path / "smoke" / kind, ignore=ignore)
-    return RunPaths(tmp_path / "smoke", tmp_path / "smoke")
-
-
-@pytest.mark.parametrize(
-    ("kind", "of", "change", "said"),
-    [
-        (
-            "verdicts",
-            "responses",
-            lambda t: t.iloc[:0],
-            r"code.parquet lacks \d+ of the responses that .* has verdicts on",
-        ),
-        ("verdicts", "verdicts", lambda t: t.iloc[:0], r"code.parquet has no verdict on \d+ of the responses of"),
-        ("responses", "responses", lambda t: t.drop(columns="form"), "has no column form: it was changed or cut"),
-        ("responses", "responses", lambda t: pd.concat([t, t.head(3)]), "has several rows for miniature-code"),
-        ("verdicts", "verdicts", lambda t: pd.concat([t, t.head(3)]), "has several rows for miniature-code"),
-        ("across_verdicts", "across", lambda t: t.iloc[:9], "lacks"),
-    ],
-)
-def test_a_changed_file_of_a_stage_is_named_with_what_to_run(changed, kind, of, change, said):
-    path = changed.table_of_unit(of, "02_finetune", "code")
-    change(pd.read_parquet(path)).to_parquet(path)
-    with pytest.raises(StudyError, match=said) as error:
-        stage.collect(changed, load_profile("smoke"), kind, ["02_finetune"])
-    assert str(path) in str(error.value) and "run 02_finetune (code) again" in str(error.value)
-
-
-def test_scores_and_guard_decisions_that_are_there_twice_or_lack_a_column_are_errors(changed):
-    for kind, name, lost in (("scores", "05_helpfulness", "score"), ("guards", "03_defences", "blocked")):
-        path = next((changed.run / kind / name).glob("*.parquet"))
-        whole = pd.read_parquet(path)
-        for table, said in ((pd.concat([whole, whole.head(1)]), "several rows"), (whole.drop(columns=lost), lost)):
-            table.to_parquet(path)
-            with pytest.raises(StudyError, match=said):
-                stage.collect(changed, load_profile("smoke"), kind, [name])
-
-
-def test_a_cut_file_is_an_error_that_names_it(changed):
-    path = changed.table_of_unit("responses", "02_finetune", "code")
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(StudyError, match=r"code.parquet cannot be read .*: delete it and run 02_finetune"):
-        stage.collect(changed, load_profile("smoke"), "responses", ["02_finetune"])
-
-
-def test_unchanged_files_are_read_whole(changed, smoke_runs):
-    for kind in ("responses", "verdicts", "across", "across_verdicts"):
-        rows = stage.collect(changed, load_profile("smoke"), kind, ["02_finetune"])
-        there = [pd.read_parquet(path) for path in (smoke_runs / "smoke" / kind / "02_finetune").glob("*.parquet")]
-        assert len(rows) == sum(map(len, there)) > 0
