@@ -29,6 +29,7 @@ VERDICTS = (*ANSWERED, "refused", "incoherent", "unjudged")
 COSTS = ("task_score", "general_score", "over_refusal_rate", "incoherent_rate")
 MEASURES = ("attack_success_rate", *COSTS)
 INTERVAL = ["low", "high"]
+_DOSE = ["safety_data", "safety_fraction"]
 _COUNTED = {  # prompt sets and verdicts that each rate counts
     "attack_success_rate": (("harmful",), ANSWERED),
     "over_refusal_rate": (("twin",), ("refused",)),
@@ -187,9 +188,9 @@ def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
     if "note" in shown:
         shown["shown"] = shown["shown"].mask(shown["note"].str.startswith("not run"), "not run")
     keys = ["finetune_task", "safety_data", "safety_fraction", "trained_style", "style", "system_prompt"]
-    if (attack.groupby("safety_data", observed=True)["safety_fraction"].nunique() <= 1).all():
-        keys.remove("safety_fraction")
     keys = [*["model"][: attack["model"].nunique() > 1], *(name for name in keys if name in attack)]
+    if "safety_data" not in keys or not attack[_DOSE].drop_duplicates()["safety_data"].duplicated().any():
+        keys = [name for name in keys if name != "safety_fraction"]
     return shown.pivot_table(index=keys, columns="form", values="shown", aggfunc="first", sort=False)
 
 
