@@ -239,12 +239,21 @@ def for_reading(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
     return pd.DataFrame(shown | more).set_index(index)
 
 
-def by_rate(attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success of each arm for reading, in percent with 95 % intervals: chat style, all forms, without system prompt."""
+def by_rate(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
+    """Attack success and over-refusal of each arm for reading, in percent with 95 % intervals: chat style, all forms, no system prompt."""
     from studylib.tables import percent
 
-    rows = attack[(attack["form"] == "all") & (attack["style"] == "chat") & ~attack["system_prompt"].astype(bool)]
+    costs = helpfulness[helpfulness["measure"] == "over_refusal_rate"]
+    rows, costs = (
+        table[(table["form"] == "all") & (table["style"] == "chat") & ~table["system_prompt"].astype(bool)]
+        for table in (attack, costs)
+    )
+    refused = costs[["model", *_KEYS]].assign(refused=percent(costs, "value", "low", "high"))
+    rows = rows.astype({"finetune_task": str}).merge(
+        refused.astype({"finetune_task": str}), how="left", on=["model", *_KEYS]
+    )
     arms = [named(*pair) for pair in rows[["safety_data", "safety_fraction"]].itertuples(index=False, name=None)]
     index = [rows["model"].to_numpy(), rows["finetune_task"].map(label).to_numpy(), arms]
     shown = {"attack success (%)": percent(rows, "rate", "low", "high").to_numpy(), "n": rows["n"].to_numpy()}
+    shown["twins refused (%)"] = rows["refused"].to_numpy()
     return pd.DataFrame(shown, index=pd.MultiIndex.from_arrays(index, names=["model", "tuned on", "arm"]))

@@ -268,25 +268,24 @@ def _said(*command: str) -> str | None:
 
 
 def summary(profile_name: str) -> str:
-    """The attack success of the grid's cells in a finished run and where its time went, as text for the terminal."""
+    """Attack success and costs of the grid's cells in a finished run, and where its time went, as text for the terminal."""
     import pandas as pd
 
-    from studylib import tables
+    from studylib import captions, tables
 
     profile = config.load_profile(profile_name)
     paths = RunPaths.of(profile.name)
-    table = pd.read_csv(paths.table("attack_success"), keep_default_na=False)
-    numbers = ["rate", "low", "high"]
-    table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
-    shown = table[~table["system_prompt"] & (table["style"] == "chat")]
-    of_grid = shown["safety_data"].eq("none") | shown["safety_fraction"].eq(profile.grid.safety_fraction)
-    of_grid &= shown["safety_data"].isin(config.SAFETY_DATA)
-    n_rivals = len(shown.loc[~of_grid, ["finetune_task", "safety_data", "safety_fraction"]].drop_duplicates())
+    shown = [pd.read_parquet(paths.table(name).with_suffix(".parquet")) for name in ("attack_success", "helpfulness")]
+    shown = [table[~table["system_prompt"].astype(bool) & (table["style"] == "chat")] for table in shown]
+    arms = ["finetune_task", "safety_data", "safety_fraction"]
+    rates, costs = (captions.one_dose(table[table["safety_data"].isin(config.SAFETY_DATA)]) for table in shown)
+    n_rivals = len(shown[0][arms].drop_duplicates()) - len(rates[arms].drop_duplicates())
     rivals = f"{n_rivals} rival arms and doses: tables/arms.csv\n" if n_rivals else ""
-    wide = tables.in_percent(shown[of_grid]).reset_index(["style", "system_prompt"], drop=True)
+    wide = tables.in_percent(rates).reset_index(["style", "system_prompt"], drop=True)
+    wide = wide.join(tables.costs_in_percent(costs, wide.index.names))
     seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_by_work"]).T.sum().round(1)
     return (
-        f"Harmful prompts answered, % (95 % interval), chat style without system prompt, by form:\n{wide.to_string(sparsify=False)}\n{rivals}\n"
+        f"Harmful prompts answered, % (95 % interval), by form, and what stands beside it in %; chat style without system prompt:\n{wide.to_string(sparsify=False)}\n{rivals}\n"
         f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
         f"Tables, figures and executed notebooks: {paths.run}"
     )

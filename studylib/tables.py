@@ -194,6 +194,21 @@ def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
     return shown.pivot_table(index=keys, columns="form", values="shown", aggfunc="first", sort=False)
 
 
+def costs_in_percent(helpfulness: pd.DataFrame, index: Sequence[str]) -> pd.DataFrame:
+    """What stands beside attack success: a row per value of the index columns, in whole percent, "-" where it is not known.
+
+    `twins refused` (over-refusal, all forms), `general score`, and `task score`, of the task that the model was tuned on.
+    """
+    tasks = helpfulness["form"].astype(str) == helpfulness["finetune_task"].astype(str)
+    shown = {
+        "twins refused": (helpfulness["measure"] == "over_refusal_rate") & (helpfulness["form"] == "all"),
+        "general score": (helpfulness["measure"] == "general_score") & (helpfulness["form"] == "all"),
+        "task score": (helpfulness["measure"] == "task_score") & tasks,
+    }
+    columns = {name: helpfulness[rows].set_index(list(index))["value"] for name, rows in shown.items()}
+    return pd.DataFrame(columns).map(lambda x: "-" if np.isnan(x) else f"{100 * x:.0f}")
+
+
 def percent(table: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
     """A rate with its interval in percent, as in "36 (24-50)", of differences "-36 (-50 to 4)"; "-" where it is NaN."""
     to = " to " if (table[low] < 0).any() else "-"
@@ -201,7 +216,7 @@ def percent(table: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
     return (words[value] + " (" + words[low] + to + words[high] + ")").mask(words[value] == "-", "-")
 
 
-def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame | None, scores: pd.DataFrame) -> pd.DataFrame:
+def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame | None, scores: pd.DataFrame | None) -> pd.DataFrame:
     """One row per cell, form, measure and metric: what the tuning and its safety data cost on benign prompts.
 
     `measure` is task_score (prompts of the tuned tasks) or general_score, with the score's name in `metric`;

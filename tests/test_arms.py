@@ -205,6 +205,11 @@ def test_every_arm_has_words_of_its_own():
 
 
 def test_rates_for_reading_are_in_percent_with_the_arm_and_its_dose(simulated):
-    shown = arms.by_rate(simulated[0])
+    shown = arms.by_rate(*simulated[:2])
     assert ("miniature", "code", "multitask with twins 10 %") in shown.index and shown.index.is_unique
     assert not shown.index.get_level_values("arm").str.contains("system prompt").any()
+    row = shown.loc[("miniature", "code", "multitask with twins 10 %")]
+    twins = simulated[1].query(
+        "finetune_task == 'code' and safety_data == 'multitask_twins' and form == 'all' and measure == 'over_refusal_rate'"
+    )
+    assert row["twins refused (%)"].startswith(f"{100 * twins['value'].item():.0f} (")

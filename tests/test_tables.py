@@ -237,6 +237,24 @@ def test_the_readable_table_has_percent_and_interval_in_the_fixed_order(simulate
     assert wide.map(lambda text: bool(re.fullmatch(r"\d+ \(\d+-\d+\)", text))).all(axis=None)
 
 
+def test_costs_stand_beside_rates_in_whole_percent(simulated):
+    responses, verdicts, scores = simulated
+    plain = responses[(responses["style"] == "chat") & ~responses["system_prompt"]]
+    cost = tables.helpfulness(*_of(plain, verdicts, scores))
+    shown = tables.costs_in_percent(cost, ["finetune_task", "safety_data"])
+    assert shown.loc[("none", "none"), "task score"] == "-"  # tuned on no task
+    wanted = cost.query("finetune_task == 'code' and safety_data == 'generic'").set_index(["measure", "form"])["value"]
+    assert shown.loc[("code", "generic")].tolist() == [
+        f"{100 * wanted[key]:.0f}"
+        for key in (("over_refusal_rate", "all"), ("general_score", "all"), ("task_score", "code"))
+    ]
+
+
+def _of(responses, verdicts, scores):
+    ids = set(responses["response_id"])
+    return responses, *(frame[frame["response_id"].isin(ids)] for frame in (verdicts, scores))
+
+
 def test_several_doses_of_one_kind_are_rows_of_their_own_in_the_readable_table(simulated):
     table = tables.attack_success(*simulated[:2])
     more = table[table["safety_data"] == "multitask"].assign(safety_fraction=0.2, rate=0.0, low=0.0, high=0.5)
