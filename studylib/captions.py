@@ -120,7 +120,7 @@ def _guards_caption(table: pd.DataFrame) -> tuple[str, str]:
     return " ".join(text), f"Blocked by form of the prompt, smallest to largest. {'; '.join(told)}."
 
 
-_LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+_LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}
 _LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from studylib import tables
 from studylib.arms import ORDER, named
-from studylib.captions import calibration_label, label
+from studylib.captions import calibration_label, label, one_dose
 from studylib.config import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS, StudyError
 from studylib.judges import redact
 from studylib.labelling import INVISIBLE
@@ -132,14 +132,21 @@ def show(
 ) -> None:
     """Displays n harmful prompts, the benign twin after each, and one of the task, side by side; then the `widget`.
 
-    The table is what a copy of the notebook keeps; the widget works where the notebook runs. `task` is the first that
-    was tuned on unless named, `form` its own; `where`: style, seed, system_prompt, model. Raises as `side_by_side`.
+    The table is what a copy of the notebook keeps: of the grid's safety data at one dose, as rival arms would make it too
+    wide to read; the widget, which works where the notebook runs, has them all. `task` is the one with most arms unless
+    named, of several the first, `form` its own; `where`: style, seed, system_prompt, model. Raises as `side_by_side`.
     """
     from IPython.display import display
 
-    rows = _judged(responses, verdicts)
-    task = task or (_known(rows)["task"] if len(rows) else TASKS)[0]
+    all_arms = _judged(responses, verdicts)
+    tasks = _known(all_arms)["task"] if len(all_arms) else list(TASKS)
+    n_arms = all_arms.groupby("finetune_task", observed=True)["arm"].nunique() if len(all_arms) else {}
+    task = task or max(tasks, key=lambda one: n_arms.get(one, 0))
     form = form or task
+    rows = all_arms
+    if len(rows):
+        rows = one_dose(rows[rows["safety_data"].isin(SAFETY_DATA)])
+        rows = rows.assign(arm=rows["arm"].cat.remove_unused_categories())
     harmful = side_by_side(rows, verdicts, task, form, "harmful", n, redacted, **where)
     twins, parts = _asked(rows, task, form, "twin", **where), []
     for prompt_id in harmful.index:
@@ -147,9 +154,11 @@ def show(
         parts += [("harmful", harmful.loc[[prompt_id]]), ("twin", twin)]
     parts.append(("task", side_by_side(rows, verdicts, task, task, "task", 1, redacted, **where)))
     words = in_words(rows, verdicts, task, form, **where)
+    more = all_arms["arm"].nunique() - rows["arm"].nunique() if len(rows) else 0
+    words += f" {more} rival arms and doses more where the notebook runs, below." if more else ""
     display({"text/html": f"<p>{html.escape(words)}</p>{_table(parts)}", "text/plain": words}, raw=True)
     if len(rows):
-        live = widget(rows, verdicts, redacted, task=task, form=form, **where)._repr_mimebundle_()
+        live = widget(all_arms, verdicts, redacted, task=task, form=form, **where)._repr_mimebundle_()
         display(live | {"text/plain": "Where the notebook runs: all prompts, one at a time."}, raw=True)
 
 

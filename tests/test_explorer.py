@@ -262,8 +262,17 @@ def test_an_arm_that_has_not_run_has_no_column_and_is_named(displayed):
         assert explorer.in_words(*there, "code", "code").endswith(f"Not run here: {words}.")
     rest = joined(grid({"1": "rarr"}), grid({"2": "a"}, ["adapter scaled down to 50 %"], style="alpaca"))
     assert explorer.in_words(*rest, "code", "code").endswith("Not run here: adapter scaled down to 50 %.")
-    for page in (displayed(*rest, False)[0]["text/html"], text_of(explorer.widget(*rest, False))):
-        assert "Not run here: adapter scaled down to 50 %." in page
+    assert "Not run here: adapter scaled down to 50 %." in text_of(explorer.widget(*rest, False))
+
+
+def test_the_kept_table_has_the_grids_arms_at_one_dose_and_says_how_many_more_the_explorer_has(displayed):
+    there = grid({"1": "r" * len(ARMS)}, ARMS)
+    kept = displayed(*there, False)[0]["text/html"]
+    rivals = [arm for arm in ARMS if arm not in ("untuned", "tuned", "generic 10 %", "multitask 10 %")]
+    assert rivals and not any(f">{arm}</th>" in kept for arm in rivals)
+    assert f"{len(rivals)} rival arms and doses more where the notebook runs" in kept
+    live = text_of(explorer.widget(*there, False))
+    assert all(f">{arm}</th>" in live for arm in ARMS)
 
 
 def test_with_the_untuned_model_alone_it_is_shown_and_the_rest_is_named(displayed):
