@@ -74,17 +74,7 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     try:
         # in a thread, as the notebook client would handle signals itself in the main one, and wait for the running cell
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(
-                papermill.execute_notebook,
-                NOTEBOOKS / f"{name}.ipynb",
-                notebook,
-                parameters,
-                kernel_name="python3",
-                cwd=NOTEBOOKS,
-                log_output=True,
-                progress_bar=False,
-                extra_arguments=["--log-level=40"],
-            ).result()
+            pool.submit(execute, NOTEBOOKS / f"{name}.ipynb", notebook, parameters).result()
     except papermill.PapermillExecutionError as error:
         why = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue}"
         raise StudyError(
@@ -95,6 +85,32 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     done.parent.mkdir(parents=True, exist_ok=True)
     os.replace(notebook, done)
     print(f"{label}: done", flush=True)
+
+
+def execute(source: Path, target: Path, parameters: dict, tries: int = 3) -> None:
+    """Executes a notebook with papermill in its own folder.
+
+    A kernel that ends before it has said anything is started again, `tries` times in all: of several that start at once, two may have been
+    given one port. Raises RuntimeError for the last, and what papermill raises.
+    """
+    import papermill
+
+    for left in reversed(range(tries)):
+        try:
+            papermill.execute_notebook(
+                source,
+                target,
+                parameters,
+                kernel_name="python3",
+                cwd=source.parent,
+                log_output=True,
+                progress_bar=False,
+                extra_arguments=["--log-level=40"],
+            )
+            return
+        except RuntimeError as error:
+            if "Kernel died before replying" not in str(error) or not left:
+                raise
 
 
 def _log_to(path: Path, label: str) -> None:

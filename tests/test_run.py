@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -142,6 +143,30 @@ def test_two_runs_of_one_profile_do_not_get_into_each_others_way(smoke_runs):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = command("study", "--profile", "smoke", runs=smoke_runs)
     assert done.returncode == 1 and "already under way" in done.stdout and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("deaths", "runs"), [(0, True), (2, True), (3, False)])
+def test_a_kernel_that_dies_at_its_start_is_started_again(tmp_path, monkeypatch, deaths, runs):
+    count, start = tmp_path / "count", tmp_path / "start.sh"
+    start.write_text(
+        f'echo >> "{count}"; [ $(wc -l < "{count}") -le {deaths} ] && exit 1; exec "{sys.executable}" -m ipykernel_launcher -f "$1"'
+    )
+    spec = {"argv": ["sh", str(start), "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    parameters = nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]})
+    cells = [parameters, nbformat.v4.new_code_cell("print(n + 1)")]
+    about = {"language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), tmp_path / "a.ipynb")
+    if not runs:
+        with pytest.raises(RuntimeError, match="Kernel died"):
+            run.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {"n": 3})
+        assert len(count.read_text()) == 3
+        return
+    run.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {"n": 3})
+    assert nbformat.read(tmp_path / "b.ipynb", 4).cells[-1].outputs[0].text == "4\n"
+    assert len(count.read_text()) == deaths + 1
 
 
 def test_a_failing_stage_names_itself_and_leaves_its_notebook_with_the_traceback(smoke_project):
