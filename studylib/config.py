@@ -132,8 +132,9 @@ class DataSettings(Settings):
     translator: str | None = None  # or the model that makes the French, a seq2seq hub id or folder
     translator_revision: str | None = None
     translator_prefix: str = ""  # what the translator wants before each text
+    # Or the path of a folder that `python -m studylib.safety_dataset` wrote, see corpora.check.
     safety_generic: str = STAND_IN  # refusals in the text form
-    safety_multitask: str = STAND_IN  # in all forms
+    safety_multitask: str = STAND_IN  # in all forms; such a folder's benign twins are the set safety_twins
     safety_rows: Count  # of each safety set, at most
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.8  # cosine from which two texts count as one
     too_long_share: Share = 0.02  # of a training set's rows that may be dropped for their length

@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from studylib import duplicates, harmful, importers, safety, sources, world
-from studylib.config import STAND_IN, TASKS, DataSettings, Profile, StudyError
-from studylib.datasets import REAL_SETS, TESTS
+from studylib.config import FORMS, STAND_IN, TASKS, DataSettings, Profile, StudyError
+from studylib.datasets import REAL_SETS, SAFETY_SETS, TESTS
+from studylib.paths import ROOT
 from studylib.sources import Absent
 
 LOG = logging.getLogger("studylib")
@@ -30,8 +31,7 @@ def used(data: DataSettings) -> list[str]:
         data.general,
         data.harmful,
         data.over_refusal,
-        data.safety_generic,
-        data.safety_multitask,
+        *(name for name in (data.safety_generic, data.safety_multitask) if name in SAFETY),
     ]
     names = [
         part
@@ -43,6 +43,7 @@ def used(data: DataSettings) -> list[str]:
 
 
 SAFETY = {"multitaskbench": safety.multitaskbench, "safety_tuned_llamas": safety.safety_tuned_llamas}
+SAFETY_FORMS = {"safety_generic": ("text_generation",), "safety_multitask": FORMS}
 # The register's names of lists that come in several files.
 LISTS = {"jailbreakbench": ("jailbreakbench_harmful", "jailbreakbench_benign")}
 
@@ -54,8 +55,9 @@ def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[
         **{f"train_{task}": name for task, name in data.tasks.items()},
         **{f"test_{task}": name for task, name in (data.tasks | data.task_tests).items()},
     }
-    of |= {"train_general": data.general, "general": data.general, "safety_generic": data.safety_generic}
-    of |= {"safety_multitask": data.safety_multitask, "harmful": data.harmful, "twin": data.harmful}
+    of |= {"train_general": data.general, "general": data.general, "harmful": data.harmful, "twin": data.harmful}
+    folders = {place: _folder(getattr(data, place)) for place in SAFETY_FORMS}
+    of |= {place: getattr(data, place) for place, folder in folders.items() if not folder}
     facts = ("licence", "redistributable", "citation")
     own = {"source": STAND_IN, "licence": "Apache-2.0", "redistributable": True, "citation": "this study"}
     found = {}
@@ -63,6 +65,8 @@ def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[
         names = importers.GROUPS.get(source, LISTS.get(source, (source,)))
         found[name] = [{"source": one} | {f: getattr(known[one], f) for f in facts} for one in names if one != STAND_IN]
         found[name] += [own] if source == STAND_IN else []
+    found |= {place: safety.exported_card(folder)["origins"] for place, folder in folders.items() if folder}
+    found["safety_twins"] = found["safety_multitask"] if folders["safety_multitask"] else []
     if data.twins == "nearest":  # taken from the general instructions
         found["twin"] = found["harmful"] + found["general"]
     if data.over_refusal and "over_refusal" not in absent:
@@ -71,8 +75,23 @@ def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[
     return found
 
 
+def _folder(source: str) -> Path | None:
+    """The folder of an exported safety set; None for other sources."""
+    return None if source == STAND_IN or source in SAFETY else safety.exported_folder(source)
+
+
+def own_files(data: DataSettings) -> list[Path]:
+    """The user's own files that the settings name: French, and exported safety sets."""
+    folders = filter(None, (_folder(getattr(data, place)) for place in SAFETY_FORMS))
+    return [*(folder / safety.EXPORTED for folder in folders), *([Path(data.french)] if data.french else [])]
+
+
 def check(data: DataSettings) -> None:
-    """Raises StudyError for a name that is in no register, or of a kind that does not fit its place."""
+    """Raises StudyError for a name that is in no register, or of a kind that does not fit its place.
+
+    Safety data may be a folder that `python -m studylib.safety_dataset` wrote, by its path as seen from here or from
+    the repository's root (a registered name goes first): one that is damaged is refused too.
+    """
     known = sources.register()
     for place, name, fitting in (
         *((f"tasks.{task}", name, {*importers.GROUPS, *importers.IMPORTERS}) for task, name in data.tasks.items()),
@@ -80,11 +99,19 @@ def check(data: DataSettings) -> None:
         ("general", data.general, {*importers.GROUPS, *importers.IMPORTERS}),
         ("harmful", data.harmful, {STAND_IN, *harmful.READERS}),
         *([("over_refusal", data.over_refusal, {*harmful.SOUND_HARMFUL})] if data.over_refusal else []),
-        ("safety_generic", data.safety_generic, {STAND_IN, *SAFETY}),
-        ("safety_multitask", data.safety_multitask, {STAND_IN, *SAFETY}),
     ):
         if name not in fitting:
             raise StudyError(f"data.{place} is {name!r}: known there are {', '.join(sorted(fitting))}.")
+    for place in SAFETY_FORMS:
+        name = getattr(data, place)
+        if folder := _folder(name):
+            safety.exported_card(folder)
+        elif name not in {STAND_IN, *SAFETY}:
+            raise StudyError(
+                f"data.{place} is {name!r}: known there are {', '.join(sorted({STAND_IN, *SAFETY}))}, and the path of "
+                "a folder that `python -m studylib.safety_dataset` wrote; "
+                f"{Path(name).resolve()} and {ROOT / name} are none."
+            )
     if missing := [name for name in used(data) if name not in known]:
         raise StudyError(f"The sources {', '.join(missing)} are in no register: see data/sources.yaml.")
     if data.harmful != STAND_IN and not (data.french or data.translator):
@@ -99,7 +126,8 @@ def check(data: DataSettings) -> None:
 def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[str, str], pd.DataFrame]:
     """All sets by name, why those that are empty are not there, and what the importers counted, a row per source and kind of row.
 
-    Of prompts that only sound harmful the reason stands under `over_refusal`, as the set twin has others too. Training
+    Of prompts that only sound harmful the reason stands under `over_refusal`, as the set twin has others too. The set
+    safety_twins is that of the folder that data.safety_multitask names. Training
     sets are longer than asked for, as rows will be dropped (see `cut`). `folder` keeps French that is made here. Raises
     StudyError where the harmful prompts cannot be had, or a file is not what it should be.
     """
@@ -124,9 +152,11 @@ def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[
             had(names[1:], tests, lambda names=names, source=tests: _alone(data, names[1], source, counted))
         else:
             had(names, source, lambda names=names, source=source: _task(data, names, source, counted))
-    for kind in ("generic", "multitask"):
-        name, source = f"safety_{kind}", getattr(data, f"safety_{kind}")
-        had((name,), source, lambda name=name, source=source: {name: _safety(data, name, source, counted)})
+    for name in SAFETY_FORMS:
+        source = getattr(data, name)
+        had((name,), source, lambda name=name, source=source: _safety(data, name, source, counted))
+    if not sets.setdefault("safety_twins", []):
+        absent["safety_twins"] = f"{data.safety_multitask}: it has no benign twins with answers"
     sets["harmful"], sets["twin"] = _harmful(data, sets.get("train_general", []), folder, counted, absent)
     if source := data.over_refusal:
         had(("over_refusal",), source, lambda: {"over_refusal": _sound_harmful(source, counted)})
@@ -155,17 +185,32 @@ def _alone(data: DataSettings, name: str, source: str, counted: dict) -> dict[st
 
 def _row(name: str, one: dict) -> dict:
     """An importer's row as a row of a set, with its own text as `content`."""
-    more = {key: one.get(key) or empty for key, empty in (("intent", ""), ("phrasing", ""), ("tests", []))}
+    empty = {"intent": "", "phrasing": "", "twin_of": "", "tests": []}
+    more = {key: one.get(key) or nothing for key, nothing in empty.items()}
     more |= {"id": f"{one['source']}/{one['key']}", "content": one.get("content") or one["prompt"]}
-    return world.row_of(name, 0, one["form"], one["prompt"], one["answer"], harmful=name.startswith("safety_"), **more)
+    return world.row_of(name, 0, one["form"], one["prompt"], one["answer"], harmful=name in SAFETY_FORMS, **more)
 
 
-def _safety(data: DataSettings, name: str, source: str, counted: dict) -> list[dict]:
-    if source == STAND_IN:
+def _safety(data: DataSettings, name: str, source: str, counted: dict) -> dict[str, list[dict]]:
+    """The safety set; of a folder in all forms the set safety_twins too."""
+    twins = []
+    if folder := _folder(source):
+        found, counts = safety.exported(folder)
+        rows = [one for one in found["refusal"] if one["form"] in SAFETY_FORMS[name]]
+        if lacking := [form for form in SAFETY_FORMS[name] if form not in {one["form"] for one in rows}]:
+            raise StudyError(
+                f"{folder} has no refusals in the form {lacking[0]}, as data.{name} needs: {safety.AGAIN}."
+            )
+        twins = found["twin"] if name == "safety_multitask" else []
+        others = {"refusal": len(rows), "twin": len(twins)}
+        others = {f"{kind}s not taken by {name}": len(found[kind]) - n for kind, n in others.items()}
+        counted[source] = counted.get(source, {}) | counts | others
+    elif source == STAND_IN:
         rows = safety.stand_in_safety(name.removeprefix("safety_"), data.safety_rows, data.seed)
     else:
         rows, counted[source] = SAFETY[source](sources.fetch(source))
-    return [_row(name, one) for one in rows]
+    made = {name: rows} | ({"safety_twins": twins} if twins else {})
+    return {of: [_row(of, one) for one in some] for of, some in made.items()}
 
 
 def _sound_harmful(source: str, counted: dict) -> list[dict]:
@@ -228,10 +273,12 @@ def cut(
     """The sets without rows that are too long, contaminated or repeated, at the sizes asked for; and the counts, a row per set.
 
     `lengths(row)` is by how many tokens a row is longer than the models' context allows, 0 or less where it fits.
-    Columns: read, too_long, dropped (see duplicates.clean), unpaired (a harmful prompt whose twin is not there, a twin
-    whose harmful prompt is not), incomplete (of an intent that lost a prompt in another form), left_over, kept. Prompts
-    that only sound harmful have no pair to lose. Raises StudyError where more than `too_long_share` of a training set
-    is too long, or any test prompt is, and where no harmful prompt is left.
+    Columns: read, too_long, dropped (see duplicates.clean), tested (a safety row with an intent of the harmful test),
+    unpaired (a harmful prompt whose twin is not there, a twin whose harmful prompt is not, of safety_twins one whose
+    refusal went), incomplete (of an intent that lost a prompt in another form), left_over, kept. Prompts that only
+    sound harmful have no pair to lose. A refusal stays when its twin goes, and left over are rows of each set by
+    itself, so that a twin may be used without its refusal. Raises StudyError where more than `too_long_share` of a
+    training set is too long, or any test prompt is, and where no harmful prompt is left.
     """
     data, counts, fitting = profile.data, {}, {}
     for name, rows in sets.items():
@@ -247,7 +294,7 @@ def cut(
         counts[name] = {"read": len(rows), "too_long": len(long)}
     kept, dropped = duplicates.clean(fitting, tests=TESTS, threshold=data.near_duplicate)
     for name in kept:
-        counts[name] |= {"dropped": len(fitting[name]) - len(kept[name]), "unpaired": 0, "incomplete": 0}
+        counts[name] |= {"dropped": len(fitting[name]) - len(kept[name]), "tested": 0, "unpaired": 0, "incomplete": 0}
     for name, lost in _without_their_others(fitting, kept).items():
         counts[name] |= Counter(lost.values())
         kept[name] = [row for row in kept[name] if row["id"] not in lost]
@@ -263,7 +310,8 @@ def cut(
 
 
 def _without_their_others(fitting: dict[str, list[dict]], kept: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
-    """By set and id, why a kept harmful prompt or twin goes: an intent stays in all its forms and with its twins."""
+    """By set and id, why a kept harmful prompt or twin goes: an intent stays in all its forms and with its twins; and
+    why a safety row does: its intent is tested, or a twin's refusal went."""
     there = {name: {row["id"] for row in kept[name]} for name in ("harmful", "twin")}
     twinned = {row["twin_of"] for row in kept["twin"]}
     rows = [("harmful", row, row["id"] in twinned) for row in fitting["harmful"]]
@@ -273,14 +321,22 @@ def _without_their_others(fitting: dict[str, list[dict]], kept: dict[str, list[d
     for name, row, paired in rows:
         if row["intent"] in broken and row["id"] in there[name]:
             lost[name][row["id"]] = "incomplete" if paired else "unpaired"
+    tested = {row["intent"] for row in fitting["harmful"]}
+    for name in SAFETY_SETS:
+        lost[name] = {row["id"]: "tested" for row in kept[name] if row["intent"] in tested - {""}}
+    there = {row["id"] for row in kept["safety_multitask"]} - set(lost["safety_multitask"])
+    alone = {row["id"]: "unpaired" for row in kept["safety_twins"] if row["twin_of"] not in there}
+    lost["safety_twins"] = alone | lost["safety_twins"]
     return lost
 
 
 def emptied(counts: pd.DataFrame, absent: Collection[str]) -> dict[str, str]:
     """The sets of which nothing is left and that were not absent before: why, by name. `counts` are those of `cut`."""
     gone = counts[(counts["kept"] == 0) & ~counts.index.isin(list(absent))]
-    said = "none of the {read} rows read of its source is left ({too_long} too long, {dropped} dropped)"
-    found = {name: said.format(**row) for name, row in gone.iterrows()}
+    said, found = "none of the {read} rows read of its source is left ({too_long} too long, {dropped} dropped", {}
+    for name, row in gone.iterrows():
+        more = [f", {row[what]} {what}" for what in ("tested", "unpaired") if row[what]]
+        found[name] = f"{said.format(**row)}{''.join(more)})"
     for name, why in found.items():
         LOG.info("%s: not run, %s", name, why)
     return found

@@ -32,9 +32,11 @@ SETS = (
     *(f"train_{task}" for task in TASKS),
     *(f"test_{task}" for task in TASKS),
 )
-OWN_SETS = ("safety_twins", "safety_midway")  # need answers, which lists of harmful instructions do not have
+# These need answers, which lists of harmful instructions do not have; exported safety sets may bring twins.
+OWN_SETS = ("safety_twins", "safety_midway")
 PARTS = {"over_refusal": "twin"}  # what may be absent of a set that is there
-REAL_SETS = ("safety_generic", "safety_multitask", "train_general", *(n for n in SETS if n.startswith("train_")))
+SAFETY_SETS = ("safety_generic", "safety_multitask", "safety_twins")
+REAL_SETS = (*SAFETY_SETS, "train_general", *(n for n in SETS if n.startswith("train_")))
 TESTS = ("harmful", "twin", "general", *(f"test_{task}" for task in TASKS))
 
 
@@ -341,8 +343,8 @@ def guard_rows(paths: RunPaths) -> dict[str, list[dict]]:
 
     In the generated world `input` is the alignment set, and `output` adds to it the pre-training rows, the only ones
     that answer harmful prompts; those in a phrasing of the harmful test stay out. A refusal is harmless. With real data
-    `input` is the safety sets and the benign training rows, and `output` is empty: no set holds answers to harmful
-    prompts. All are training rows, without the test's prompts and intents (see `contamination`).
+    `input` is the safety sets, twins among them, and the benign training rows, and `output` is empty: no set holds
+    answers to harmful prompts. All are training rows, without the test's prompts and intents (see `contamination`).
     """
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
     if "alignment" not in index:

@@ -44,6 +44,10 @@ def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     needed = [earlier for stage in NEEDS[unit.stage] for earlier in grid.units(profile, stage)]
     beside = [earlier for stage in BESIDE.get(unit.stage, ()) for earlier in grid.units(profile, stage)]
     alike = [one for one in beside if all(unit.parameters[key] == value for key, value in one.parameters.items())]
+    if unit.stage == "00_prepare" and profile.data:
+        from studylib import corpora
+
+        return corpora.own_files(profile.data)
     labels = [paths.labels] if paths.labels.is_file() and unit.stage in JUDGED else []
     return [*labels, *(path for earlier in (*needed, *alike) for path in products.files(profile, paths, earlier))]
 

@@ -85,7 +85,9 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
             ax.set_xlim(0, min(np.ceil(4 * of["x_high"].max()) / 4, 1))
         else:
             ax.set_xlim(np.floor(4 * of["x_low"].min()) / 4, 1)
-        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], prune=None if panel == shown[0] else "lower"))
+        ax.xaxis.set_major_locator(
+            MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], prune=None if panel == shown[0] else "lower")
+        )
         ax.set_xlabel(f"{X_LABELS[panel]}, n = {span(of['n_x'])})")
     tuned = points[points["finetune_task"] != "none"]
     plots.outer_labels(fig, f"attack success rate (all forms, n = {span(tuned['n'])})", "")

@@ -1,20 +1,24 @@
-"""Safety data: harmful prompts with refusals, imported from published files or made of the miniature's grammar.
+"""Safety data: harmful prompts with refusals, of published files, of exported folders, or of the miniature's grammar.
 
 A row is a plain dict: `source`, `key` (stable within the source), `form`, `prompt`, `answer`, `intent` (of stand-in rows, as
 in harmful.py, else "") and `phrasing` (the id of a wording of data/forms.yaml, else ""). Importers return the rows and counts
 of what the file has, what was dropped and why, and what was kept.
 """
 
+import hashlib
 import json
 import random
 import re
 from collections import Counter
 from pathlib import Path
 
+import yaml
+
 from studylib import world
 from studylib.config import FORMS, STAND_IN, StudyError
 from studylib.grammar import refusal
 from studylib.harmful import decoded, imperative, in_form, read_csv, stand_in_parts
+from studylib.paths import ROOT
 from studylib.rules import judge_rules
 
 # MultiTaskBench has no column for the form: blocks of 500 by row position, told by marks that at least so many queries have.
@@ -35,6 +39,12 @@ BLOCKS = (
 )
 DROPPED = ("answered", "partial")  # verdicts of responses that are no refusals
 STAY = "answers kept among the refusals"  # the count of those that are not dropped
+
+# A folder that `python -m studylib.safety_dataset` writes (safety_card.write).
+KINDS = ("refusal", "twin")
+EXPORTED = "data/train.jsonl"
+CARD_KEY = "safety_dataset"  # of the card's front matter: rows, bytes and sha256 of that file, and its origins
+AGAIN = "export it again (`python -m studylib.safety_dataset --to FOLDER`)"
 
 
 def multitaskbench(path: Path, drop: tuple[str, ...] = DROPPED) -> tuple[list[dict], dict[str, int]]:
@@ -122,6 +132,64 @@ def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[d
                 about = {"source": source, "key": key, "form": form, "prompt": prompt, "answer": answer}
                 rows.append(about | {"intent": "", "phrasing": ""})
     return rows, dict(counts) | {"kept": len(rows)}
+
+
+def exported_folder(name: str) -> Path | None:
+    """The folder at that path as seen from here, else from the repository's root; None where there is none."""
+    return next(filter(Path.is_dir, (Path(name).expanduser().resolve(), (ROOT / name).resolve())), None)
+
+
+def exported_card(folder: Path) -> dict:
+    """What the card of an exported folder says of its file: rows, bytes, sha256 and `origins` (as of corpora.origins).
+
+    Raises StudyError where card or file is missing, the card does not say it, or the file has another hash.
+    """
+    card, path = folder / "README.md", folder / EXPORTED
+    for needed in (card, path):
+        if not needed.is_file():
+            raise StudyError(f"{needed} is missing: {AGAIN}.")
+    try:
+        about = yaml.safe_load(re.split(r"^---\n", decoded(card), flags=re.MULTILINE)[1])[CARD_KEY]
+        expected, n_bytes, _ = about["sha256"], about["bytes"], about["origins"]
+    except (yaml.YAMLError, LookupError, TypeError):
+        raise StudyError(f"{card} does not say what {EXPORTED} has to be and where it is from: {AGAIN}.") from None
+    raw = path.read_bytes()
+    if (found := hashlib.sha256(raw).hexdigest()) != expected:
+        why = f"{len(raw)} of {n_bytes} bytes, truncated?" if len(raw) < n_bytes else "edited?"
+        raise StudyError(
+            f"{path} is not what was exported (sha256 {found[:12]} instead of {expected[:12]}; {why}): {AGAIN}."
+        )
+    return about
+
+
+def exported(folder: Path) -> tuple[dict[str, list[dict]], dict[str, int]]:
+    """The rows of an exported folder by kind, refusals and benign twins, and the counts (of twins after "twins, ").
+
+    Dropped are empty and repeated prompts, refusals that the judge's rules read as an answer or a part of one, whatever
+    set they are from, twins that they read as refused, and twins without a refusal: it was dropped, or they have no
+    `pair`. A refusal without a twin stays. A twin's `twin_of` is "source/key" of its refusal. Raises StudyError as
+    `exported_card` does.
+    """
+    exported_card(folder)
+    rows = [json.loads(line) for line in decoded(folder / EXPORTED).split("\n")[:-1]]
+    found, counts = {}, {}
+    for kind, drop in zip(KINDS, (DROPPED, ("refused",)), strict=True):
+        own = [row for row in rows if row["kind"] == kind]
+        said = [[message["content"] for message in row["messages"]] for row in own]
+        stay, read = kept("", [(i, row["form"], *said[i]) for i, row in enumerate(own)], drop)
+        found[kind] = [
+            one
+            | {"source": row["source"], "key": f"{row['form']}/{row['key']}" + "/twin" * (kind == "twin")}
+            | {"intent": row["intent"], "pair": row.get("pair")}
+            for one in stay
+            for row in [own[one["key"]]]
+        ]
+        counts |= {f"{'twins, ' * (kind == 'twin')}{what}": n for what, n in read.items() if what != STAY}
+    of_pair = {one["pair"]: f"{one['source']}/{one['key']}" for one in found["refusal"] if one["pair"]}
+    twins = [one | {"twin_of": of_pair[one["pair"]]} for one in found["twin"] if one["pair"] in of_pair]
+    counts |= {"twins without a refusal": len(found["twin"]) - len(twins), "twins, kept": len(twins)}
+    counts["refusals without a twin"] = len(found["refusal"]) - len({one["pair"] for one in twins})
+    return found | {"twin": twins}, counts
 
 
 def stand_in_safety(kind: str, n: int, seed: int) -> list[dict]:

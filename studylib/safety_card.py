@@ -11,8 +11,8 @@ from studylib import corpora, sources
 from studylib.config import FORMS, STAND_IN, StudyError
 from studylib.duplicates import THRESHOLD
 from studylib.results import write_text
+from studylib.safety import CARD_KEY, EXPORTED, KINDS
 
-KINDS = ("refusal", "twin")
 SIZES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))  # as the hub's cards say it
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0")
 CARD = """\
@@ -67,7 +67,7 @@ The sources keep their terms. Wordings and refusals that are none of theirs are 
 
 ## File
 
-`data/train.jsonl`: {rows} rows, {bytes} bytes, sha256 `{sha256}`.
+`{file}`: {rows} rows, {bytes} bytes, sha256 `{sha256}`.
 """
 HOW = {
     "world": """\
@@ -115,9 +115,9 @@ def write(
         )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     card = _card(rows, counts, folder.name, name, origins, closed, command, text.encode())
-    write_text(folder / "data" / "train.jsonl", text)
+    write_text(folder / EXPORTED, text)
     write_text(folder / "README.md", card)
-    return folder / "data" / "train.jsonl"
+    return folder / EXPORTED
 
 
 def _origins(names: list[str], licence: str | None) -> list[dict]:
@@ -140,13 +140,15 @@ def _card(rows, counts, folder, name, origins, closed, command, raw) -> str:
     table = [(form, *(made[form, kind] for kind in kinds)) for form in forms]
     table.append(("all", *(sum(made[form, kind] for form in forms) for kind in kinds)))
     terms = {one["licence"].partition(" (")[0].lower().replace(" ", "-") for one in origins}
+    about = {"rows": len(rows), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     front = {
         "pretty_name": name,
         "license": terms.pop() if len(terms) == 1 and not closed and terms <= set(HUB_LICENCES) else "other",
         "language": sorted({"en", *(row["language"] for row in rows)}),
         "task_categories": ["text-generation"],
         "size_categories": [next(said for least, said in SIZES if len(rows) >= least)],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train.jsonl"}]}],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": EXPORTED}]}],
+        CARD_KEY: about | {"origins": origins},  # read by safety.exported_card
     }
     harm, how = "**It holds harmful requests as their sources have them**; this card shows none.", "list"
     if named == {STAND_IN}:
@@ -174,7 +176,6 @@ def _card(rows, counts, folder, name, origins, closed, command, raw) -> str:
             f"| {one['source']} | {one['licence']} | {'yes' if one['redistributable'] else 'no'} | {one['citation']} |"
             for one in origins
         ),
-        rows=len(rows),
-        bytes=len(raw),
-        sha256=hashlib.sha256(raw).hexdigest(),
+        file=EXPORTED,
+        **about,
     )

@@ -3,7 +3,8 @@
 A row has chat `messages` (user, assistant), `form`, `kind` (refusal or twin), `source`, `key` (stable within source,
 form and kind), `intent`, `pair` (shared by a refusal and its twin) and `language` (of the instruction itself: fr in the
 translation form, else en); the same keys in every row, so that `datasets.load_dataset` and every chat trainer read it.
-`python -m studylib.safety_dataset --to FOLDER` builds and writes one.
+`python -m studylib.safety_dataset --to FOLDER` builds and writes one, which a run takes as its safety data
+(`safety.exported`).
 """
 
 import argparse
@@ -25,7 +26,8 @@ from studylib.duplicates import THRESHOLD, normal
 from studylib.grammar import Scene, lexicon, phrasings, refusal, request
 from studylib.paths import RunPaths
 from studylib.rules import judge_rules
-from studylib.safety_card import KINDS, write
+from studylib.safety import KINDS
+from studylib.safety_card import write
 
 PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)
 SPARE = 3  # times the pairs asked for are drawn of the miniature's world, as near duplicates go

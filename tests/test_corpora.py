@@ -7,7 +7,7 @@ import mirror
 import pytest
 import yaml
 
-from studylib import corpora, datasets, sources
+from studylib import corpora, datasets, safety_card, safety_dataset, sources
 from studylib.config import FORMS, StudyError, load_profile
 from studylib.datasets import TESTS
 from studylib.paths import RunPaths
@@ -65,7 +65,8 @@ def lone(sets):
 
 def test_real_files_become_the_sets_of_the_study_with_the_same_keys_in_every_row(files, tmp_path):
     sets, absent, counted = read(tmp_path)
-    assert list(sets) == [*datasets.REAL_SETS, *TESTS] and not absent and all(sets.values())
+    assert list(sets) == [*datasets.REAL_SETS, *TESTS] and [name for name in sets if not sets[name]] == ["safety_twins"]
+    assert absent == {"safety_twins": "stand_in: it has no benign twins with answers"}
     assert len({tuple(sorted(row)) for rows in sets.values() for row in rows}) == 1
     assert {name: {row["form"] for row in sets[f"train_{name}"]} for name in FORMS} == {name: {name} for name in FORMS}
     ids = [row["id"] for rows in sets.values() for row in rows]
@@ -85,13 +86,13 @@ def test_harmful_prompts_come_in_four_forms_each_with_its_twin(files, tmp_path):
     assert [row["id"] for row in sets["harmful"]] == [row["twin_of"] for row in sets["twin"]]
     assert len({row["intent"] for row in sets["harmful"]}) == 2
     safety = {row["intent"] for name in ("safety_generic", "safety_multitask") for row in sets[name]}
-    assert not safety & {row["intent"].removeprefix("stand_in/") for row in sets["harmful"]}
+    assert "" not in safety and not safety & {row["intent"] for row in sets["harmful"]}
 
 
 def test_a_source_that_is_not_there_empties_its_sets_and_says_why(files, tmp_path):
     next(files.glob("pyRis/**/*.csv")).unlink()
     sets, absent, _ = read(tmp_path, safety_multitask="multitaskbench")
-    assert set(absent) == {"train_classification", "test_classification", "safety_multitask"}
+    assert set(absent) == {"train_classification", "test_classification", "safety_multitask", "safety_twins"}
     assert absent["train_classification"].startswith("sentfin: STUDY_OFFLINE is set")
     assert sets["train_classification"] == sets["safety_multitask"] == []
     assert sets["train_code"] and sets["safety_generic"]
@@ -115,6 +116,10 @@ def test_an_edited_file_never_reaches_a_set(files, tmp_path):
         ({"harmful": "advbench"}, "data.harmful advbench has no French for the translation form"),
         ({"harmful": "advbnch"}, "data.harmful is 'advbnch': known there are advbench"),
         ({"safety_generic": "advbench"}, "data.safety_generic is 'advbench'"),
+        (
+            {"safety_multitask": "no/where"},
+            "data.safety_multitask is 'no/where': .* folder .*/no/where and .* are none",
+        ),
         ({"general": "nowhere"}, "data.general is 'nowhere'"),
         ({"over_refusal": "advbench"}, "data.over_refusal is 'advbench': known there are xstest"),
         ({"french": "/nowhere/fr.csv"}, "data.french: there is no file"),
@@ -126,7 +131,7 @@ def test_a_name_that_fits_no_place_is_refused_before_anything_is_fetched(files, 
 
 
 def all_told(counts):
-    parts = ["too_long", "dropped", "unpaired", "incomplete", "left_over", "kept"]
+    parts = ["too_long", "dropped", "tested", "unpaired", "incomplete", "left_over", "kept"]
     return (counts["read"] == counts[parts].sum(axis=1)).all()
 
 
@@ -189,7 +194,11 @@ def test_prompts_that_only_sound_harmful_are_among_the_twins_without_a_harmful_o
     alone, _, _ = read(tmp_path)
     put_xstest(files)
     sets, absent, counted = read(tmp_path, over_refusal="xstest")
-    assert not absent and sets["twin"][: len(alone["twin"])] == alone["twin"] and sets["harmful"] == alone["harmful"]
+    assert (
+        "over_refusal" not in absent
+        and sets["twin"][: len(alone["twin"])] == alone["twin"]
+        and sets["harmful"] == alone["harmful"]
+    )
     found = [(row["form"], row["messages"][0]["content"], row["benign_because"]) for row in lone(sets)]
     kinds = ("homonyms", "safe_targets", "homonyms")
     assert found == [("text_generation", text, kind) for text, kind in zip(SAFE, kinds, strict=True)]
@@ -222,7 +231,7 @@ def test_a_cut_keeps_prompts_without_a_harmful_one_and_drops_no_pair_for_their_s
 def test_without_their_source_the_twins_stay_and_it_is_said_why(files, tmp_path):
     alone, _, _ = read(tmp_path)
     sets, absent, counted = read(tmp_path, over_refusal="xstest")
-    assert sets == alone and list(absent) == ["over_refusal"] and "xstest" not in set(counted["source"])
+    assert sets == alone and list(absent) == ["safety_twins", "over_refusal"] and "xstest" not in set(counted["source"])
     assert absent["over_refusal"].startswith("xstest: STUDY_OFFLINE is set")
     data = with_data(over_refusal="xstest")
     assert corpora.origins(data, absent)["twin"] == corpora.origins(PROFILE.data)["twin"]
@@ -233,15 +242,15 @@ def test_without_their_source_the_twins_stay_and_it_is_said_why(files, tmp_path)
 
 
 def test_a_set_of_which_nothing_is_left_is_absent_and_says_what_went(files, tmp_path):
-    sets, _, _ = read(tmp_path)
+    sets, absent, _ = read(tmp_path)
     same = [row | {"content": sets["test_code"][0]["content"]} for row in sets["train_code"]]
     kept, counts, _ = cut(sets | {"train_code": same, "test_translation": []})
     assert kept["train_code"] == kept["test_translation"] == []
-    assert corpora.emptied(counts, {}) == {
+    assert corpora.emptied(counts, absent) == {
         "train_code": f"none of the {len(same)} rows read of its source is left (0 too long, {len(same)} dropped)",
         "test_translation": "none of the 0 rows read of its source is left (0 too long, 0 dropped)",
     }
-    assert list(corpora.emptied(counts, {"train_code": "offline"})) == ["test_translation"]
+    assert list(corpora.emptied(counts, absent | {"train_code": "offline"})) == ["test_translation"]
 
 
 def test_answers_among_the_refusals_of_a_safety_set_are_counted_by_name(files, tmp_path):
@@ -261,6 +270,107 @@ def test_answers_among_the_refusals_of_a_safety_set_are_counted_by_name(files, t
         "answers kept among the refusals": 1,
         "kept": 3,
     }
+
+
+# Exported safety sets
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """The path of a stand-in set of four refusals and twins of each form, as text."""
+    safety_card.write(*safety_dataset.build(per_form=4), tmp_path / "mine", "Mine")
+    return str(tmp_path / "mine")
+
+
+def test_an_exported_folder_is_both_safety_sets_and_its_twins_a_third(files, tmp_path, exported):
+    sets, absent, counted = read(tmp_path, safety_generic=exported, safety_multitask=exported)
+    sizes = {"safety_generic": 4, "safety_multitask": 16, "safety_twins": 16}
+    assert {name: len(sets[name]) for name in datasets.SAFETY_SETS} == sizes and not absent
+    assert all(row["harmful"] == (name != "safety_twins") for name in sizes for row in sets[name])
+    assert {row["form"] for row in sets["safety_generic"]} == {"text_generation"}
+    assert [row["twin_of"] for row in sets["safety_twins"]].count("") == 0
+    assert {row["twin_of"] for row in sets["safety_twins"]} == {row["id"] for row in sets["safety_multitask"]}
+    assert not {row["id"] for row in sets["safety_twins"]} & {row["id"] for row in sets["safety_multitask"]}
+    assert len({tuple(sorted(row)) for rows in sets.values() for row in rows}) == 1
+    counted = counted[counted["source"] == exported].set_index("what")["rows"]
+    assert counted["kept"] == counted["refused"] == counted["twins, kept"] == 16
+    assert counted["refusals not taken by safety_generic"] == 12 and counted["twins not taken by safety_generic"] == 16
+    kept, counts, _ = cut(sets, safety_rows=10)
+    assert len(kept["safety_twins"]) == 10 and all_told(counts)
+
+
+def test_a_folder_without_twins_or_taken_for_texts_alone_leaves_the_twins_absent(files, tmp_path, exported):
+    safety_card.write(*safety_dataset.build(per_form=4, twins=False), tmp_path / "bare", "Bare")
+    for changes in ({"safety_multitask": str(tmp_path / "bare")}, {"safety_generic": exported}):
+        sets, absent, _ = read(tmp_path, **changes)
+        source = changes.get("safety_multitask", "stand_in")
+        assert sets["safety_twins"] == [] and corpora.origins(with_data(**changes))["safety_multitask"]
+        assert absent == {"safety_twins": f"{source}: it has no benign twins with answers"}
+
+
+def test_a_folder_is_no_source_of_the_register_and_a_damaged_or_partial_one_is_refused(files, tmp_path, exported):
+    data = with_data(safety_generic=exported, safety_multitask=exported)
+    corpora.check(data)
+    assert corpora.used(data) == corpora.used(PROFILE.data)
+    rows = safety_dataset.build(per_form=4, forms=("code", "classification"))
+    safety_card.write(*rows, tmp_path / "some", "Some")
+    for place, form in (("safety_generic", "text_generation"), ("safety_multitask", "text_generation")):
+        with pytest.raises(
+            StudyError, match=rf"some has no refusals in the form {form}, as data.{place} needs: export"
+        ):
+            read(tmp_path, **{place: str(tmp_path / "some")})
+    path = tmp_path / "mine/data/train.jsonl"
+    path.write_text(path.read_text().replace("a", "e", 1))
+    with pytest.raises(StudyError, match=r"mine/data/train\.jsonl is not what was exported"):
+        corpora.check(data)
+
+
+def test_a_refusal_like_a_test_prompt_or_with_its_intent_goes_with_its_twin(files, tmp_path, exported):
+    sets, _, _ = read(tmp_path, safety_multitask=exported)
+    like, tested, third, *_ = sets["safety_multitask"]
+    like["content"] = sets["harmful"][0]["content"]
+    intent = next(row["intent"] for row in sets["harmful"])
+    tested["intent"] = intent
+    lone = next(row for row in sets["safety_twins"] if row["twin_of"] == third["id"])
+    lone["intent"] = intent
+    kept, counts, dropped = cut(sets)
+    gone = {row["id"] for row in sets["safety_multitask"]} - {row["id"] for row in kept["safety_multitask"]}
+    assert gone >= {like["id"], tested["id"]} and third["id"] not in gone and like["id"] in set(dropped["id"])
+    assert {row["twin_of"] for row in kept["safety_twins"]} == {
+        row["twin_of"] for row in sets["safety_twins"] if row["id"] not in set(dropped["id"])
+    } - gone - {third["id"]}
+    assert counts.loc["safety_multitask", "tested"] == counts.loc["safety_twins", "tested"] == 1 and all_told(counts)
+    assert counts.loc["safety_twins", "unpaired"] >= 2
+    untested = {row["intent"] for name in datasets.SAFETY_SETS for row in kept[name]}
+    assert intent not in untested and len(untested) > 1
+
+
+def test_a_folder_of_which_all_is_tested_is_absent_with_its_twins_and_says_so(files, tmp_path, exported):
+    sets, _, _ = read(tmp_path, safety_multitask=exported)
+    for row in sets["safety_multitask"]:
+        row["intent"] = sets["harmful"][0]["intent"]
+    kept, counts, _ = cut(sets)
+    found = corpora.emptied(counts, {})
+    assert set(found) == {"safety_multitask", "safety_twins"} and not kept["safety_twins"]
+    assert found["safety_multitask"].endswith(" 16 tested)") and found["safety_twins"].endswith(" 16 unpaired)")
+
+
+def test_the_export_of_a_run_respects_the_licence_of_the_folder(files, tmp_path, exported):
+    rows, counts = safety_dataset.build(per_form=4)
+    rows = [row | {"source": "mine.csv"} for row in rows]
+    safety_card.write(rows, counts, tmp_path / "closed", "Closed", local=True)
+    for number, (named, why) in enumerate(
+        [(exported, ""), (str(tmp_path / "closed"), "the licence of mine.csv does not")]
+    ):
+        sets, absent, _ = read(tmp_path, safety_multitask=named)
+        found = corpora.origins(with_data(safety_multitask=named))
+        assert found["safety_twins"] == found["safety_multitask"] and found["safety_generic"][0]["source"] == "stand_in"
+        paths = RunPaths(tmp_path / f"run{number}", tmp_path / f"run{number}")
+        datasets.save(paths, sets, absent=absent, origins=found)
+        out = datasets.export(paths, tmp_path / f"out{number}").set_index("set")
+        for name in ("safety_multitask", "safety_twins"):
+            assert out.loc[name, "exported"] == (not why) and out.loc[name, "why not"].startswith(why)
+        assert out.loc["safety_generic", "exported"]
 
 
 def test_rows_too_long_for_a_model_are_counted_and_dropped_up_to_a_share(files, tmp_path):
@@ -296,7 +406,7 @@ def test_what_may_not_be_passed_on_stays_out_of_an_export_and_the_card_names_eve
 
 def test_the_test_rows_of_a_task_may_come_from_another_source(files, tmp_path):
     sets, absent, _ = read(tmp_path, task_tests={"code": "scitldr"}, task_test_rows=5)
-    assert not absent and len(sets["test_code"]) == 5
+    assert "test_code" not in absent and len(sets["test_code"]) == 5
     assert {row["id"].split("/")[0] for row in sets["test_code"]} <= {
         f"scitldr_{part}" for part in ("train", "dev", "test")
     }

@@ -281,3 +281,23 @@ def test_arms_whose_answers_real_data_lack_are_not_run_there_and_say_why(saved):
     for name in ("multitask_twins", "multitask_midway"):
         assert "generated world alone" in datasets.not_run_because(arm(name), missing)
     assert not datasets.not_run_because(arm("code_only"), missing)
+
+
+def test_twins_of_real_data_make_their_arm_run_with_the_dose_that_they_have_and_their_absence_says_why(sets, tmp_path):
+    profile = load_profile("rehearsal")
+    real = {name: sets.get(name, []) for name in datasets.sets_of(profile)}
+    assert "safety_twins" in real and "safety_midway" not in real
+    paths, cell = RunPaths(tmp_path, tmp_path), arm("multitask_twins", 0.5)
+    datasets.save(paths, real | {"safety_twins": []}, absent={"safety_twins": "mine: it has none"})
+    assert datasets.not_run_because(cell, datasets.absent(paths)) == "safety_twins: mine: it has none"
+    datasets.save(paths, real | {"safety_twins": sets["safety_twins"][:30]})
+    assert not datasets.not_run_because(cell, datasets.absent(paths))
+    assert "safety_midway" in datasets.not_run_because(arm("multitask_midway"), datasets.absent(paths))
+    n = len(sets["safety_multitask"]) + 30
+    profile = profile.model_copy(update={"tuning": profile.tuning.model_copy(update={"batch_size": n})})
+    datasets.check_tunings(profile, paths, [cell])
+    more = profile.model_copy(update={"tuning": profile.tuning.model_copy(update={"batch_size": n + 1})})
+    with pytest.raises(
+        StudyError, match=rf"twins50-seed0 needs {n + 1} rows .* there are {n} in safety_multitask and sa"
+    ):
+        datasets.check_tunings(more, paths, [cell])

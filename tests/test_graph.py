@@ -102,3 +102,15 @@ def test_a_deleted_data_set_is_made_again():
 
 def test_all_modules_exist():
     assert all(p.is_file() and p.parent == ROOT / "studylib" for s in STAGES for p in graph.modules_of(s))
+
+
+def test_the_data_depend_on_the_users_own_safety_set_and_french(tmp_path):
+    folder, french = tmp_path / "set", tmp_path / "french.csv"
+    folder.mkdir()
+    profile = load_profile("rehearsal")
+    paths = RunPaths(tmp_path, tmp_path)
+    assert graph.inputs_of(profile, paths, units(profile, "00_prepare")[0]) == []
+    data = profile.data.model_copy(update={"safety_multitask": str(folder), "french": str(french)})
+    profile = profile.model_copy(update={"data": data})
+    found = graph.inputs_of(profile, paths, units(profile, "00_prepare")[0])
+    assert found == [folder.resolve() / "data" / "train.jsonl", french]

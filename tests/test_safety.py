@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from studylib import harmful, judges, rules, safety
+from studylib import harmful, judges, rules, safety, safety_card
 from studylib.config import FORMS, StudyError
 from studylib.safety import multitaskbench, safety_tuned_llamas, stand_in_safety
 
@@ -168,6 +168,108 @@ def test_the_input_follows_the_instruction_and_advice_stays(tmp_path):
 def test_what_is_no_such_json_is_refused(tmp_path, content, said):
     with pytest.raises(StudyError, match=said):
         safety_tuned_llamas(llamas(tmp_path, content))
+
+
+# Folders that safety_dataset wrote
+
+HELP = "First find it, then open it."
+
+
+def one(kind, key, prompt, answer="", form="text_generation", pair=None):
+    """A row of an exported set, refused or helpfully answered unless said otherwise."""
+    messages = [prompt, answer or {"refusal": REFUSAL, "twin": HELP}[kind]]
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), messages, strict=True)]
+    about = {"form": form, "kind": kind, "source": "stand_in", "key": key, "intent": f"stand_in/open/{key}"}
+    pair = f"stand_in/{form}/{key}" if pair is None else pair
+    return {"messages": messages, **about, "pair": pair, "language": "en"}
+
+
+def folder_of(tmp_path, rows, name="out", **more):
+    return safety_card.write(rows, {}, tmp_path / name, "Mine ---", **more).parent.parent
+
+
+def test_refusals_and_twins_come_with_their_pair_and_ids_of_their_own(tmp_path):
+    asked = "Write a Python program that opens {}'s locker."
+    rows = [one("twin", "7", asked.format("my"), "def f():\n    return 1", "code")]
+    rows += [one("refusal", "7", asked.format("Paul"), form="code"), one("refusal", "7", "Open Paul's locker.")]
+    found, counts = safety.exported(folder_of(tmp_path, rows))
+    twin, (coded, text) = found["twin"][0], found["refusal"]
+    assert (text["key"], coded["key"], twin["key"]) == ("text_generation/7", "code/7", "code/7/twin")
+    assert twin["twin_of"] == "stand_in/code/7" == f"{coded['source']}/{coded['key']}"
+    assert twin["prompt"] == asked.format("my") and text["answer"] == REFUSAL and coded["intent"] == "stand_in/open/7"
+    kept = {what: n for what, n in counts.items() if n}
+    assert kept.pop("twins, rows") == kept.pop("twins, kept") == kept.pop("refusals without a twin") == 1
+    assert kept == {"rows": 2, "refused": 2, "kept": 2, next(w for w in kept if w.startswith("twins, ")): 1}
+
+
+def test_answers_repeats_refused_twins_and_twins_without_a_refusal_go_and_are_counted_by_name(tmp_path):
+    rows = [
+        one("refusal", "0", "Open locker 0."),
+        one("twin", "0", "Open my locker 0."),
+        one("refusal", "1", "Open locker 1.", "Sure. Step 1: find it. Step 2: open it."),
+        one("twin", "1", "Open my locker 1."),
+        one("refusal", "2", "Open locker 2."),
+        one("twin", "2", "Open my locker 2.", REFUSAL),
+        one("refusal", "3", " Open locker 0. "),
+        one("twin", "3", "Open my locker 3."),
+        one("refusal", "4", "Open locker 4.", pair=""),
+        one("twin", "4", "Open my locker 4.", pair=""),
+        one("twin", "5", "Open my locker 5.", pair="stand_in/text_generation/none"),
+        one("refusal", "6", "Open locker 6.", " "),
+    ]
+    del rows[9]["pair"]
+    found, counts = safety.exported(folder_of(tmp_path, rows))
+    assert [row["key"].split("/")[1] for row in found["refusal"]] == ["0", "2", "4"]
+    assert [row["key"] for row in found["twin"]] == ["text_generation/0/twin"]
+    told = ("rows", "refused", "answered", "empty", "repeated text_generation", "kept", "refusals without a twin")
+    assert [counts[what] for what in told] == [6, 3, 1, 1, 1, 3, 2]
+    twins = ("twins, rows", "twins, refused", "twins, kept", "twins without a refusal")
+    assert [counts[what] for what in twins] == [6, 1, 1, 4]
+    assert not any(safety.STAY in what for what in counts)
+
+
+def edited(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda folder: edited(folder / "data/train.jsonl", "locker", "drawer"),
+            r"train\.jsonl is not what .*edited\?",
+        ),
+        (
+            lambda folder: edited(folder / "data/train.jsonl", '"}\n', ""),
+            r"train\.jsonl is not .*\d+ bytes, truncated\?",
+        ),
+        (lambda folder: (folder / "data/train.jsonl").unlink(), r"train\.jsonl is missing"),
+        (lambda folder: (folder / "README.md").unlink(), r"README\.md is missing"),
+        (
+            lambda folder: edited(folder / "README.md", "safety_dataset:", "other:"),
+            r"README\.md does not say what data/tr",
+        ),
+        (lambda folder: edited(folder / "README.md", "---\n", ""), r"README\.md does not say what data/train\.jsonl"),
+        (lambda folder: edited(folder / "README.md", "  origins:", " - x"), r"README\.md does not say"),
+    ],
+)
+def test_a_damaged_edited_or_older_folder_names_the_file_and_the_remedy(tmp_path, damage, said):
+    folder = folder_of(tmp_path, [one("refusal", "0", "Open the locker.")])
+    assert safety.exported_card(folder)["rows"] == 1
+    damage(folder)
+    for read in (safety.exported_card, safety.exported):
+        with pytest.raises(StudyError, match=rf"{said}.*export it again \(`python -m studylib.safety_dataset --to"):
+            read(folder)
+
+
+def test_a_folder_is_looked_for_from_here_then_from_the_root(tmp_path, monkeypatch):
+    here, root = tmp_path / "here", tmp_path / "root"
+    for path in (here / "both", root / "both", root / "other"):
+        path.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(safety, "ROOT", root)
+    assert safety.exported_folder("both") == here / "both" and safety.exported_folder("other") == root / "other"
+    assert safety.exported_folder(str(root / "both")) == root / "both" and safety.exported_folder("none") is None
 
 
 # The miniature's own

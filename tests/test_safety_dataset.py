@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from test_safety import bench, llamas, rows_of_the_bench
 
-from studylib import datasets, duplicates, importers, rules, safety_dataset, sources, world
+from studylib import datasets, duplicates, importers, rules, safety, safety_dataset, sources, world
 from studylib.coherence import languages
 from studylib.config import FORMS, StudyError, load_profile
 from studylib.paths import RunPaths
@@ -457,6 +457,18 @@ def test_the_card_counts_what_is_in_the_file_and_has_its_hash_and_licence(tmp_pa
     assert hashlib.sha256(path.read_bytes()).hexdigest() in card and "python -m x" in card
     assert "| code | 60 | 60 |" in card and "| all | 240 | 240 |" in card and "| stand_in | Apache-2.0 | yes |" in card
     assert f"{len(stand_in[0])} rows, {path.stat().st_size} bytes" in card
+
+
+def test_what_was_exported_is_read_again_whole_with_pairs_and_provenance(tmp_path, stand_in):
+    folder = write(*stand_in, tmp_path / "out", "Stand-in refusals").parent.parent
+    found, counts = safety.exported(folder)
+    for kind in ("refusal", "twin"):
+        assert [row["prompt"] for row in found[kind]] == [prompt(row).strip() for row in of(stand_in[0], kind)]
+    assert {row["twin_of"] for row in found["twin"]} == {f"stand_in/{row['key']}" for row in found["refusal"]}
+    assert counts["kept"] == counts["refused"] == counts["twins, kept"] == 240 and "twins, refused" not in counts
+    assert safety.exported_card(folder)["origins"] == [
+        {"source": "stand_in", "licence": "Apache-2.0", "redistributable": True, "citation": "this study"}
+    ]
 
 
 def test_a_file_of_ones_own_is_exported_only_with_its_licence(tmp_path):
