@@ -12,6 +12,7 @@ import pandas as pd
 
 from studylib import sources
 from studylib.config import MINIATURE, TINY, ModelSettings, Profile, StudyError
+from studylib.grid import arm_cells
 from studylib.paths import RunPaths
 
 PROMPT_TOKENS, ROW_BYTES = 300, 3000  # of a typical prompt with its answer; of a row of responses on disk
@@ -57,14 +58,19 @@ def large(profile: Profile) -> list[str]:
 
 
 def counts(profile: Profile) -> dict[str, int]:
-    """How many fine-tunes, tuning tokens, responses and generated tokens (at most) the grid has."""
+    """How many fine-tunes, tuning tokens, responses and generated tokens (at most) the grid and its arms have."""
     grid, tuning = profile.grid, profile.tuning
-    n_tests = _n_tests(profile)
-    cells = len(profile.models) * len(grid.tasks) * len(grid.styles) * len(grid.safety_data) * len(grid.seeds)
-    responses = (cells + len(profile.models) * len(grid.styles)) * 2 * n_tests
+    n_tests, n_models, n_styles = _n_tests(profile), len(profile.models), len(grid.styles)
+    cells = n_models * len(grid.tasks) * n_styles * len(grid.safety_data) * len(grid.seeds)
+    arms = [cell for task in grid.tasks for cell in arm_cells(profile, task, grid.styles, grid.seeds)]
+    responses = ((cells + n_models * n_styles) * 2 + len(arms)) * n_tests  # with and without system prompt; arms without
+    if grid.across_styles:
+        harmful = 4 * (profile.data or profile.world).harmful_per_form
+        responses += cells // len(grid.safety_data) * (n_styles - 1) * 2 * harmful
+    fine_tunes = cells + sum(cell.safety_data != "scaled" for cell in arms)
     return {
-        "fine_tunes": cells,
-        "tuning_tokens": cells * tuning.steps * tuning.batch_size * PROMPT_TOKENS,
+        "fine_tunes": fine_tunes,
+        "tuning_tokens": fine_tunes * tuning.steps * tuning.batch_size * PROMPT_TOKENS,
         "responses": responses,
         "generated_tokens": responses * profile.generation.max_new_tokens,
     }

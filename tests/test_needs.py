@@ -20,13 +20,20 @@ def test_the_grid_of_the_paper_is_counted():
     found = needs.counts(LLAMA)
     assert found["fine_tunes"] == 4 * 2 * 3 * 3
     tests = 2 * 4 * 50 + 4 * 100 + 100
-    assert found["responses"] == (72 + 2) * 2 * tests
+    assert found["responses"] == (72 + 2) * 2 * (tests + 450)  # of XSTest's file, at most
     assert found["tuning_tokens"] == 72 * 3000 * 4 * needs.PROMPT_TOKENS
 
 
 def test_prompts_that_only_sound_harmful_are_counted_as_many_as_their_file_has_rows():
-    more = needs.counts(load_profile("llama", {"data.over_refusal": "xstest"}))["responses"]
-    assert more - needs.counts(LLAMA)["responses"] == (72 + 2) * 2 * 450
+    without = needs.counts(load_profile("llama", {"data.over_refusal": None}))["responses"]
+    assert needs.counts(LLAMA)["responses"] - without == (72 + 2) * 2 * 450
+
+
+def test_rival_arms_and_the_other_style_are_counted_and_a_scaled_adapter_is_no_fine_tune():
+    profile = load_profile("miniature")
+    found, tests = needs.counts(profile), 2 * 4 * 50 + 4 * 50 + 50
+    assert found["fine_tunes"] == 72 + 42 - 3 * 3
+    assert found["responses"] == ((72 + 2) * 2 + 42) * tests + 24 * 2 * 4 * 50  # 24 asked in the other style
 
 
 def test_four_bit_weights_of_eight_billion_parameters_take_between_five_and_seven_gigabytes():
