@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.config import TASKS, StudyError
+from studylib.config import StudyError
 from studylib.programs import code_of, pass_at_1, syntax
 from studylib.rules import WORD, normal
 
@@ -113,9 +113,7 @@ def of_sets(responses: pd.DataFrame, references: dict[str, str], cell: list[str]
         measure = _of_translation if key[-1] == "translation" else _of_labels
         for metric, value in measure(part["response"].tolist(), right).items():
             found.append((*key, metric, value, len(part)))
-    table = pd.DataFrame(found, columns=[*cell, "seed", "form", "metric", "value", "n"])
-    order = table["finetune_task"].map(("none", *TASKS).index)
-    return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+    return pd.DataFrame(found, columns=[*cell, "seed", "form", "metric", "value", "n"])
 
 
 def _of_translation(responses: list[str], references: list[str]) -> dict[str, float]:
