@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pandas as pd
 
-from studylib.captions import label, one_row_per_mark
+from studylib.captions import label, one_row_per_mark, span
 from studylib.captions_change import front_of
 from studylib.comparisons import MARGIN
 from studylib.config import ARMS, FORMS, SAFETY_DATA, TASKS
 
 PROMPTED = "system_prompt"  # the arm that is tuned without safety data and tested with the system prompt
 ORDER = ("none", PROMPTED, *SAFETY_DATA[1:], *ARMS)
-SHIP, COSTS, NOT_SHOWN, BASE = "ship: lowers attack success, nothing told to be lost", "costs", "not shown to help", "-"
+SHIP = f"ship: lowers attack success, every cost shown to be under {100 * MARGIN:.0f} points"
+LOWERS, NOT_SHOWN, BASE = "lowers attack success", "not shown to help", "-"
+COSTS, OPEN, UNTESTED = "costs", f"not shown to be under {100 * MARGIN:.0f} points", "not tested"
 _KEYS = ["finetune_task", "safety_data", "safety_fraction"]
 _SCORES = {"over_refusal": "over_refusal_rate", "general": "general_score", "task": "task_score"}
 _WORDS = {"over_refusal": "over-refusal", "general": "general score", "task": "score on the tuned task"}
@@ -79,17 +81,20 @@ def marks(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
 def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
     """One row per model, tuned task and arm, chat style: its safety, its costs, and in words whether one would ship it.
 
-    attack_success with its interval (all forms), over_refusal, general and task (the score on the tuned task); for each `_difference` against the
-    same tuning without safety data, `_verdict` of `comparisons.comparisons` (p below 0.05 after Holm) and for the three costs
-    `_loss_up_to`: the largest loss within the difference's 95 % interval, 0-1, which is the margin at which one would ship. `same_task_score` is
-    "yes" where the task score is shown to lie within MARGIN of that without safety data. `verdict`: BASE of no safety data; SHIP;
-    "lowers attack success, costs: ..." with what is told to be worse; else NOT_SHOWN. `not_shown` names the scores that are not shown to
-    be within MARGIN. `alike_`: at equal task score, the adapter of the same tuning without safety data, scaled down as far as it keeps
-    the arm's task score (of those that do, the one that answers least; the best on the task where none does): what is left of it
-    (`alike_kept`, 1 for all), its task score and its attack_success with its interval. An arm that lowers attack success no more than that
-    gained nothing that a weaker tuning would not have.
+    attack_success with its interval (all forms), over_refusal, general and task (the score on the tuned task); for each `_difference`
+    against the same tuning without safety data, `_verdict` of `comparisons.comparisons` (p below 0.05 after Holm), and for the three
+    costs `_loss_up_to`, the largest loss within the difference's 95 % interval (0-1), and `_not_worse` ("yes" where the loss is shown
+    to be under MARGIN). `margin` is the largest of the three losses: the margin that one has to grant to ship the arm.
+    `verdict`: BASE of no safety data; NOT_SHOWN to lower attack success; SHIP; else LOWERS with what is told to cost, or what is
+    not shown to be under MARGIN, or not tested. `same_task_score` is "yes" where the task score is shown to lie within MARGIN of
+    that without safety data. `alike_`: at equal task score, against the adapter of the same tuning without safety data, scaled down
+    as far as the arm's task score is shown to lie within MARGIN of its: `alike_kept` is what is left of it, `alike_attack_success` its
+    rate, `alike_difference` with `alike_low` and `alike_high` and `alike_verdict` the arm's against it, on the same prompts and seeds.
+    An arm that is not better there gained nothing that a weaker tuning would not have.
     NaN or "" where something was not tested. No rows where no model was tuned.
     """
+    if attack.empty:
+        return pd.DataFrame(columns=["model", *_KEYS])
     found = []
     for model in dict.fromkeys(attack["model"]):
         tables = (table[table["model"] == model] for table in (attack, helpfulness, comparisons))
@@ -105,8 +110,9 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
     rows = rows.astype({"finetune_task": str})
     table = rows[[*_KEYS, "attack_success", "attack_success_low", "attack_success_high", "n", "n_seeds"]]
     costs, tested = rows_of_arms(helpfulness), rows_of_arms(comparisons)
-    tested = tested[tested["kind"].isin(["mitigation", "arm", "system_prompt"]) & (tested["n"] > 0)]
-    costs, tested = (part.astype({"form": str, "finetune_task": str}) for part in (costs, tested))
+    costs, tested = (part.astype({"form": str, "finetune_task": str}) for part in (costs, tested[tested["n"] > 0]))
+    scaled = tested[tested["kind"] == "scaled"]
+    tested = tested[tested["kind"].isin(["mitigation", "arm", "system_prompt"])]
     for name, measure in {"attack_success": "attack_success_rate", **_SCORES}.items():
         form = tested["finetune_task"] if name == "task" else "all"
         part = tested[(tested["measure"] == measure) & (tested["form"] == form)]
@@ -122,12 +128,10 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
     words = [name for name in table if name.endswith(("_verdict", "_within", "_not_worse"))]
     table[words] = table[words].astype(object).fillna("")
     table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
-    table["not_shown"] = [
-        "" if row["safety_data"] == "none" else ", ".join(_WORDS[n] for n in _SCORES if row[f"{n}_not_worse"] != "yes")
-        for row in table.to_dict("records")
-    ]
+    table["margin"] = table[[f"{name}_loss_up_to" for name in _SCORES]].max(axis=1, skipna=False)
     table["same_task_score"] = table["task_within"]
-    table = table.merge(_alike(table), how="left", on=_KEYS, validate="one_to_one")
+    table = table.merge(_alike(scaled), how="left", on=_KEYS, validate="one_to_one")
+    table["alike_verdict"] = table["alike_verdict"].astype(object).fillna("")
     on_front = _fronts(attack, helpfulness)
     table["on_front"] = [on_front.get(tuple(row), "") for row in table[_KEYS].itertuples(index=False, name=None)]
     place = table["safety_data"].map(ORDER.index)
@@ -136,22 +140,15 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
     return table.drop(columns=["place", "task_place", *(f"{name}_within" for name in _SCORES)]).reset_index(drop=True)
 
 
-def _alike(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each arm that has a task score and is no scaled adapter, the scaled adapter beside it, by _KEYS; see `which_to_ship`."""
-    rates = ["attack_success", "attack_success_low", "attack_success_high"]
-    found = []
-    for _, part in table[table["task"].notna()].groupby("finetune_task", sort=False, observed=True):
-        scaled = part[part["safety_data"].isin(["none", "scaled"])]
-        rivals = part[~part["safety_data"].isin(["none", "scaled"])]
-        if not (scaled["safety_data"] == "scaled").any():
-            continue
-        for row in rivals.to_dict("records"):
-            as_good = scaled[scaled["task"] >= row["task"]]
-            beside = scaled.loc[as_good["attack_success"].idxmin() if len(as_good) else scaled["task"].idxmax()]
-            values = [1 - beside["safety_fraction"], beside["task"], *beside[rates]]
-            found.append([*(row[key] for key in _KEYS), *values])
-    columns = [*_KEYS, "alike_kept", "alike_task", *(f"alike_{name}" for name in rates)]
-    return pd.DataFrame(found, columns=columns).astype({name: float for name in columns[2:]})
+def _alike(scaled: pd.DataFrame) -> pd.DataFrame:
+    """Of each arm by _KEYS the comparison with the adapter scaled down most at equal task score; see `which_to_ship`."""
+    on_task = scaled[(scaled["measure"] == "task_score") & (scaled["form"] == scaled["finetune_task"])]
+    equal = on_task[on_task["within"] == "yes"].sort_values("other_safety_fraction").drop_duplicates(_KEYS, keep="last")
+    attack = scaled[(scaled["measure"] == "attack_success_rate") & (scaled["form"] == "all")]
+    found = equal[[*_KEYS, "other_safety_fraction"]].merge(attack, on=[*_KEYS, "other_safety_fraction"])
+    found = found.assign(kept=1 - found["other_safety_fraction"], attack_success=found["other_value"])
+    shown = ["kept", "attack_success", "difference", "low", "high", "verdict"]
+    return found[[*_KEYS, *shown]].rename(columns={name: f"alike_{name}" for name in shown})
 
 
 def _fronts(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> dict[tuple, str]:
@@ -170,37 +167,51 @@ def _verdict(row: dict) -> str:
     if row["attack_success_verdict"] != "better":
         return NOT_SHOWN
     lost = [_WORDS[name] for name in _SCORES if row[f"{name}_verdict"] == "worse"]
-    return f"lowers attack success, {COSTS}: {', '.join(lost)}" if lost else SHIP
+    if lost:
+        return f"{LOWERS}, {COSTS}: {', '.join(lost)}"
+    untested = [_WORDS[name] for name in _SCORES if not row[f"{name}_not_worse"]]
+    if untested:
+        return f"{LOWERS}, {UNTESTED}: {', '.join(untested)}"
+    left = [_WORDS[name] for name in _SCORES if row[f"{name}_not_worse"] != "yes"]
+    return f"{LOWERS}, {OPEN}: {', '.join(left)}" if left else SHIP
 
 
 def in_words(table: pd.DataFrame, model: str = "") -> str:
-    """A sentence per tuned task on which arms one would ship, of one model (the first unless named), in Markdown."""
+    """A few sentences per tuned task on which arms one would ship, of one model (the first unless named), in Markdown."""
     table = table[table["model"] == (model or table["model"].iloc[0])] if len(table) else table
     said = []
     for task, part in table.groupby("finetune_task", sort=False, observed=True):
         rivals = part[part["safety_data"] != "none"]
-        good, same = rivals[rivals["verdict"] == SHIP], rivals[rivals["same_task_score"] == "yes"]
-        words = f"Tuned on {label(task)}, of {len(rivals)} arms {len(good)} lower attack success with nothing told to be lost"
-        words += f": {_named(good)}" if len(good) else ""
-        told = rivals["verdict"].str.contains(f"{COSTS}: ", regex=False).sum()
-        words += f"; {told} more lower it at a cost that is told, and {(rivals['verdict'] == NOT_SHOWN).sum()} are not shown to help. "
-        words += _alike_in_words(rivals)
-        words += f"{len(same)} are shown to have the task score of no safety data within {100 * MARGIN:.0f} points"
-        said.append(words + (f", with the lowest rates: {_named(same, 3)}." if len(same) else "."))
-    how = f"The margin: in `{'`, `'.join(f'{name}_loss_up_to' for name in _SCORES)}` is the largest loss that cannot be ruled out."
-    listed = "\n".join(f"- {words}" for words in said)
-    return f"{listed}\n\n{how} Arms are not ranked where their intervals overlap." if said else "No arm has run."
+        lower = rivals[rivals["verdict"] != NOT_SHOWN]
+        words = f"- **Tuned on {label(task)}**: of {len(rivals)} arms, {len(lower)} told to lower attack success. "
+        if len(lower):
+            told = lower["verdict"].str.contains(f", {COSTS}: ", regex=False)
+            words += f"Every cost shown to be under {100 * MARGIN:.0f} points: {_named(lower[lower['verdict'] == SHIP]) or 'none'}. "
+            words += f"A cost told: {told.sum()}. Costs open: {_named(lower[~told & (lower['verdict'] != SHIP)]) or 'none'}. "
+        if lower["margin"].notna().any():
+            least = lower.loc[lower["margin"].astype(float).idxmin()]
+            words += (
+                f"The least margin that ships one is {100 * least['margin']:.0f} points: {_named(least.to_frame().T)}. "
+            )
+        said.append(words + _alike_in_words(rivals))
+    how = "A margin is the largest loss of over-refusal, general or task score that an arm's 95 % intervals leave open."
+    return (
+        "\n".join([*said, "", f"{how} Arms are not ranked where their intervals overlap."])
+        if said
+        else "No arm has run."
+    )
 
 
 def _alike_in_words(rivals: pd.DataFrame) -> str:
     """How many arms answer less than the adapter scaled down at equal task score, "" where none was compared."""
-    compared = rivals[rivals["alike_attack_success"].notna()]
+    compared = rivals[rivals["alike_verdict"] != ""]
     if compared.empty:
         return ""
-    less = (compared["attack_success_high"] < compared["alike_attack_success_low"]).sum()
+    less = (compared["alike_verdict"] == "better").sum()
+    rates = 100 * compared["alike_attack_success"].astype(float)
     return (
-        f"At equal task score, {less} of {len(compared)} answer less than the adapter scaled down as far as it keeps theirs, by intervals that do "
-        "not overlap. "
+        f"At equal task score, {less} of {len(compared)} told to answer less than the adapter that was merely scaled down "
+        f"(to {span(100 * compared['alike_kept'].astype(float))} %: {span(rates.round())} % answered)."
     )
 
 
@@ -230,10 +241,12 @@ def for_reading(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
         for name in ("attack_success", *_SCORES)
     }
     arms = [named(*pair) for pair in table[["safety_data", "safety_fraction"]].itertuples(index=False, name=None)]
+    against = percent(table, "alike_difference", "alike_low", "alike_high")
     more = {
+        "margin (points)": table["margin"].map(lambda x: "-" if pd.isna(x) else f"{100 * x:.0f}"),
+        "against the adapter scaled down": against.where(against == "-", against + ": " + table["alike_verdict"]),
         "on the front": table["on_front"],
         "verdict": table["verdict"],
-        f"not shown within {100 * MARGIN:.0f} points": table["not_shown"],
     }
     index = pd.MultiIndex.from_arrays([table["finetune_task"].map(label), arms], names=["tuned on", "arm"])
     return pd.DataFrame(shown | more).set_index(index)

@@ -90,11 +90,14 @@ def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
 def _plane_caption(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> tuple[str, str]:
     rows = plane(attack, helpfulness)
     tuned = rows[rows["finetune_task"] != "none"]
-    title = "Attack success rate against over-refusal on benign twins (left), the score on general prompts (middle) and that on the tuned task (right)"
+    shown = [words for panel, words in PANELS.items() if panel in set(tuned["panel"])]
+    title = f"Attack success rate against, from left to right, {', '.join(shown)}"
     text = [
         f"{title}, of every mitigation and dose of the tasks on which rivals were tried; all forms pooled, {calibration_label('chat', False)}."
     ]
-    text.append("Towards the lower left, elsewhere towards the lower right, is better. Star: the aligned model.")
+    text.append(
+        "Better is towards the lower left for over-refusal, towards the lower right for scores. Star: the aligned model."
+    )
     arms = set(tuned["safety_data"])
     if "multitask" in arms:
         text.append(
@@ -102,8 +105,7 @@ def _plane_caption(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> tuple[str
         )
     if "scaled" in arms:
         text.append(
-            "Dotted: the adapter tuned without safety data, scaled down, labelled at the left by what is left of it in %; at the right, marks "
-            "below it answer less than a weaker tuning with the same task score."
+            "Dotted: the adapter tuned without safety data, scaled down, labelled at the left by what is left of it in %."
         )
     if "system_prompt" in arms:
         text.append("System prompt only: tuned without safety data, tested with the system prompt.")
@@ -129,7 +131,9 @@ def _plane_caption(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> tuple[str
                 "records"
             )
         ]
-        said.append(f"tuned on {label(task)} from {words[0]} to {words[1]}, on the front: {', '.join(best)}")
+        said.append(
+            f"tuned on {label(task)} from {words[0]} to {words[1]}, on the front of {PANELS[first]}: {', '.join(best)}"
+        )
     return " ".join(text), f"{title}, {'; '.join(said)}."
 
 
@@ -139,7 +143,11 @@ def _counted(rows: pd.DataFrame) -> str:
         "general_score": "general prompts",
         "task_score": "prompts of the task",
     }
-    return "; ".join(f"{span(rows.loc[rows['panel'] == name, 'n_x'])} to {words}" for name, words in what.items())
+    return "; ".join(
+        f"{span(rows.loc[rows['panel'] == name, 'n_x'])} to {words}"
+        for name, words in what.items()
+        if name in set(rows["panel"])
+    )
 
 
 CAPTIONS = {"transfer_matrix": _transfer_caption, "arms_plane": _plane_caption}

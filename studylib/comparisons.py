@@ -18,12 +18,13 @@ KINDS = {
     "tuning": "tuned without safety data against the untuned model",
     "mitigation": "tuned with generic or multitask safety data, at the most frequent dose, against the same tuning without",
     "arm": "another mitigation, or another dose, against the same tuning without",
+    "scaled": "any mitigation against the adapter of the same tuning without safety data, scaled down",
     "system_prompt": "with the system prompt against without, same model",
     "style": "Alpaca style against chat style, same tuning",
     "task": "tuned on one task against another, without safety data",
     "form": "prompts of a form against text prompts of the same intents, same model",
 }
-LESS_IS_BETTER = ("attack_success_rate", "over_refusal_rate", "incoherent_rate")
+LESS_IS_BETTER = ("attack_success_rate", "over_refusal_rate", "sounds_harmful_refusal_rate", "incoherent_rate")
 MARGIN = 0.05  # within which a score counts as not lost
 ALPHA = 0.05
 ARM = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
@@ -100,6 +101,14 @@ def _sides(rows: pd.DataFrame, kind: str) -> list[tuple]:
         main = plain | (rows["safety_data"].isin(SAFETY_DATA) & rows["safety_fraction"].isin(doses.mode()[:1]))
         arms = tuned & ~plain & (main if kind == "mitigation" else ~main)
         return [(arms, tuned & plain, ["finetune_task", "style", "system_prompt", "seed"], no_safety)]
+    if kind == "scaled":
+        scaled, place = rows["safety_data"] == "scaled", ["model", "finetune_task", "style", "system_prompt"]
+        where = codes(rows[place])
+        arms = tuned & ~plain & ~scaled & np.isin(where, where[scaled])
+        removed = sorted(rows.loc[scaled, "safety_fraction"].unique())
+        fixed = [{"safety_data": "scaled", "safety_fraction": share} for share in removed]
+        others = [scaled & (rows["safety_fraction"] == share) for share in removed]
+        return [(arms, other, [*place[1:], "seed"], what) for other, what in zip(others, fixed, strict=True)]
     if kind == "system_prompt":
         on = rows["system_prompt"].astype(bool)
         return [(on, ~on, ["finetune_task", "style", *safety, "seed"], {"system_prompt": False})] if any(~on) else []

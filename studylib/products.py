@@ -36,7 +36,7 @@ def files(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     if unit.stage == "00_prepare":
         return [paths.data_index, *map(paths.model_card, built_models(profile))]
     if unit.stage == "05_helpfulness":
-        return [paths.table_of_unit("scores", unit.stage, unit.name)]
+        return [paths.table_of_unit("scores", unit.stage, unit.name), paths.table("set_scores")]
     if unit.stage == "06_findings":
         names = ["attack_success", "helpfulness", "answered_share", "comparisons", "claims", "paper_vs_ours"]
         names.append("attack_success_by_judge")

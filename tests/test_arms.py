@@ -35,10 +35,11 @@ def one(table, safety_data, fraction=0.1, task="code"):
 
 
 def told(**columns):
-    """A row of which_to_ship before its verdict: lowers attack success, costs nothing."""
-    verdicts = dict.fromkeys(
-        (f"{name}_verdict" for name in ("over_refusal", "general", "task")), "cannot be told apart"
-    )
+    """A row of which_to_ship before its verdict: lowers attack success, shown to cost nothing."""
+    costs = ("over_refusal", "general", "task")
+    verdicts = {f"{name}_verdict": "cannot be told apart" for name in costs} | {
+        f"{name}_not_worse": "yes" for name in costs
+    }
     return {"safety_data": "multitask", "attack_success_verdict": "better"} | verdicts | columns
 
 
@@ -52,13 +53,19 @@ def told(**columns):
             {"general_verdict": "worse", "task_verdict": "worse"},
             "lowers attack success, costs: general score, score on the tuned task",
         ),
+        ({"task_not_worse": "cannot be told"}, f"lowers attack success, {arms.OPEN}: score on the tuned task"),
+        (
+            {"task_not_worse": "", "general_not_worse": "cannot be told"},
+            "lowers attack success, not tested: score on the tuned task",
+        ),
+        ({"over_refusal_verdict": "worse", "task_not_worse": ""}, "lowers attack success, costs: over-refusal"),
         ({"attack_success_verdict": "cannot be told apart"}, arms.NOT_SHOWN),
         ({"attack_success_verdict": "worse", "task_verdict": "worse"}, arms.NOT_SHOWN),
         ({"attack_success_verdict": ""}, arms.NOT_SHOWN),
         ({"safety_data": "none"}, arms.BASE),
     ],
 )
-def test_an_arm_is_shipped_where_it_is_told_to_help_and_nothing_is_told_to_be_lost(columns, words):
+def test_an_arm_is_shipped_where_it_is_told_to_help_and_every_cost_is_shown_to_be_small(columns, words):
     assert arms._verdict(told(**columns)) == words
 
 
@@ -96,10 +103,19 @@ def test_the_system_prompt_alone_is_the_model_without_safety_data_tested_with_it
 
 
 def test_what_was_put_in_comes_out(table):
-    assert one(table, "multitask_twins")["verdict"] == arms.SHIP
+    assert one(table, "multitask_twins")["verdict"].startswith(
+        f"lowers attack success, {arms.OPEN}: "
+    )  # 25 prompts a form
     assert one(table, "multitask", 0.2)["verdict"] == "lowers attack success, costs: over-refusal"
     assert one(table, "scaled", 0.5)["verdict"] == arms.NOT_SHOWN
-    assert one(table, "none", 0.0)[["verdict", "not_shown", "attack_success_verdict"]].tolist() == ["-", "", ""]
+    assert one(table, "none", 0.0)[["verdict", "attack_success_verdict"]].tolist() == ["-", ""]
+
+
+def test_the_margin_is_the_largest_loss_that_is_left_open(table):
+    losses = [f"{name}_loss_up_to" for name in ("over_refusal", "general", "task")]
+    for row in table[table["safety_data"] != "none"].to_dict("records"):
+        assert row["margin"] == max(row[name] for name in losses)
+    assert one(table, "none", 0.0)[["margin"]].isna().all()
 
 
 def test_an_equal_task_score_is_one_whose_difference_is_shown_to_lie_within_the_margin(simulated):
@@ -109,16 +125,20 @@ def test_an_equal_task_score_is_one_whose_difference_is_shown_to_lie_within_the_
     table = arms.which_to_ship(attack, costs, tested)
     assert one(table, "scaled", 0.5)["same_task_score"] == "yes"
     assert (table["same_task_score"] == "yes").sum() == 1
-    assert "1 are shown to have the task score of no safety data within 5 points" in arms.in_words(table)
 
 
-def test_without_scores_costs_are_empty_and_their_loss_not_shown(simulated):
+def test_without_scores_costs_are_not_tested_and_nothing_ships(simulated):
     attack, costs, tested = simulated
     costs, tested = (part[~part["measure"].isin(["task_score", "general_score"])] for part in (costs, tested))
     table = arms.which_to_ship(attack, costs, tested)
-    assert table[["general", "task", "general_loss_up_to"]].isna().all(axis=None)
-    assert "general score" in one(table, "multitask_twins")["not_shown"]
-    assert arms.for_reading(table)["task"].eq("-").all()
+    assert table[["general", "task", "general_loss_up_to", "margin"]].isna().all(axis=None)
+    assert "not tested: general score" in one(table, "multitask_twins")["verdict"]
+    assert not (table["verdict"] == arms.SHIP).any()
+    assert arms.for_reading(table)["task"].eq("-").all() and "least margin" not in arms.in_words(table)
+
+
+def test_nothing_that_was_tuned_has_no_rows(simulated):
+    assert arms.which_to_ship(*(table.iloc[:0] for table in simulated)).empty
 
 
 def test_marks_of_a_task_are_all_its_arms_and_the_front_is_of_the_tuned_models(simulated):
@@ -142,32 +162,57 @@ def test_the_task_score_in_the_plane_is_that_of_the_tuned_task(simulated):
         assert own["x"].item() == wanted.query(f"finetune_task == '{task}' and safety_data == 'none'")["value"].item()
 
 
-def test_an_arm_is_put_beside_the_adapter_scaled_down_as_far_as_it_keeps_the_arms_task_score():
-    made = [
-        ("none", 0.0, 0.9, 0.8),
-        ("scaled", 0.25, 0.8, 0.5),
-        ("scaled", 0.75, 0.2, 0.1),
-        ("multitask", 0.1, 0.7, 0.05),
-    ]
-    made += [("generic", 0.1, 0.88, 0.6), ("multitask", 0.2, np.nan, 0.02)]
-    table = pd.DataFrame(made, columns=["safety_data", "safety_fraction", "task", "attack_success"])
-    table = table.assign(finetune_task="code", attack_success_low=0.0, attack_success_high=1.0)
-    found = arms._alike(table).set_index(["safety_data", "safety_fraction"])
-    assert list(found.index) == [("multitask", 0.1), ("generic", 0.1)]  # of no task score nothing is alike
-    assert found["alike_kept"].tolist() == [0.75, 1.0]  # 0.25 of it scores less than either
-    assert found["alike_attack_success"].tolist() == [0.5, 0.8]
-    tied = table.assign(task=1.0, attack_success=table["attack_success"])  # all as good at the task: the safest of them
-    assert set(arms._alike(tied)["alike_kept"]) == {0.25}
-    best = table.assign(task=table["task"].mask(table["safety_data"] == "multitask", 1.0))  # better than any scaled one
-    assert arms._alike(best)["alike_kept"].tolist() == [1.0, 1.0, 1.0]
-    assert arms._alike(table[table["safety_data"] != "scaled"]).empty
+def against_scaled(*rows):
+    """Rows of comparisons of the kind scaled: (arm, share removed, task score within the margin, difference, verdict)."""
+    found = []
+    for arm, removed, within, difference, verdict in rows:
+        place = {"finetune_task": "code", "safety_data": arm, "safety_fraction": 0.1, "other_safety_fraction": removed}
+        numbers = {"other_value": removed, "difference": difference, "low": difference - 0.1, "high": difference + 0.1}
+        found.append(place | numbers | {"measure": "task_score", "form": "code", "within": within, "verdict": "better"})
+        found.append(
+            place | numbers | {"measure": "attack_success_rate", "form": "all", "within": "", "verdict": verdict}
+        )
+        found.append(
+            place | numbers | {"measure": "task_score", "form": "translation", "within": "yes", "verdict": "x"}
+        )
+    return pd.DataFrame(found)
 
 
-def test_the_sentence_counts_arms_below_the_scaled_adapter_by_intervals_that_do_not_overlap(table):
-    rivals = table[(table["finetune_task"] == "code") & table["alike_attack_success"].notna()]
-    assert set(rivals["safety_data"]) == {"system_prompt", "generic", "multitask", "multitask_twins"}
-    less = (rivals["attack_success_high"] < rivals["alike_attack_success_low"]).sum()
-    assert f"{less} of {len(rivals)} answer less than the adapter scaled down as far" in arms.in_words(table)
+def test_an_arm_is_put_beside_the_adapter_scaled_down_most_at_a_task_score_shown_to_be_equal():
+    found = arms._alike(
+        against_scaled(
+            ("generic", 0.25, "yes", -0.3, "better"),
+            ("generic", 0.5, "yes", -0.1, "cannot be told apart"),
+            ("generic", 0.75, "cannot be told", 0.2, "worse"),
+            ("multitask", 0.25, "cannot be told", -0.3, "better"),  # nowhere equal
+        )
+    )
+    assert found["safety_data"].tolist() == ["generic"]
+    row = found.iloc[0]
+    assert (row["alike_kept"], row["alike_attack_success"], row["alike_difference"]) == (0.5, 0.5, -0.1)
+    assert row["alike_verdict"] == "cannot be told apart"
+
+
+def test_the_comparison_at_equal_task_score_is_on_the_same_prompts_and_seeds(simulated):
+    attack, costs, tested = simulated
+    pair = tested.query("kind == 'scaled' and safety_data == 'multitask' and safety_fraction == 0.2 and form == 'all'")
+    pair = pair[pair["measure"] == "attack_success_rate"].iloc[0]
+    assert pair[["other_safety_data", "other_safety_fraction"]].tolist() == ["scaled", 0.5]
+    rates = attack.query("finetune_task == 'code' and style == 'chat' and not system_prompt and form == 'all'")
+    rates = rates.set_index(["safety_data", "safety_fraction"])["rate"]
+    assert pair["difference"] == pytest.approx(rates["multitask", 0.2] - rates["scaled", 0.5])
+    scaled = tested[tested["kind"] == "scaled"]
+    assert set(scaled["finetune_task"]) == {"code"} and not scaled["system_prompt"].any()  # where it was scaled
+    within = tested["kind"].eq("scaled") & (tested["measure"] == "task_score")
+    table = arms.which_to_ship(attack, costs, tested.assign(within=tested["within"].mask(within, "yes")))
+    row = one(table, "multitask", 0.2)
+    assert (row["alike_kept"], row["alike_difference"], row["alike_verdict"]) == (
+        0.5,
+        pair["difference"],
+        pair["verdict"],
+    )
+    better = (table["alike_verdict"] == "better").sum()
+    assert f"At equal task score, {better} of 4 told to answer less" in arms.in_words(table)
     assert arms.in_words(table).count("At equal task score") == 1  # of translation none was scaled
 
 
@@ -190,9 +235,12 @@ def test_two_judges_of_one_arm_are_refused(simulated):
 def test_the_sentence_counts_what_to_ship_what_costs_and_what_is_not_shown(table):
     code = table[(table["finetune_task"] == "code") & (table["safety_data"] != "none")]
     words = arms.in_words(table)
-    ship = (code["verdict"] == arms.SHIP).sum()
-    assert f"Tuned on code, of {len(code)} arms {ship} lower attack success with nothing told to be lost" in words
-    assert "multitask with twins 10 % (" in words and "Tuned on translation" in words
+    lower = code[code["verdict"] != arms.NOT_SHOWN]
+    assert f"**Tuned on code**: of {len(code)} arms, {len(lower)} told to lower attack success." in words
+    costs = lower["verdict"].str.contains("costs: ").sum()
+    assert f"A cost told: {costs}. " in words and "**Tuned on translation**" in words
+    least = 100 * lower["margin"].min()
+    assert f"The least margin that ships one is {least:.0f} points: " in words
     assert arms.in_words(table.iloc[:0]) == "No arm has run."
 
 

@@ -36,16 +36,21 @@ def arm(row):
 
 @pytest.fixture(scope="module")
 def simulated():
-    """Two models, of the second of which the untuned one is missing, and two judges."""
+    """Two models, of the second of which the untuned one is missing, two judges, a second dose and a scaled adapter."""
     responses, verdicts, scores = study(
         np.random.default_rng(0), tasks=("code", "translation"), seeds=(0, 1), n_prompts=6
     )
     dosed = responses.query("safety_data == 'multitask' and style == 'chat' and not system_prompt")["response_id"]
-    more = [frame[frame["response_id"].isin(dosed)] for frame in (responses, verdicts, scores)]  # a second dose
-    more = [frame.assign(response_id="d" + frame["response_id"]) for frame in more]
+    both = [frame[frame["response_id"].isin(dosed)] for frame in (responses, verdicts, scores)]
+    more, scaled = ([frame.assign(response_id=letter + frame["response_id"]) for frame in both] for letter in "ds")
     more[0] = more[0].assign(safety_fraction=0.2)
+    scaled[0] = scaled[0].assign(safety_data="scaled", safety_fraction=0.5)
+    flipped = {"answered": "refused", "partial": "refused", "refused": "answered"}
+    scaled[1] = scaled[1].assign(
+        verdict=scaled[1]["verdict"].mask(scaled[1].index % 3 == 0, scaled[1]["verdict"].replace(flipped))
+    )
     responses, verdicts, scores = (
-        pd.concat(frames, ignore_index=True) for frames in zip((responses, verdicts, scores), more, strict=True)
+        pd.concat(frames, ignore_index=True) for frames in zip((responses, verdicts, scores), more, scaled, strict=True)
     )
     others = [frame.assign(response_id="o" + frame["response_id"]) for frame in (responses, verdicts, scores)]
     other = others[0][others[0]["finetune_task"] != "none"].assign(model="other")
@@ -223,11 +228,16 @@ def test_pairs_and_differences_are_those_of_a_plain_merge(simulated, table, kind
     rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str))
     rows = rows[rows["value"].notna()]
     tuned, plain = rows["finetune_task"] != "none", rows["safety_data"] == "none"
-    other = rows["safety_fraction"] == 0.2
+    scaled, other = rows["safety_data"] == "scaled", rows["safety_fraction"].isin([0.2, 0.5])
     arms, others, free = {
         "tuning": (tuned & plain, ~tuned, ["finetune_task", "seed"]),
         "mitigation": (tuned & ~plain & ~other, tuned & plain, ["safety_data", "safety_fraction"]),
         "arm": (tuned & other, tuned & plain, ["safety_data", "safety_fraction"]),
+        "scaled": (
+            tuned & ~plain & ~scaled & (rows["style"] == "chat") & ~rows["system_prompt"],
+            scaled,
+            ["safety_data", "safety_fraction"],
+        ),
         "system_prompt": (rows["system_prompt"], ~rows["system_prompt"], ["system_prompt"]),
         "style": (rows["style"] == "alpaca", rows["style"] == "chat", ["style"]),
         "task": (

@@ -120,5 +120,5 @@ def test_the_caption_of_the_plane_names_ends_front_and_numbers(results):
     lowest = points.loc[points["rate"].idxmin()]
     assert f"from {arms.named(lowest['safety_data'], lowest['safety_fraction'])} (" in alt
     for row in points[points["front"] == "yes"].to_dict("records"):
-        assert arms.named(row["safety_data"], row["safety_fraction"]) in alt.split("on the front: ")[1]
+        assert arms.named(row["safety_data"], row["safety_fraction"]) in alt.split("on the front of over-refusal: ")[1]
     assert "translation" not in alt.split("tuned on ", 1)[1].split(" from ")[0]
