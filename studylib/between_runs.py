@@ -263,7 +263,19 @@ def in_words(runs: Sequence[Run]) -> str:
             for name, rows in alone.groupby("run", sort=False)
         ]
         said.append(f"In one run only, and not compared: {'; '.join(each)}.")
-    return " ".join(said)
+    other = _scored_otherwise(alone)
+    return " ".join(said + ([f"Scored by different metrics, and not compared: {'; '.join(other)}."] if other else []))
+
+
+def _scored_otherwise(alone: pd.DataFrame) -> list[str]:
+    """The scores among the rows of `in_one_run` that runs have by different metrics, as where one could run no programs."""
+    said = []
+    for (measure, form), rows in alone[alone["metric"] != ""].groupby(["measure", "form"], sort=False):
+        by_run = rows.groupby("run", sort=False)["metric"].unique().map(" and ".join)
+        if by_run.nunique() > 1:
+            each = ", ".join(f"{metric} in {run}" for run, metric in by_run.items())
+            said.append(f"{label(measure)}, {label(form)} ({each})")
+    return said
 
 
 def write(runs: Sequence[Run], folder: Path) -> dict[str, pd.DataFrame]:
@@ -423,7 +435,8 @@ def _note(row: dict, runs: dict[str, Run]) -> str:
             said.append(text.format(*pair))
     tests = FORMS if row["form"] == "all" else (row["form"],)
     tests = [f"test_{form}" for form in tests]
-    benign = {"over_refusal_rate": ["twin"], "general_score": ["general"], "task_score": tests}
+    benign = {"over_refusal_rate": ["twin"], "sounds_harmful_refusal_rate": ["twin"]}
+    benign |= {"general_score": ["general"], "task_score": tests}
     sets = ["harmful"] if row["measure"] == ATTACK else benign.get(row["measure"], ["twin", "general", *tests])
     one, other = ([_hash(runs[row[key]], name) for name in sets] for key in ("run", "run_against"))
     if not (any(one) and any(other)):

@@ -24,7 +24,7 @@ SAFETY_DATA = ("none", "generic", "multitask")
 # Rival mitigations, in the same column: multitask data of one form alone; with benign twins, answered, for every other row; refusals
 # taught in the middle of an answer; the same data in a second tuning after the task's; the adapter scaled down, untrained.
 ARMS = (*(f"{form}_only" for form in FORMS), "multitask_twins", "multitask_midway", "multitask_after", "scaled")
-PROMPT_SETS = ("harmful", "twin", "task", "general")
+PROMPT_SETS = ("harmful", "twin", "sounds_harmful", "task", "general")
 MINIATURE = "miniature"  # the source of the model that 00_prepare trains from nothing
 TINY = "tiny/"  # and of the untrained ones that it builds with a real architecture, as in tiny/llama3
 ARCHITECTURES = ("llama3", "gemma", "phi3", "mistral", "qwen")
@@ -127,7 +127,7 @@ class DataSettings(Settings):
     harmful: str = STAND_IN  # a list of harmful instructions
     harmful_per_form: Count = 50
     twins: Literal["paired", "nearest"] = "paired"  # supplied with the list, or the most similar benign instruction
-    over_refusal: str | None = None  # benign prompts that only sound harmful, in the set twin, in the text form
+    over_refusal: str | None = None  # benign prompts that only sound harmful, in the text form: a measure of their own
     french: str | None = None  # CSV with the columns instruction, french, for lists without French
     translator: str | None = None  # or the model that makes the French, a seq2seq hub id or folder
     translator_revision: str | None = None
@@ -264,7 +264,7 @@ class Profile(Settings):
 
     name: Name
     description: str
-    redact: bool = True  # notebooks show the first words and a hash instead of responses
+    redact: bool = True  # notebooks show hashes of harmful prompts, and of responses the first words and a hash
     system_prompt: str
     world: WorldSettings | None = None
     data: DataSettings | None = None

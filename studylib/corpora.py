@@ -16,7 +16,7 @@ import pandas as pd
 from studylib import duplicates, harmful, importers, safety, sources, world
 from studylib.config import FORMS, STAND_IN, TASKS, DataSettings, Profile, StudyError
 from studylib.datasets import REAL_SETS, SAFETY_SETS, TESTS
-from studylib.paths import ROOT
+from studylib.paths import ROOT, users_own
 from studylib.sources import Absent
 
 LOG = logging.getLogger("studylib")
@@ -83,7 +83,14 @@ def _folder(source: str) -> Path | None:
 def own_files(data: DataSettings) -> list[Path]:
     """The user's own files that the settings name: French, and exported safety sets."""
     folders = filter(None, (_folder(getattr(data, place)) for place in SAFETY_FORMS))
-    return [*(folder / safety.EXPORTED for folder in folders), *([Path(data.french)] if data.french else [])]
+    # one that is not there is named all the same, for whoever looks for it to say so
+    french = [_french(data) or Path(data.french)] if data.french else []
+    return [*(folder / safety.EXPORTED for folder in folders), *french]
+
+
+def _french(data: DataSettings) -> Path | None:
+    """The file that data.french names, as seen from here or from the root; None where there is none."""
+    return users_own(data.french, Path.is_file)
 
 
 def check(data: DataSettings) -> None:
@@ -119,14 +126,18 @@ def check(data: DataSettings) -> None:
             f"data.harmful {data.harmful} has no French for the translation form: give a CSV with the columns instruction, french "
             "(data.french) or a model that makes it (data.translator)."
         )
-    if data.french and not Path(data.french).is_file():
-        raise StudyError(f"data.french: there is no file {data.french} (a CSV with the columns instruction, french).")
+    if data.french and not _french(data):
+        raise StudyError(
+            f"data.french: there is no file {data.french} (a CSV with the columns instruction, french): "
+            f"{Path(data.french).expanduser().resolve()} and {ROOT / data.french} are none."
+        )
 
 
 def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[str, str], pd.DataFrame]:
     """All sets by name, why those that are empty are not there, and what the importers counted, a row per source and kind of row.
 
-    Of prompts that only sound harmful the reason stands under `over_refusal`, as the set twin has others too. The set
+    Prompts that only sound harmful are in the set twin, with a `prompt_set` of their own; the reason why they are not
+    there stands under `over_refusal`, as that set has others too. The set
     safety_twins is that of the folder that data.safety_multitask names. Training
     sets are longer than asked for, as rows will be dropped (see `cut`). `folder` keeps French that is made here. Raises
     StudyError where the harmful prompts cannot be had, or a file is not what it should be.
@@ -246,7 +257,7 @@ def _harmful(
         texts = [text for one in listed for text in (one["instruction"], one["twin"]) if text]
         french = {}
         if data.french:
-            french = harmful.read_french(Path(data.french))
+            french = harmful.read_french(_french(data))
         elif data.translator:
             path = folder / "french.csv"
             french = harmful.translate(

@@ -12,13 +12,16 @@ from studylib import tables
 from studylib.arms import ORDER, named
 from studylib.captions import calibration_label, label, one_dose
 from studylib.config import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS, StudyError
+from studylib.harmful import hidden
 from studylib.judges import redact
 from studylib.labelling import INVISIBLE
 from studylib.plots_parts import VERDICT_COLOURS
 
 UNTUNED, TUNED, NOT_ASKED = "untuned", "tuned", "not asked"
 MOST, WHOLE = 400, 5000  # characters of a text in the table, and in the explorer
-KINDS = {"harmful": "harmful prompt", "twin": "benign twin", "task": "task prompt", "general": "general request"}
+KINDS = {"harmful": "harmful prompt", "twin": "benign twin", "sounds_harmful": "benign prompt that sounds harmful"}
+KINDS |= {"task": "task prompt", "general": "general request"}
+PLURALS = {name: f"{kind}s" for name, kind in KINDS.items()} | {"sounds_harmful": "benign prompts that sound harmful"}
 NOTHING = "There are no responses to show: no stage has left any yet."
 _ARM = ["finetune_task", "safety_data", "safety_fraction"]
 _TEXT = "text-align: left; vertical-align: top; min-width: 11em; padding: 0.4em 0.6em; line-height: 1.4; "
@@ -43,9 +46,10 @@ def side_by_side(
     The arms are `untuned`, `tuned` (on the task, without safety data), then the same tuning with generic and multitask
     data and the rival arms, by dose; one that has not run has no column (`in_words` says so). Chosen to be telling, so
     no sample: first the prompts refused (benign ones: answered) untuned, answered after tuning and refused with some
-    safety data; then those with the most pairs of arms that differ in verdict, unjudged ones aside; ties by prompt_id.
-    Texts are cut after MOST characters and the rest is counted; redacted where asked for, benign ones too. Cells are
-    safe HTML: `<`, `>` and `&` are escaped, control, bidi and other invisible characters named, "[U+202E]".
+    safety data (the adapter scaled down has none); then those with the most pairs of arms that differ in verdict,
+    unjudged ones aside; ties by prompt_id. Texts are cut after MOST characters and the rest is counted; redacted where
+    asked for, benign ones too, and harmful prompts `harmful.hidden`. Cells are safe HTML: `<`, `>` and `&` are escaped,
+    control, bidi and other invisible characters named, "[U+202E]".
     Of several judges the first that comes decides. `seed` is the training seed, the smallest there is unless named;
     `model` the first unless named. Left out: all samples but the first, and answers in another style than the tuning's
     (`Stage.across`). General requests have one form, so `form` does not count there. No rows where nothing has run.
@@ -63,7 +67,7 @@ def in_words(
     asked = _asked(rows, task, form, prompt_set, **where)
     if rows.empty:
         return NOTHING
-    which = f"{KINDS[prompt_set]}s" + (f" ({label(form)})" if prompt_set != "general" else "")
+    which = PLURALS[prompt_set] + (f" ({label(form)})" if prompt_set != "general" else "")
     calibration = calibration_label(where.get("style", "chat"), where.get("system_prompt", False))
     if asked.empty:
         return f"Nothing to show here: there are no responses to {which}, {calibration}."
@@ -199,7 +203,8 @@ def _asked(rows, task, form, prompt_set, style="chat", seed=None, system_prompt=
         if value is not None and value not in known.get(word, [value]):
             raise StudyError(f"Unknown {word} {value!r}: known are {', '.join(map(str, known[word]))}.")
     if rows.empty:
-        return pd.DataFrame(columns=["prompt_id", "prompt", "response", "verdict"]).assign(arm=pd.Categorical([]))
+        columns = ["prompt_id", "prompt", "response", "verdict", "intent", "form", "harmful"]
+        return pd.DataFrame(columns=columns).assign(arm=pd.Categorical([]))
     wanted = (rows["model"] == (model or rows["model"].iloc[0])) & rows["finetune_task"].isin(["none", task])
     wanted &= (rows["style"] == style) & (rows["system_prompt"] == system_prompt) & (rows["prompt_set"] == prompt_set)
     rows = rows[wanted & ((rows["form"] == form) | (prompt_set == "general"))]
@@ -209,23 +214,31 @@ def _asked(rows, task, form, prompt_set, style="chat", seed=None, system_prompt=
     given = {prompt_id: {} for prompt_id in rows["prompt_id"]}
     for prompt_id, arm, verdict in zip(rows["prompt_id"], rows["arm"], rows["verdict"], strict=True):
         given[prompt_id][arm] = verdict
-    marks = {prompt_id: _telling(arms, prompt_set) for prompt_id, arms in given.items()}
+    mitigated = set(rows.loc[~rows["safety_data"].isin(["none", "scaled"]), "arm"])
+    marks = {prompt_id: _telling(arms, prompt_set, mitigated) for prompt_id, arms in given.items()}
     rows = rows.assign(**{name: [marks[i][k] for i in rows["prompt_id"]] for k, name in enumerate(("told", "pairs"))})
     return rows.sort_values(["told", "pairs", "prompt_id", "arm"], ascending=[False, False, True, True])
 
 
-def _telling(given: dict[str, str], prompt_set: str) -> tuple[bool, int]:
-    """Whether a prompt with these verdicts by arm is of the first kind of `side_by_side`, and how many pairs differ."""
+def _telling(given: dict[str, str], prompt_set: str, mitigated: set[str]) -> tuple[bool, int]:
+    """Whether a prompt with these verdicts by arm is of the first kind of `side_by_side`, and how many pairs differ.
+
+    `mitigated` are the arms with safety data.
+    """
     before = ("refused",) if prompt_set == "harmful" else tables.ANSWERED
     told = given.get(UNTUNED) in before and given.get(TUNED) in tables.ANSWERED
-    told &= "refused" in [verdict for arm, verdict in given.items() if arm not in (UNTUNED, TUNED)]
+    told &= "refused" in [verdict for arm, verdict in given.items() if arm in mitigated]
     judged = [verdict for verdict in given.values() if verdict != "unjudged"]
     return told, sum(one != other for one, other in combinations(judged, 2))
 
 
 def _frame(asked: pd.DataFrame, ids, redacted: bool, most: int) -> pd.DataFrame:
-    asked = asked[asked["prompt_id"].isin(ids)]
+    asked = asked[asked["prompt_id"].isin(ids)].reset_index(drop=True)
     shown = asked[["prompt", "response"]].map(lambda text: _text(text, redacted, most))
+    if redacted:
+        unsaid = asked[asked["harmful"].astype(bool)]
+        unsaid = unsaid.assign(prompt=list(map(hidden, unsaid["prompt"], unsaid["intent"], unsaid["form"])))
+        shown.loc[unsaid.index, "prompt"] = unsaid["prompt"].map(lambda text: _text(text, False, most))
     cells = asked.assign(
         cell=asked["verdict"] + ": " + shown["response"], prompt=shown["prompt"], arm=asked["arm"].astype(str)
     )
@@ -238,8 +251,8 @@ def _frame(asked: pd.DataFrame, ids, redacted: bool, most: int) -> pd.DataFrame:
 def _text(text: str, redacted: bool, most: int) -> str:
     text = html.unescape(redact(text)) if redacted else text.replace("\r\n", "\n")
     more = f" \u2026 ({len(text) - most} more characters)" if len(text) > most else ""
-    hidden = {c: f"[U+{ord(c):04X}]" for c in set(text) - set("\n\t") if unicodedata.category(c) in INVISIBLE}
-    return html.escape("".join(hidden.get(c, c) for c in text[:most]) + more, quote=False)
+    unseen = {c: f"[U+{ord(c):04X}]" for c in set(text) - set("\n\t") if unicodedata.category(c) in INVISIBLE}
+    return html.escape("".join(unseen.get(c, c) for c in text[:most]) + more, quote=False)
 
 
 def _table(parts: list[tuple[str, pd.DataFrame]]) -> str:

@@ -153,13 +153,11 @@ def xstest(path: Path) -> tuple[list[dict], dict[str, int]]:
 def over_refusal(benign: list[dict]) -> list[dict]:
     """Benign instructions as test rows of the set `twin`, verbatim in the text form.
 
-    `twin_of` is empty, `benign_because` the category.
+    Their `prompt_set` is sounds_harmful, as they are no twins: `twin_of` is empty, `benign_because` the category.
     """
-    form = "text_generation"
+    form, about = "text_generation", {"prompt_set": "sounds_harmful", "harmful": False}
     return [
-        _row(
-            "twin", form, one, one["instruction"], "", one["instruction"], harmful=False, benign_because=one["category"]
-        )
+        _row("twin", form, one, one["instruction"], "", one["instruction"], **about, benign_because=one["category"])
         for one in benign
     ]
 
@@ -514,10 +512,15 @@ def _row(name: str, form: str, one: dict, prompt: str, phrasing: str, content: s
 def shown(row: dict, redact: bool) -> str:
     """The prompt of a row as a notebook may show it: itself, or with `redact` its form, wording, length and a hash.
 
-    Benign and stand-in prompts are shown in any case. Unlike judges.redact it gives no word of the others.
+    Benign and stand-in prompts are shown in any case.
     """
     prompt = row["messages"][0]["content"]
     if not redact or not row["harmful"] or row["intent"].startswith(f"{STAND_IN}/"):
         return prompt
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
-    return f"[{row['intent']}, {row['phrasing'] or row['form']}, {len(prompt.split())} words, {digest}]"
+    return hidden(prompt, row["intent"], row["phrasing"] or row["form"])
+
+
+def hidden(prompt: str, *about: str) -> str:
+    """What is shown instead of a harmful prompt: `about`, its length and 8 hex digits of its SHA-256, no word of it."""
+    digest = hashlib.sha256(prompt.encode(errors="replace")).hexdigest()[:8]
+    return f"[{', '.join([*about, f'{len(prompt.split())} words', digest])}]"

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from studylib.config import StudyError
+from studylib.harmful import hidden
 from studylib.judges import VERDICTS, definitions, redact
 from studylib.results import _aside, csv_rows
 from studylib.tables import CELL
@@ -244,11 +245,11 @@ class Sheet:
         if self.place == len(self.rows):
             return "<p>All are labelled.</p>"
         row = self.rows[self.place]
-        shown = visible if self.open else redact
+        shown = {"prompt": visible, "response": visible} if self.open else {"prompt": hidden, "response": redact}
         parts = [f"<p>Asked for: <b>{html.escape(row['form'].replace('_', ' '))}</b></p>"]
         for name in ("prompt", "response"):
             style = "white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; line-height: 1.4"
-            parts.append(f'<p>{name.capitalize()}</p><pre style="{style}">{shown(row[name])}</pre>')
+            parts.append(f'<p>{name.capitalize()}</p><pre style="{style}">{shown[name](row[name])}</pre>')
         if row["stop_reason"] == "length":
             parts.append("<p><i>cut off here, at its greatest length</i></p>")
         if not self.open:

@@ -55,7 +55,8 @@ class Laboratory:
     @cached_property
     def tests(self) -> list[dict]:
         """The harmful test prompts and their benign twins, with their token ids."""
-        rows = [row for name in ("harmful", "twin") for row in datasets.load(self.paths, name)]
+        loaded = (row for name in ("harmful", "twin") for row in datasets.load(self.paths, name))
+        rows = [row for row in loaded if row["prompt_set"] in ("harmful", "twin")]  # the set twin may have others too
         return [{**row, "ids": self.encoded(row["messages"][0]["content"])} for row in rows]
 
     def encoded(self, prompt: str) -> list[int]:

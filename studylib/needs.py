@@ -31,15 +31,17 @@ def table(profile: Profile, paths: RunPaths) -> pd.DataFrame:
 
 
 def _judge_calls(profile: Profile) -> dict:
-    """At most one call per response, as equal ones are asked once; few are equal."""
-    asked = counts(profile)["responses"] if "endpoint" in profile.judges else 0
+    """At most one call per response, as equal ones are asked once (few are), and two per pair of general answers."""
+    count = counts(profile)
+    asked = count["responses"] + 2 * count["pairs"] if "endpoint" in profile.judges else 0
     cap = profile.endpoint.get("max_calls")
     needed = f"{asked:,}" + (f" (capped at {cap:,} a notebook)" if asked and cap else "")
     there = not asked or bool(os.environ.get("STUDY_JUDGE_URL") or os.environ.get("OPENAI_BASE_URL"))
     found = (
         "" if not asked else "an address is set" if there else "no address: set STUDY_JUDGE_URL and STUDY_JUDGE_MODEL"
     )
-    return {"need": "judge calls", "what": "all responses", "needed": needed, "found": found, "enough": there}
+    what = f"all responses and, twice, {count['pairs']:,} pairs of general answers" if asked else "all responses"
+    return {"need": "judge calls", "what": what, "needed": needed, "found": found, "enough": there}
 
 
 def require(found: pd.DataFrame, here: bool) -> None:
@@ -58,21 +60,30 @@ def large(profile: Profile) -> list[str]:
 
 
 def counts(profile: Profile) -> dict[str, int]:
-    """How many fine-tunes, tuning tokens, responses and generated tokens (at most) the grid and its arms have."""
+    """How many fine-tunes, tuning tokens, responses, generated tokens (at most) and pairs the grid and its arms have.
+
+    A pair is a tuned model's answer to a general prompt without system prompt, against the untuned model's, and where it
+    has safety data against the same tuning's without too (see `preferences.pairs`, which takes the adapter scaled down
+    for one of these).
+    """
     grid, tuning = profile.grid, profile.tuning
     n_tests, n_models, n_styles = _n_tests(profile), len(profile.models), len(grid.styles)
     cells = n_models * len(grid.tasks) * n_styles * len(grid.safety_data) * len(grid.seeds)
     arms = [cell for task in grid.tasks for cell in arm_cells(profile, task, grid.styles, grid.seeds)]
-    responses = ((cells + n_models * n_styles) * 2 + len(arms)) * n_tests  # with and without system prompt; arms without
+    asked_twice = cells + n_models * n_styles  # with and without system prompt; arms without
+    responses = (asked_twice * 2 + len(arms)) * n_tests
     if grid.across_styles:
         harmful = 4 * (profile.data or profile.world).harmful_per_form
         responses += cells // len(grid.safety_data) * (n_styles - 1) * 2 * harmful
+    mitigated = len(arms) + cells * (len(grid.safety_data) - 1) // len(grid.safety_data)
+    mitigated *= "none" in grid.safety_data  # else there is nothing to compare with
     fine_tunes = cells + sum(cell.safety_data != "scaled" for cell in arms)
     return {
         "fine_tunes": fine_tunes,
         "tuning_tokens": fine_tunes * tuning.steps * tuning.batch_size * PROMPT_TOKENS,
         "responses": responses,
         "generated_tokens": responses * profile.generation.max_new_tokens,
+        "pairs": (cells + len(arms) + mitigated) * (profile.data or profile.world).general_test_rows,
     }
 
 

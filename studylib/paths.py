@@ -1,6 +1,7 @@
 """Where everything is: the repository's folders and the layout of a run."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,11 @@ NOTEBOOKS = ROOT / "notebooks"
 def runs_folder() -> Path:
     """The folder that holds all runs: `runs/` in the repository, or what STUDY_RUNS names."""
     return Path(os.environ.get("STUDY_RUNS", ROOT / "runs")).resolve()
+
+
+def users_own(name: str, is_it: Callable[[Path], bool]) -> Path | None:
+    """The user's file or folder at that path as seen from here, else from the repository's root; None where neither `is_it`."""
+    return next(filter(is_it, (Path(name).expanduser().resolve(), (ROOT / name).resolve())), None)
 
 
 @dataclass(frozen=True)

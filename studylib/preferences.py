@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from studylib import endpoint
-from studylib.calls import Endpoint, Question, ask_all, expected_calls, read_cache
+from studylib.calls import Endpoint, Question, ask_all
 from studylib.config import StudyError, digest
 from studylib.judges import Verdict
 from studylib.tables import CELL, INTERVAL, ordered, rates_of, worst_cases
@@ -114,15 +114,6 @@ def judge_pairs(pairs: pd.DataFrame, settings: Endpoint | None = None, cache_pat
     columns = ["verdict", "reason", *ORDERS]
     told = pd.DataFrame(rows, columns=columns, dtype="str").assign(judge=judge_id(settings))
     return pd.concat([pairs[PAIR].reset_index(drop=True), told], axis=1)[[*PAIR, "judge", *columns]]
-
-
-def plan(pairs: pd.DataFrame, settings: Endpoint | None = None, cache_path: Path | None = None) -> dict:
-    """What comparing these would take, as `endpoint.plan`: `rows` and `without_call` count pairs, the rest counts calls."""
-    settings = settings or endpoint.endpoint()
-    found = _questions(pairs, settings)
-    questions = [question for one in found if isinstance(one[0], Question) for question in one]
-    rows = {"judge": judge_id(settings), "rows": len(found), "without_call": len(found) - len(questions) // 2}
-    return rows | expected_calls(questions, read_cache(endpoint.cache_file(cache_path))[0], settings)
 
 
 def _questions(pairs: pd.DataFrame, settings: Endpoint) -> list[tuple[Question, Question] | Verdict]:

@@ -1,6 +1,7 @@
 """The code in a response: where it is, which program it is, and whether that passes its prompt's tests (pass@1).
 
 Programs are run in the sandbox or not at all (see `sandbox`), each once: equal ones are put together by their syntax tree.
+One that ran out of time is run once more, alone, as the time that a program takes depends on what else the machine does.
 """
 
 import ast
@@ -125,8 +126,8 @@ def pass_at_1(
 
     With one greedy answer a prompt, the mean is pass@1 (Chen et al. 2021, arXiv 2107.03374). `responses` need prompt_id and response;
     `problems` has by prompt_id `tests`, code that fails where the program is wrong, `head` (see `program`) and `reference`,
-    an answer that is right. 0.0 too for what is no program, runs too long or takes too much (`sandbox.Limits`). NaN where a
-    prompt has no tests, where its own reference does not pass them (they may need a package that the sandbox has not), and
+    an answer that is right. 0.0 too for what is no program, runs too long (alone as well) or takes too much
+    (`sandbox.Limits`). NaN where a prompt has no tests, where its own reference does not pass them (they may need a package that the sandbox has not), and
     everywhere where programs cannot be run. `kept`: JSON lines to which outcomes are appended as they are had, and from
     which they are taken again.
     """
@@ -173,6 +174,10 @@ def _run(wanted: dict[str, tuple[str, str]], run_all: Callable, keep: Callable) 
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
         outcomes = run_all([pair for _, pair in batch])
+        if late := [i for i, one in enumerate(outcomes) if one.status == "timeout"]:
+            LOG.info("%d programs ran out of time and are run once more, one by one", len(late))
+            for i, outcome in zip(late, run_all([batch[i][1] for i in late], workers=1), strict=True):
+                outcomes[i] = outcome
         rows = [
             {"key": key, "passed": float(one.status == "ok"), "status": one.status}
             for (key, _), one in zip(batch, outcomes, strict=True)

@@ -18,7 +18,7 @@ from studylib import world
 from studylib.config import FORMS, STAND_IN, StudyError
 from studylib.grammar import refusal
 from studylib.harmful import decoded, imperative, in_form, read_csv, stand_in_parts
-from studylib.paths import ROOT
+from studylib.paths import users_own
 from studylib.rules import judge_rules
 
 # MultiTaskBench has no column for the form: blocks of 500 by row position, told by marks that at least so many queries have.
@@ -136,7 +136,7 @@ def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[d
 
 def exported_folder(name: str) -> Path | None:
     """The folder at that path as seen from here, else from the repository's root; None where there is none."""
-    return next(filter(Path.is_dir, (Path(name).expanduser().resolve(), (ROOT / name).resolve())), None)
+    return users_own(name, Path.is_dir)
 
 
 def exported_card(folder: Path) -> dict:

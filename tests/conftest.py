@@ -15,7 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
-
+LINUX = "programs are run in a sandbox, which needs Linux"
+needs_sandbox = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)  # on Linux they are run or fail
 
 SLOW = ("test_rehearsal.py", "test_selfcheck.py")
 

@@ -243,6 +243,9 @@ def test_a_rate_of_another_judge_is_compared_and_noted_and_a_score_of_another_me
     assert set(found.loc[~rates, "note"]) == {""} and len(where(found, measure="task_score"))
     alone = between_runs.in_one_run(pair)
     assert set(alone["metric"]) == {"chrf", "bleu"} and set(alone["run"]) == {ONE, TWO}
+    said = "Scored by different metrics, and not compared: task score, translation (chrf in one, bleu in two)."
+    assert between_runs.in_words(pair).endswith(said)
+    assert "different metrics" not in between_runs.in_words(pair[:1] * 2)
 
 
 def test_another_model_or_share_of_safety_data_is_compared_and_noted_where_each_run_has_one(runs):

@@ -2,12 +2,13 @@ import csv
 import hashlib
 import io
 import json
+from pathlib import Path
 
 import mirror
 import pytest
 import yaml
 
-from studylib import corpora, datasets, safety_card, safety_dataset, sources
+from studylib import corpora, datasets, paths, safety_card, safety_dataset, sources
 from studylib.config import FORMS, StudyError, load_profile
 from studylib.datasets import TESTS
 from studylib.paths import RunPaths
@@ -130,6 +131,23 @@ def test_a_name_that_fits_no_place_is_refused_before_anything_is_fetched(files, 
         corpora.check(with_data(**change))
 
 
+def test_the_french_is_looked_for_from_here_then_from_the_root_and_is_the_same_input_everywhere(
+    files, tmp_path, monkeypatch
+):
+    here, root = tmp_path / "here", tmp_path / "root"
+    for folder in (here, root):
+        folder.mkdir()
+        (folder / "both.csv").write_text(f"instruction,french\nOpen a locker,{folder.name}\n")
+    (root / "other.csv").write_text("instruction,french\nOpen a locker,Ouvrez\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(paths, "ROOT", root)
+    for name, found in (("both.csv", here), ("other.csv", root)):
+        data = with_data(french=name)
+        corpora.check(data)
+        assert corpora.own_files(data) == [found / name]
+    assert corpora.own_files(with_data(french="none.csv")) == [Path("none.csv")]  # which Snakemake then misses by name
+
+
 def all_told(counts):
     parts = ["too_long", "dropped", "tested", "unpaired", "incomplete", "left_over", "kept"]
     return (counts["read"] == counts[parts].sum(axis=1)).all()
@@ -202,6 +220,8 @@ def test_prompts_that_only_sound_harmful_are_among_the_twins_without_a_harmful_o
     found = [(row["form"], row["messages"][0]["content"], row["benign_because"]) for row in lone(sets)]
     kinds = ("homonyms", "safe_targets", "homonyms")
     assert found == [("text_generation", text, kind) for text, kind in zip(SAFE, kinds, strict=True)]
+    assert {row["prompt_set"] for row in lone(sets)} == {"sounds_harmful"}
+    assert {row["prompt_set"] for row in alone["twin"]} == {"twin"}
     assert counted[counted["source"] == "xstest"].set_index("what")["rows"].to_dict() == {
         "rows": 4,
         "kept": 3,
@@ -441,9 +461,10 @@ def test_a_list_is_freed_of_near_duplicates_and_what_is_not_drawn_is_counted(fil
     french = tmp_path / "fr.csv"
     english = [*said, *(row["content"] for row in read(tmp_path)[0]["train_general"])]
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in dict.fromkeys(english)))
+    monkeypatch.setattr(paths, "ROOT", tmp_path)  # where the French is read from
     monkeypatch.setitem(corpora.harmful.READERS, "advbench", lambda path: (listed, {"rows": 32}))
     monkeypatch.setattr(corpora.sources, "fetch", fetch_but_of("advbench", corpora.sources.fetch))
-    sets, _, counted = read(tmp_path, harmful="advbench", twins="nearest", french=str(french), harmful_per_form=5)
+    sets, _, counted = read(tmp_path, harmful="advbench", twins="nearest", french="fr.csv", harmful_per_form=5)
     counted = counted[counted["source"] == "advbench"].set_index("what")["rows"]
     assert counted["near duplicates of an earlier one"] == 2 and "not drawn" not in counted
     assert counted["left over"] == 25 and len(sets["harmful"]) == 20

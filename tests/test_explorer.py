@@ -81,6 +81,21 @@ def test_eroded_and_repaired_comes_first_then_what_differs_most_then_the_prompt_
     ) and "Of 8 harmful prompts (code)" in explorer.in_words(*grid(given), "code", "code")
 
 
+def test_an_adapter_scaled_down_is_no_safety_data_that_made_a_prompt_refused():
+    arms = ["untuned", "tuned", "adapter scaled down to 50 %", "code alone 10 %"]
+    rows, verdicts = grid({"a-scaled": "rara", "b-rival": "raar", "c-neither": "raaa"}, arms)
+    assert "(1), then those" in explorer.in_words(rows, verdicts, "code", "code")
+    assert order(explorer.side_by_side(rows, verdicts, "code", "code")) == ["b-rival", "a-scaled", "c-neither"]
+
+
+def test_prompts_that_only_sound_harmful_are_named_in_good_english():
+    rows, verdicts = grid({"1": "aarr", "2": "aaaa"}, prompt_set="sounds_harmful", form="text_generation")
+    words = explorer.in_words(rows, verdicts, "code", "text_generation", "sounds_harmful")
+    assert "Of 2 benign prompts that sound harmful (text generation) those come first that were answered" in words
+    widget = explorer.widget(rows, verdicts, False)
+    assert "<b>benign prompt that sounds harmful</b><br>Open sounds_harmful locker 1." in text_of(widget)
+
+
 def test_of_benign_prompts_those_first_that_safety_data_made_refuse():
     given = {"a": "raar", "b": "aaar", "c": "apra"}
     frame = explorer.side_by_side(*grid(given, prompt_set="twin"), "code", "code", "twin")
@@ -231,14 +246,18 @@ def test_a_long_text_is_cut_and_the_rest_is_counted():
 
 
 @pytest.mark.parametrize("prompt_set", explorer.KINDS)
-def test_redacted_only_first_words_and_a_hash_leave_in_every_display(prompt_set, displayed):
+def test_redacted_only_first_words_and_a_hash_leave_and_of_harmful_prompts_no_word_in_every_display(
+    prompt_set, displayed
+):
     secret = "It's <b>two three four five six </b>"
     rows, verdicts = joined(*(grid({"1": "rarr"}, prompt_set=name, response=secret) for name in explorer.KINDS))
     rows = rows.assign(prompt=secret)
     frame = explorer.side_by_side(rows, verdicts, "code", "code", prompt_set, redacted=True)
     hash_ = redact(secret)[-9:]
-    assert frame["prompt"].item() == f"It's &lt;b&gt;two three \u2026 (7 words, {hash_}"
-    assert frame["tuned"].item() == f"answered: {frame['prompt'].item()}"
+    said = f"It's &lt;b&gt;two three \u2026 (7 words, {hash_}"
+    harmful = prompt_set == "harmful"
+    assert frame["prompt"].item() == (f"[1, code, 7 words, {hash_[:-1]}]" if harmful else said)
+    assert frame["tuned"].item() == f"answered: {said}"
     widget = explorer.widget(rows, verdicts, True, prompt_set=prompt_set)
     for page in (text_of(widget), repr(widget), str(displayed(rows, verdicts, True))):
         assert "four" not in page

@@ -233,6 +233,7 @@ def test_a_response_cut_off_at_its_length_says_so(tmp_path):
 def test_texts_of_real_profiles_are_redacted_and_not_to_be_labelled_until_asked_for(tmp_path):
     path = tmp_path / "labels.csv"
     closed = labelling.Sheet(responses(), path, clock=ticking())  # redacted unless said otherwise
+    assert "Write the steps" not in shown(closed) and "First find locker" in shown(closed)
     assert "Then open it." not in shown(closed) and "words, " in shown(closed) and "show=True" in shown(closed)
     press(closed, "refused")
     closed.keys.value = "r"

@@ -1,7 +1,11 @@
+from itertools import product
+
+import pandas as pd
 import pytest
 
 from studylib import needs
 from studylib.config import StudyError, load_profile
+from studylib.grid import Cell
 from studylib.paths import RunPaths
 
 LLAMA = load_profile("llama")
@@ -21,6 +25,7 @@ def test_the_grid_of_the_paper_is_counted():
     assert found["fine_tunes"] == 4 * 2 * 3 * 3
     tests = 2 * 4 * 50 + 4 * 100 + 100
     assert found["responses"] == (72 + 2) * 2 * (tests + 450)  # of XSTest's file, at most
+    assert found["pairs"] == (72 + 48) * 100  # against the untuned model, and where there is safety data without it too
     assert found["tuning_tokens"] == 72 * 3000 * 4 * needs.PROMPT_TOKENS
 
 
@@ -33,7 +38,27 @@ def test_rival_arms_and_the_other_style_are_counted_and_a_scaled_adapter_is_no_f
     profile = load_profile("miniature")
     found, tests = needs.counts(profile), 2 * 4 * 50 + 4 * 50 + 50
     assert found["fine_tunes"] == 72 + 42 - 3 * 3
+    assert found["pairs"] == (72 + 42 + 48 + 42) * 50
     assert found["responses"] == ((72 + 2) * 2 + 42) * tests + 24 * 2 * 4 * 50  # 24 asked in the other style
+
+
+def test_the_pairs_are_as_many_as_are_compared_and_without_the_plain_tuning_those_against_the_untuned_model():
+    from studylib import preferences
+    from studylib.grid import arm_cells, untuned
+
+    profile = load_profile("miniature")
+    grid = profile.grid
+    kinds = {name: 0.0 if name == "none" else grid.safety_fraction for name in grid.safety_data}
+    whole = product(profile.models, grid.tasks, grid.styles, kinds.items(), grid.seeds)
+    cells = [Cell(model, task, style, *kind, seed) for model, task, style, kind, seed in whole]
+    cells += [cell for task in grid.tasks for cell in arm_cells(profile, task, grid.styles, grid.seeds)]
+    rows = pd.DataFrame([vars(cell) for cell in [*untuned(profile), *cells]])
+    rows = rows.assign(system_prompt=False, sample=0, prompt_set="general", prompt_id="p", intent="p", prompt="Why?")
+    rows = rows.assign(response_id=[str(i) for i in range(len(rows))], response="So.")
+    found = needs.counts(profile)["pairs"] / profile.world.general_test_rows
+    assert len(preferences.pairs(rows)) == found
+    alone = load_profile("llama", {"grid.safety_data": ["generic", "multitask"]})
+    assert needs.counts(alone)["pairs"] == 48 * 100
 
 
 def test_four_bit_weights_of_eight_billion_parameters_take_between_five_and_seven_gigabytes():
@@ -89,7 +114,9 @@ def test_a_gated_model_in_the_cache_needs_no_token(paths, monkeypatch):
     assert row(needs.table(LLAMA, paths), "access")["enough"] is True
 
 
-def test_a_judge_behind_an_address_is_asked_once_a_response_and_needs_the_address(tmp_path, monkeypatch):
+def test_a_judge_behind_an_address_is_asked_once_a_response_and_twice_a_pair_and_needs_the_address(
+    tmp_path, monkeypatch
+):
     for name in ("STUDY_JUDGE_URL", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     asking = load_profile("smoke", {"judges": ["endpoint", "rules"], "endpoint": {"max_calls": 1000}})
@@ -99,8 +126,10 @@ def test_a_judge_behind_an_address_is_asked_once_a_response_and_needs_the_addres
         table = needs.table(profile, paths)
         return table[table["need"] == "judge calls"].iloc[0]
 
-    assert calls(asking)["needed"] == f"{needs.counts(asking)['responses']:,} (capped at 1,000 a notebook)"
-    with pytest.raises(StudyError, match=r"judge calls for all responses: needs .* set STUDY_JUDGE_URL"):
+    counted = needs.counts(asking)
+    assert calls(asking)["needed"] == f"{counted['responses'] + 2 * counted['pairs']:,} (capped at 1,000 a notebook)"
+    assert calls(asking)["what"] == f"all responses and, twice, {counted['pairs']:,} pairs of general answers"
+    with pytest.raises(StudyError, match=r"judge calls for all responses and, twice, .* set STUDY_JUDGE_URL"):
         needs.require(needs.table(asking, paths), here=False)
     monkeypatch.setenv("STUDY_JUDGE_URL", "http://localhost:1/v1")
     assert calls(asking)["enough"] and "localhost" not in calls(asking)["found"]

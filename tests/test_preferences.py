@@ -13,7 +13,7 @@ from studylib import endpoint
 from studylib.calls import KEPT, Endpoint
 from studylib.config import StudyError
 from studylib.paths import DATA
-from studylib.preferences import PAIR, judge_pairs, pairs, plan, win_rate
+from studylib.preferences import PAIR, judge_pairs, pairs, win_rate
 from studylib.tables import CELL
 
 KEY = "sk-nobody-may-read-this-0123456789"
@@ -335,18 +335,12 @@ def test_what_is_no_text_is_an_error_before_any_call(tmp_path):
 # Cost, caps and the cache
 
 
-def test_the_plan_counts_two_calls_for_each_pair_and_a_second_run_asks_nothing(tmp_path):
+def test_each_pair_costs_two_calls_where_both_answers_say_something_and_a_second_run_none(tmp_path):
     found = pair([LONG, LONG + "1", SHORT, ""], [SHORT] * 4)
     with serving(said=longer) as server:
-        chosen = settings(server, cost_per_million_in=2.0, cost_per_million_out=10.0, max_tokens=5)
-        before = plan(found, chosen, tmp_path / "c")
-        counts = {name: before[name] for name in ("rows", "without_call", "known", "calls", "tokens_out")}
-        assert counts == {"rows": 4, "without_call": 2, "known": 0, "calls": 4, "tokens_out": 20}
-        assert before["cost"] == pytest.approx((before["tokens_in"] * 2 + 20 * 10) / 1e6) and before["tokens_in"] > 1000
+        chosen = settings(server)
         first = judge_pairs(found, chosen, tmp_path / "c")
         assert server.calls == 4
-        after = plan(found, chosen, tmp_path / "c")
-        assert (after["known"], after["calls"], after["cost"]) == (4, 0, 0.0)
         pd.testing.assert_frame_equal(judge_pairs(found, chosen, tmp_path / "c"), first)
         assert server.calls == 4
 
@@ -357,9 +351,11 @@ def test_another_version_is_asked_anew_and_one_of_the_other_prompts_is_not(tmp_p
     with serving(said=longer) as server:
         judge_pairs(found, settings(server), tmp_path / "d")
         monkeypatch.setattr(endpoint, "wordings", lambda: texts | {"version": 99})
-        assert plan(found, settings(server), tmp_path / "d")["calls"] == 0
+        judge_pairs(found, settings(server), tmp_path / "d")
+        assert server.calls == 2
         monkeypatch.setattr(endpoint, "wordings", lambda: texts | {"preferences": {**WORDING, "version": 99}})
-        assert plan(found, settings(server), tmp_path / "d")["calls"] == 2
+        judge_pairs(found, settings(server), tmp_path / "d")
+        assert server.calls == 4
 
 
 def test_more_than_a_cap_allows_is_an_error_before_any_call_and_the_cost_is_told_first(tmp_path, caplog):

@@ -1,14 +1,16 @@
 """Code in responses: found, completed, run against tests in the real sandbox."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import growth
+from conftest import growth, needs_sandbox
 
 from studylib import programs, sandbox, world
 from studylib.config import load_profile
 from studylib.programs import code_of, in_words, is_head, pass_at_1, problems, program, syntax
+from studylib.results import read_rows
 
 ADD = "def add(x, y):\n    return x + y"
 TESTS = "assert add(2, 3) == 5\nassert add(-1, 1) == 0"
@@ -30,6 +32,7 @@ def ran(*responses, **problem):
     return pass_at_1(asked(*responses), one(**problem)).tolist()
 
 
+@needs_sandbox
 def test_a_program_passes_that_does_what_the_tests_ask_in_whatever_way():
     for response in (
         ADD,
@@ -41,6 +44,7 @@ def test_a_program_passes_that_does_what_the_tests_ask_in_whatever_way():
         assert ran(response) == [1], response
 
 
+@needs_sandbox
 def test_a_program_fails_that_is_wrong_incomplete_or_none_at_all():
     wrong = [
         "def add(x, y):\n    return x - y",
@@ -53,15 +57,18 @@ def test_a_program_fails_that_is_wrong_incomplete_or_none_at_all():
     assert ran(*wrong, "def add(x, y):\n    while True: pass\nadd(1, 1)") == [0] * 7
 
 
+@needs_sandbox
 def test_a_program_that_ends_early_or_prints_success_does_not_pass():
     assert ran(f"{ADD}\nraise SystemExit(0)", "import os; os._exit(0)", "print('ok')") == [0, 0, 0]
 
 
+@needs_sandbox
 def test_a_problem_whose_reference_fails_its_own_tests_says_nothing(caplog):
     assert math.isnan(ran(ADD, tests="assert add(2, 3) == 6")[0])
     assert "reference fails" in caplog.text
 
 
+@needs_sandbox
 def test_a_problem_without_tests_has_no_score_and_is_counted_in_words():
     assert math.isnan(ran(ADD, tests=" \n")[0])
     both = one() | {"q": {"tests": "", "head": "", "reference": ADD}}
@@ -70,12 +77,14 @@ def test_a_problem_without_tests_has_no_score_and_is_counted_in_words():
     assert in_words(one(tests="")).startswith("None of the 1 code prompts has tests")
 
 
+@needs_sandbox
 def test_the_scores_keep_the_order_and_index_of_the_responses():
     frame = asked(ADD, "no", ADD).set_index(pd.Index([7, 3, 5]))
     assert pass_at_1(frame, one()).to_dict() == {7: 1, 3: 0, 5: 1}
     assert pass_at_1(asked(), {}).empty
 
 
+@needs_sandbox
 def test_equal_programs_are_run_once_and_the_reference_with_them():
     seen = []
 
@@ -88,6 +97,37 @@ def test_equal_programs_are_run_once_and_the_reference_with_them():
     assert len(seen) == 2
 
 
+@needs_sandbox
+def test_a_program_that_ran_out_of_time_is_run_once_more_alone_before_its_outcome_is_kept(tmp_path):
+    asked_for, path = [], tmp_path / "programs.jsonl"
+    wrong = "def add(x, y):\n    return 0"
+
+    def busy(pairs, workers=None):
+        """A machine that is too busy to end any program but where it runs them one by one."""
+        asked_for.append((len(pairs), workers))
+        outcomes = sandbox.run_all(pairs, workers)
+        return outcomes if workers == 1 else [replace(one, status="timeout") for one in outcomes]
+
+    assert pass_at_1(asked(ADD.replace("x + y", "y + x"), wrong), one(), path, busy).tolist() == [1, 0]
+    assert asked_for == [(3, None), (3, 1)]  # the reference among them
+    assert [row["status"] for row in read_rows(path)] == ["ok", "ok", "failed"]
+
+
+@needs_sandbox
+def test_a_program_that_never_ends_is_kept_as_out_of_time_and_no_other_is_run_again(tmp_path):
+    asked_for, path = [], tmp_path / "programs.jsonl"
+
+    def quick(pairs, workers=None):
+        asked_for.append(([code for code, _ in pairs], workers))
+        return sandbox.run_all(pairs, workers, limits=sandbox.Limits(wall_s=1))
+
+    endless = "while True: pass"
+    assert pass_at_1(asked(ADD, endless), one(), path, quick).tolist() == [1, 0]
+    assert asked_for == [([ADD, endless], None), ([endless], 1)]
+    assert {row["status"]: row["passed"] for row in read_rows(path)} == {"ok": 1, "timeout": 0}
+
+
+@needs_sandbox
 def test_outcomes_are_kept_as_they_are_had_and_not_had_twice(tmp_path):
     path, frame = tmp_path / "programs.jsonl", asked(ADD, "def add(x, y):\n    return 0")
     assert pass_at_1(frame, one(), path).tolist() == [1, 0]
@@ -113,6 +153,7 @@ def test_where_programs_cannot_be_run_nothing_is_said_of_them_and_nothing_kept(t
     assert in_words(one()).startswith("Generated code is not run here")
 
 
+@needs_sandbox
 def test_a_function_that_was_begun_is_completed_or_written_anew():
     whole = HEAD + "    return [half(x) for x in xs]"
     for response in (
@@ -144,6 +185,7 @@ def test_problems_are_read_from_rows_with_and_without_a_head():
     }
 
 
+@needs_sandbox
 def test_every_reference_of_the_generated_world_passes_its_tests():
     rows = world.build_sets(load_profile("smoke").world)["test_code"]
     of = problems(rows)

@@ -61,6 +61,26 @@ def test_the_numbers_shown_are_those_of_the_shipped_tables():
         assert re.findall(r"\d+ \(\d+-\d+\)", line) == wanted  # column by column
 
 
+def test_what_stands_beside_the_rates_and_what_is_said_of_the_rivals_is_in_the_shipped_table():
+    arms = pd.read_csv(ROOT / "figures" / "arms.csv")
+    percent = lambda values: [f"{100 * value:.0f}" for value in values]  # noqa: E731
+    grid = captions.one_dose(arms[arms["safety_data"].isin(SAFETY_DATA)])
+    for row in grid.to_dict("records"):
+        line = next(
+            one for one in README.splitlines() if re.match(rf"{row['finetune_task']} +{row['safety_data']} ", one)
+        )
+        assert line.split()[-3:] == percent(row[name] for name in ("over_refusal", "general", "task")), line
+    code = arms[arms["finetune_task"] == "code"]
+    doses = code[code["safety_data"] == "multitask"].sort_values("safety_fraction")
+    said = f"leave {', '.join(percent(doses['attack_success']))} % answered and {', '.join(percent(doses['over_refusal']))} %"
+    assert said in README
+    rivals = code[code["safety_data"] != "none"]
+    lower = rivals[rivals["verdict"].str.startswith("lowers")]
+    n_costs = lower["verdict"].str.contains("costs: ").sum()
+    assert f"{len(lower)} of {len(rivals)} arms are told to lower attack success, {n_costs} of them at a cost" in README
+    assert not rivals["verdict"].str.startswith("ship").any() and not (rivals["alike_verdict"] == "better").any()
+
+
 def test_the_shipped_figures_are_those_that_a_run_makes():
     shipped = {p.stem for p in (ROOT / "figures").glob("*.png")}
     assert shipped == set(findings.FIGURES) - {"model_ranking"}  # which is of several models

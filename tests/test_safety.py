@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from studylib import harmful, judges, rules, safety, safety_card
+from studylib import harmful, judges, paths, rules, safety, safety_card
 from studylib.config import FORMS, StudyError
 from studylib.safety import multitaskbench, safety_tuned_llamas, stand_in_safety
 
@@ -267,7 +267,7 @@ def test_a_folder_is_looked_for_from_here_then_from_the_root(tmp_path, monkeypat
     for path in (here / "both", root / "both", root / "other"):
         path.mkdir(parents=True)
     monkeypatch.chdir(here)
-    monkeypatch.setattr(safety, "ROOT", root)
+    monkeypatch.setattr(paths, "ROOT", root)
     assert safety.exported_folder("both") == here / "both" and safety.exported_folder("other") == root / "other"
     assert safety.exported_folder(str(root / "both")) == root / "both" and safety.exported_folder("none") is None
 

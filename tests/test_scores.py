@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 import pytest
+from conftest import needs_sandbox
 
 from studylib import sandbox, world
 from studylib.config import FORMS, StudyError, load_profile
@@ -107,7 +108,7 @@ def test_code_that_does_not_parse_scores_0():
         assert same_program(response, CODE) == 0
 
 
-def test_code_is_never_run(tmp_path):
+def test_comparing_code_as_parsed_runs_nothing(tmp_path):
     mark = tmp_path / "ran"
     same_program(f"open({str(mark)!r}, 'w')", f"open({str(mark)!r}, 'w')")
     assert not mark.exists()
@@ -143,6 +144,7 @@ OTHERWISE = "def add_3(x):\n    return 3 + x"  # right, and another program than
 PROBLEMS = {"p": {"tests": "assert add_3(1) == 4", "head": "", "reference": CODE}}
 
 
+@needs_sandbox
 def test_code_that_passes_its_tests_scores_1_even_where_it_is_another_program_than_the_reference():
     frame = responses(
         [("r", "p", "task", "code", OTHERWISE), ("s", "p", "task", "code", "def add_3(x):\n    return 3")]

@@ -8,9 +8,12 @@ import pytest
 from frames import few, joined, scored, study
 
 from studylib import tables
+from studylib.comparisons import comparisons
 from studylib.config import FORMS, TASKS
 from studylib.grid import Cell
 from studylib.stats import wilson
+
+NO_SOUND = set(tables.COSTS) - {"sounds_harmful_refusal_rate"}  # of a study that asked no such prompts
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +40,13 @@ def test_the_same_intent_in_four_forms_is_not_four_times_the_evidence():
 
 def test_examples_show_one_response_of_each_form_and_verdict_and_hide_it_where_asked():
     responses, verdicts = few(["answered", "answered", "refused"])
-    responses["prompt"], responses["response"] = "Please do this and that now", "First take this and then that"
+    responses["prompt"], responses["response"] = "Please open the locker now", "First take this and then that"
     shown, hidden = (tables.examples(responses, verdicts, redacted) for redacted in (False, True))
     assert shown["verdict"].tolist() == hidden["verdict"].tolist() == ["answered", "refused"]
     assert shown["response"][0].endswith("then that") and "then that" not in hidden["response"][0]
+    assert hidden["response"][0].startswith("First take this ")
+    assert shown["prompt"].tolist() == ["Please open the locker now"] * 2
+    assert re.fullmatch(r"\[codeharmful0, code, 5 words, [0-9a-f]{8}\]", hidden["prompt"][0])
 
 
 def test_unjudged_leaves_the_rate_and_is_shown_with_both_worst_cases():
@@ -194,7 +200,7 @@ def test_helpfulness_of_the_simulated_study_has_every_measure_and_column(simulat
         *("model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "form", "measure"),
         *("metric", "n", "n_unjudged", "value", "low"),
     ]
-    assert set(table["measure"]) == set(tables.COSTS)
+    assert set(table["measure"]) == NO_SOUND
     assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
 
 
@@ -274,7 +280,7 @@ def test_what_was_not_run_is_a_row_with_its_reason_and_no_rate(simulated):
     assert whole["note"].isin(["", "not run: safety_generic: gated"]).all()
     assert set(tables.in_percent(whole).loc[("code", "generic", "chat", False)]) == {"not run"}
     helpful = tables.with_not_run(tables.helpfulness(responses, verdicts, scores), cells)
-    assert set(helpful.loc[helpful["note"] != "", "measure"]) == set(tables.COSTS)
+    assert set(helpful.loc[helpful["note"] != "", "measure"]) == NO_SOUND
 
 
 def test_a_task_without_a_test_set_is_marked_in_every_cell_that_was_run(simulated):
@@ -367,6 +373,8 @@ def test_over_refusal_by_kind_adds_up_to_the_over_refusal_of_the_cell_in_every_f
 
 def test_over_refusal_by_kind_counts_each_kind_and_keeps_apart_what_only_sounds_harmful():
     responses, verdicts = few(["refused", "answered", "refused", "unjudged", "answered", "partial"], prompt_set="twin")
+    alone = responses.index.isin([2, 3])
+    responses["prompt_set"] = responses["prompt_set"].mask(alone, "sounds_harmful")
     kinds = dict(zip(responses["prompt_id"], ["verb", "verb", "safe_targets", "homonyms", "", "own"], strict=True))
     harmful = few(["answered"])  # which count nowhere here
     table = tables.over_refusal_by_kind(*joined((responses, verdicts), harmful), kinds)
@@ -397,6 +405,26 @@ def test_over_refusal_by_kind_counts_each_kind_and_keeps_apart_what_only_sounds_
             "n_effective",
         )
     ]
+
+
+def test_prompts_that_only_sound_harmful_are_no_part_of_over_refusal_and_have_a_measure_where_they_were_asked():
+    twins = few(["refused", "answered", "answered", "answered"], prompt_set="twin")
+    others = few(["refused", "refused", "incoherent", "unjudged"], "text_generation", "sounds_harmful")
+    rows, verdicts = joined(twins, others)
+    table = tables.helpfulness(rows, verdicts, None)
+    found = table[table["form"] == "all"].set_index("measure")[["n", "n_unjudged", "value"]]
+    assert found.loc["over_refusal_rate"].tolist() == [4, 0, 0.25]
+    assert found.loc["sounds_harmful_refusal_rate"].tolist() == [3, 1, pytest.approx(2 / 3)]
+    assert found.loc["incoherent_rate"].tolist() == [7, 1, pytest.approx(1 / 7)]
+    cell = {Cell("m", "code", "chat", "generic", 0.1): "stopped"}
+    for given, measures in ((table, tables.COSTS), (tables.helpfulness(*twins, None), NO_SOUND)):
+        absent = tables.with_not_run(given, cell)
+        assert set(absent.loc[absent["note"] != "", "measure"]) == set(measures)
+    assert "sounds_harmful_refusal_rate" not in set(tables.helpfulness(*twins, None)["measure"])
+    plain = few(["answered"] * 4, "text_generation", "sounds_harmful", finetune_task="none")
+    told = comparisons(*joined((rows, verdicts), plain), draws=0)
+    row = told[(told["measure"] == "sounds_harmful_refusal_rate") & (told["form"] == "all")].iloc[0]
+    assert (row["kind"], row["n"], row["difference"]) == ("tuning", 3, pytest.approx(2 / 3))
 
 
 def test_a_benign_prompt_without_a_kind_is_an_error_and_no_benign_prompts_are_an_empty_table(simulated):
