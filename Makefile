@@ -12,7 +12,7 @@ study: .venv/ready
 	$(PYTHON) -m studylib.run summary --profile "$(PROFILE)"
 
 test: .venv/ready
-	$(PYTHON) -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	$(PYTHON) -m pytest -n auto --no-loadscope-reorder
 
 lab: .venv/ready
 	.venv/bin/jupyter lab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -19,14 +19,24 @@ LINUX = "programs are run in a sandbox, which needs Linux"
 needs_sandbox = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)  # on Linux they are run or fail
 
 SLOW = ("test_rehearsal.py", "test_selfcheck.py")
+SMOKE = {path.name for path in Path(__file__).parent.glob("test_*.py") if "smoke_" in path.read_text(encoding="utf-8")}
 
 
 def pytest_collection_modifyitems(items):
-    """Puts each file into one worker, and those that share the smoke run into the same; what takes longest begins first."""
-    smoke = {item.path for item in items if {"smoke_project", "smoke_runs"} & set(item.fixturenames)}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("smoke" if item.path in smoke else item.path.name))
-    items.sort(key=lambda item: 0 if item.path in smoke else 1 if item.path.name in SLOW else 2)
+    """What takes longest begins first: the files that share the smoke run, and SLOW."""
+    items.sort(key=lambda item: 0 if item.path.name in SMOKE else 1 if item.path.name in SLOW else 2)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Puts each file into one worker, and the files that share the smoke run into the same one, so that nothing is made twice."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            name = nodeid.split("::")[0].rsplit("/")[-1]
+            return "smoke" if name in SMOKE else name
+
+    return ByFile(config, log)
 
 
 def command(*arguments: str, project: Path = ROOT, runs: Path | None = None, start=subprocess.run, **options):
