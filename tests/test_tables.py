@@ -390,21 +390,8 @@ def test_over_refusal_by_kind_counts_each_kind_and_keeps_apart_what_only_sounds_
     ]
     pooled = table[table["form"] == "all"].drop(columns="form").reset_index(drop=True)
     pd.testing.assert_frame_equal(pooled, table[table["form"] == "code"].drop(columns="form").reset_index(drop=True))
-    assert list(table.columns[6:]) == [
-        *(
-            "form",
-            "prompts",
-            "benign_because",
-            "n",
-            "n_unjudged",
-            "rate",
-            "low",
-            "high",
-            "judge",
-            "n_seeds",
-            "n_effective",
-        )
-    ]
+    counted = ["n", "n_unjudged", "rate", "low", "high", "judge", "n_seeds", "n_effective"]
+    assert list(table.columns[6:]) == ["form", "prompts", "benign_because", *counted]
 
 
 def test_prompts_that_only_sound_harmful_are_no_part_of_over_refusal_and_have_a_measure_where_they_were_asked():
