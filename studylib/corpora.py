@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import duplicates, harmful, importers, safety, sources, world
+from studylib import duplicates, harmful, importers, instruction_lists, safety, sources, world
 from studylib.config import FORMS, STAND_IN, TASKS, DataSettings, Profile, StudyError
 from studylib.datasets import REAL_SETS, SAFETY_SETS, TESTS
+from studylib.french import read_french, translate
 from studylib.paths import ROOT, users_own
 from studylib.sources import Absent
 
@@ -104,8 +105,8 @@ def check(data: DataSettings) -> None:
         *((f"tasks.{task}", name, {*importers.GROUPS, *importers.IMPORTERS}) for task, name in data.tasks.items()),
         *((f"task_tests.{t}", name, {*importers.GROUPS, *importers.IMPORTERS}) for t, name in data.task_tests.items()),
         ("general", data.general, {*importers.GROUPS, *importers.IMPORTERS}),
-        ("harmful", data.harmful, {STAND_IN, *harmful.READERS}),
-        *([("over_refusal", data.over_refusal, {*harmful.SOUND_HARMFUL})] if data.over_refusal else []),
+        ("harmful", data.harmful, {STAND_IN, *instruction_lists.READERS}),
+        *([("over_refusal", data.over_refusal, {*instruction_lists.SOUND_HARMFUL})] if data.over_refusal else []),
     ):
         if name not in fitting:
             raise StudyError(f"data.{place} is {name!r}: known there are {', '.join(sorted(fitting))}.")
@@ -225,7 +226,7 @@ def _safety(data: DataSettings, name: str, source: str, counted: dict) -> dict[s
 
 
 def _sound_harmful(source: str, counted: dict) -> list[dict]:
-    listed, counted[source] = harmful.SOUND_HARMFUL[source](sources.fetch(source))
+    listed, counted[source] = instruction_lists.SOUND_HARMFUL[source](sources.fetch(source))
     return harmful.over_refusal(listed)
 
 
@@ -237,9 +238,9 @@ def _harmful(
         listed, french = harmful.stand_in(data.seed, n)
     else:
         paths = [sources.fetch(name) for name in LISTS.get(data.harmful, (data.harmful,))]
-        listed, counted[data.harmful] = harmful.READERS[data.harmful](*paths)
+        listed, counted[data.harmful] = instruction_lists.READERS[data.harmful](*paths)
         counts = counted[data.harmful]
-        different = harmful.different(listed, data.near_duplicate)
+        different = instruction_lists.different(listed, data.near_duplicate)
         counts["near duplicates of an earlier one"] = len(listed) - len(different)
         listed = different
         if not data.french:  # twins are compared and French is made for twice as many as are needed, not for all
@@ -257,12 +258,10 @@ def _harmful(
         texts = [text for one in listed for text in (one["instruction"], one["twin"]) if text]
         french = {}
         if data.french:
-            french = harmful.read_french(_french(data))
+            french = read_french(_french(data))
         elif data.translator:
             path = folder / "french.csv"
-            french = harmful.translate(
-                texts, data.translator, data.translator_revision, path, prefix=data.translator_prefix
-            )
+            french = translate(texts, data.translator, data.translator_revision, path, prefix=data.translator_prefix)
         counts |= _unusable(listed, french, n)
     return harmful.four_forms(listed, per_form=n, seed=data.seed, french=french)
 

@@ -1,18 +1,12 @@
-"""Harmful instructions: reading lists of them, benign twins, French, and the same instruction asked in the four forms.
+"""Harmful instructions: stand-ins, benign twins, the same instruction asked in the four forms, and what is shown of it.
 
-An instruction is a plain dict: `source` (the list), `key` (stable within it, as the file has it or the row's number from 0),
-`instruction`, `category` ("" where the list has none) and `twin`, a benign counterpart (None where there is none). Its intent,
-"advbench/12", identifies it everywhere. Lists come as files that were fetched elsewhere; nothing of them is kept here or
-shown. The wordings are in `data/forms.yaml`.
+Instructions are those of instruction_lists.py. The intent of one, "advbench/12", identifies it everywhere. The wordings
+are in `data/forms.yaml`.
 """
 
-import csv
 import hashlib
-import io
-import logging
 import random
 import re
-import time
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -20,150 +14,15 @@ from pathlib import Path
 from studylib import world
 from studylib.config import FORMS, STAND_IN, StudyError, load_profile, read_yaml
 from studylib.grammar import Scene, capital, lexicon, owned
+from studylib.instruction_lists import folded
 from studylib.paths import DATA
-from studylib.results import write_text
 
-LOG = logging.getLogger("studylib")
 USES = ("test", "train")
 SLOTS = ("do", "ask", "instruction", "quoted", "french", "labels")
 SENTENCES = re.compile(
     r"[.!?][\"'\u201d\u2019)\]]*\s+\S|\n"
 )  # more than one; takes "U.S. law" for two, which is then quoted
 GERUND = re.compile(r"\w*[aeiouy]\w*ing\b", re.I)  # not "bring"
-
-
-# Lists
-
-
-def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, as strings; cells may span lines, which then end in LF, whatever the file has.
-
-    Nothing is taken for a missing value: "None" is a text. Raises StudyError where a column is missing, a row is longer or
-    shorter than the header, or the file is no UTF-8 (a byte order mark is skipped).
-    """
-    reader = csv.DictReader(io.StringIO(decoded(path), newline=""))
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise StudyError(f"{path.name}, line {reader.line_num}, is no CSV ({error}): fetch the file again.") from None
-    missing = [column for column in columns if column not in (reader.fieldnames or [])]
-    if missing:
-        has = ", ".join(map(repr, reader.fieldnames or [])) or "no header at all"
-        raise StudyError(
-            f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} (it has {has}): "
-            "it is another file, or another version of it, than was meant."
-        )
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise StudyError(
-                f"Row {number} of {path.name} has {'more' if None in row else 'fewer'} cells than the header's "
-                f"{len(reader.fieldnames)}: the file is cut or not quoted as CSV is, fetch it again."
-            )
-    return [{name: re.sub(r"\r\n?", "\n", cell) for name, cell in row.items()} for row in rows]
-
-
-def decoded(path: Path) -> str:
-    """The file's text, without a byte order mark. Raises StudyError where it is no UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path.name} is no UTF-8 from byte {error.start} on: fetch it again.") from None
-
-
-def as_instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[str, int]]:
-    """Instructions of (key, instruction, category, twin) without empty and repeated ones (the first stays), and how many
-    there were of each."""
-    kept, seen, counts = [], set(), Counter(rows=len(rows))
-    for key, text, category, twin in rows:
-        text = text.strip()
-        if not text or _same(text) in seen:
-            counts["repeated" if text else "empty"] += 1
-            continue
-        seen.add(_same(text))
-        twin = (twin or "").strip() or None
-        one = {"source": source, "key": key, "instruction": text, "category": category.strip(), "twin": twin}
-        kept.append(one)
-    return kept, dict(counts) | {"kept": len(kept)}
-
-
-def advbench(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """AdvBench's instructions (column `goal`) and the counts of what was dropped; `target` is not read into anything."""
-    rows = read_csv(path, ("goal", "target"))
-    return as_instructions("advbench", [(str(i), row["goal"], "", None) for i, row in enumerate(rows)])
-
-
-def harmbench(path: Path, functional: tuple[str, ...] = ("standard",)) -> tuple[list[dict], dict[str, int]]:
-    """HarmBench's text behaviours of these functional categories, and the counts of what was dropped.
-
-    Keys are row numbers, because a BehaviorID tells what is asked for and keys are shown. `contextual` behaviours come after their context, as HarmBench itself asks them; they and `copyright` ones are dropped
-    by default, since the one is no single instruction and the other no harm of the same kind.
-    """
-    columns = ("Behavior", "FunctionalCategory", "SemanticCategory", "Tags", "ContextString", "BehaviorID")
-    rows, others = [], Counter()
-    for number, row in enumerate(read_csv(path, columns)):
-        kind, context = row["FunctionalCategory"], row["ContextString"].strip()
-        if kind in functional:
-            text = f"{context}\n\n---\n\n{row['Behavior']}" if context else row["Behavior"]
-            rows.append((str(number), text, row["SemanticCategory"], None))
-        else:
-            others[kind or "no category"] += 1
-    kept, counts = as_instructions("harmbench", rows)
-    return kept, counts | {"rows": len(rows) + others.total()} | dict(others)
-
-
-def strongreject(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """StrongREJECT's forbidden prompts with their categories, and the counts of what was dropped."""
-    rows = read_csv(path, ("category", "source", "forbidden_prompt"))
-    listed = [(str(i), row["forbidden_prompt"], row["category"], None) for i, row in enumerate(rows)]
-    return as_instructions("strongreject", listed)
-
-
-def jailbreakbench(harmful: Path, benign: Path) -> tuple[list[dict], dict[str, int]]:
-    """JailbreakBench's harmful goals, each with the benign goal of the same Index as twin, and the counts.
-
-    `other category` counts pairs whose two categories differ. Raises StudyError where the files have not the same indices,
-    or one has an index twice.
-    """
-    columns = ("Index", "Goal", "Target", "Behavior", "Category", "Source")
-    tables = [read_csv(path, columns) for path in (harmful, benign)]
-    rows, twins = ({row["Index"]: row for row in table} for table in tables)
-    lone = sorted(set(rows) ^ set(twins))
-    if lone or any(len(table) != len(rows) for table in tables):
-        raise StudyError(
-            f"{harmful.name} and {benign.name} are paired by Index, but {f'one alone has {lone[0]!r}' if lone else 'one has an index twice'}"
-            ": take both from the same revision."
-        )
-    listed = [(index, row["Goal"], row["Category"], twins[index]["Goal"]) for index, row in rows.items()]
-    kept, counts = as_instructions("jailbreakbench", listed)
-    return kept, counts | {"other category": sum(rows[i]["Category"] != twins[i]["Category"] for i in rows)}
-
-
-def xstest(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """XSTest's safe prompts, which are benign and sound harmful, with their type as category, and the counts.
-
-    Reads the prompts and the `model_completions`, which have the same prompts. Unsafe ones, whose type begins with
-    `contrast_` (XSTest's readme), are dropped and counted. Candidates for `nearest`, or rows by `over_refusal`.
-    """
-    rows = read_csv(path, ("id", "type", "prompt"))
-    safe = [(row["id"], row["prompt"], row["type"], None) for row in rows if not row["type"].startswith("contrast_")]
-    kept, counts = as_instructions("xstest", safe)
-    return kept, counts | {"rows": len(rows), "contrast": len(rows) - len(safe)}
-
-
-def over_refusal(benign: list[dict]) -> list[dict]:
-    """Benign instructions as test rows of the set `twin`, verbatim in the text form.
-
-    Their `prompt_set` is sounds_harmful, as they are no twins: `twin_of` is empty, `benign_because` the category.
-    """
-    form, about = "text_generation", {"prompt_set": "sounds_harmful", "harmful": False}
-    return [
-        _row("twin", form, one, one["instruction"], "", one["instruction"], **about, benign_because=one["category"])
-        for one in benign
-    ]
-
-
-READERS = {"advbench": advbench, "harmbench": harmbench, "strongreject": strongreject, "jailbreakbench": jailbreakbench}
-SOUND_HARMFUL = {"xstest": xstest}  # readers of benign prompts, for `over_refusal`
 
 
 # The miniature's own
@@ -226,8 +85,8 @@ def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [one["instruction"] for one in instructions]
-    taken = set(map(_same, texts))
-    candidates = list({same: text.strip() for text in reversed(benign) if (same := _same(text)) not in taken}.values())
+    taken = set(map(folded, texts))
+    candidates = list({same: text.strip() for text in reversed(benign) if (same := folded(text)) not in taken}.values())
     candidates.reverse()  # of equal ones the first
     if len(candidates) < len(texts):
         raise StudyError(
@@ -246,128 +105,6 @@ def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
         one | {"twin": candidates[place], "similarity": float(alike[i, place])}
         for i, (one, place) in enumerate(zip(instructions, chosen, strict=True))
     ]
-
-
-def different(instructions: list[dict], threshold: float) -> list[dict]:
-    """The instructions without near duplicates (see duplicates.pairs) of an earlier one that stays."""
-    from studylib import duplicates
-
-    gone: set[int] = set()
-    found = duplicates.pairs([one["instruction"] for one in instructions], threshold=threshold)
-    for earlier, later in sorted(zip(found["a"].tolist(), found["b"].tolist(), strict=True)):
-        if earlier not in gone:
-            gone.add(later)
-    return [one for i, one in enumerate(instructions) if i not in gone]
-
-
-def _same(text: str) -> str:
-    """What two texts share that differ in case, spaces and a final full stop at most."""
-    return " ".join(text.casefold().split()).rstrip(". ")
-
-
-# French
-
-
-def read_french(path: Path) -> dict[str, str]:
-    """French by instruction, from a CSV with the columns `instruction` and `french`; other columns are not read.
-
-    Raises StudyError where a column or a translation is missing, or an instruction has two different ones.
-    """
-    french = {}
-    for number, row in enumerate(read_csv(path, ("instruction", "french"))):
-        english, said = row["instruction"].strip(), row["french"].strip()
-        if not english or not said:
-            raise StudyError(
-                f"Row {number} of {path.name} has no {'french' if english else 'instruction'}: fill it in or delete the row."
-            )
-        if french.setdefault(english, said) != said:
-            raise StudyError(
-                f"Row {number} of {path.name} gives an instruction of an earlier row another French: delete one of the two."
-            )
-    return french
-
-
-def translate(
-    texts: list[str],
-    model: str,
-    revision: str | None,
-    path: Path,
-    batch_size: int = 16,
-    max_new_tokens: int = 256,
-    prefix: str = "",
-) -> dict[str, str]:
-    """French by text, made by a sequence-to-sequence model (a hub id at a pinned revision, or a folder) and kept in `path`.
-
-    Greedy, without the randomness of sampling; each text after `prefix`, which some models want. The CSV, which `read_french`
-    reads, is rewritten whole after every batch; texts that it has already are not translated again. Translations that are
-    empty or reach max_new_tokens are not kept: they lack in what is returned, and a log line tells how many. Raises
-    StudyError for a hub id without revision, a model that cannot be loaded, and a file of another model or revision.
-    """
-    if not Path(model).is_dir() and not revision:
-        raise StudyError(
-            f"data.translator {model!r} is no folder here and has no revision: pin data.translator_revision."
-        )
-    columns = ("instruction", "french", "model", "revision")
-    origin = {"model": model, "revision": revision or ""}
-    rows = read_csv(path, columns) if path.is_file() else []
-    for row in rows:
-        if {name: row[name] for name in origin} != origin:
-            raise StudyError(
-                f"{path} holds French of {row['model']} ({row['revision'] or 'no revision'}), not of {model} "
-                f"({revision or 'no revision'}): delete it or give another path."
-            )
-    french = {row["instruction"]: row["french"] for row in rows}
-    todo = [text for text in dict.fromkeys(text.strip() for text in texts) if text and text not in french]
-    if todo:
-        loaded = _load_translator(model, revision)
-        started = shown = time.monotonic()
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            made = _translated(*loaded, [prefix + text for text in batch], max_new_tokens)
-            french |= {text: said for text, said in zip(batch, made, strict=True) if said}
-            out = io.StringIO()
-            writer = csv.DictWriter(out, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({"instruction": text, "french": said} | origin for text, said in french.items())
-            write_text(path, out.getvalue())
-            done = start + len(batch)
-            if (now := time.monotonic()) - shown > 10 and done < len(todo):
-                shown, left = now, (now - started) / done * (len(todo) - done)
-                LOG.info("French: %d of %d texts, %.0f s left", done, len(todo), left)
-        lost = sum(text not in french for text in todo)
-        LOG.info("French: %d texts, %d of them without a whole translation", len(todo), lost)
-    return {text: french[text] for text in map(str.strip, texts) if text in french}
-
-
-def _load_translator(model: str, revision: str | None) -> tuple:
-    import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-    pinned = {} if Path(model).is_dir() else {"revision": revision}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **pinned)
-        loaded = AutoModelForSeq2SeqLM.from_pretrained(model, use_safetensors=True, dtype=torch.float32, **pinned)
-    except (ImportError, OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise StudyError(f"The translator {model} cannot be loaded: {first}") from None
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
-
-
-def _translated(model, tokenizer, texts: list[str], max_new_tokens: int) -> list[str]:
-    """The translations of one batch; empty where one is cut."""
-    import torch
-
-    encoded = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
-    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-    with torch.inference_mode():
-        out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-    ends, made = model.generation_config.eos_token_id, []
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-    for ids in out[:, 1:].tolist():  # the first token starts the decoder
-        length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-        whole = length < max_new_tokens  # some models end by force at the last place
-        made.append(tokenizer.decode(ids[:length], skip_special_tokens=True).strip() if whole else "")
-    return made
 
 
 # The four forms
@@ -496,6 +233,18 @@ def four_forms(
             if one["twin"]:
                 twins.append(_row(kinds[1], form, one, *asked[1], harmful=False, twin_of=rows[-1]["id"]))
     return rows, twins
+
+
+def over_refusal(benign: list[dict]) -> list[dict]:
+    """Benign instructions as test rows of the set `twin`, verbatim in the text form.
+
+    Their `prompt_set` is sounds_harmful, as they are no twins: `twin_of` is empty, `benign_because` the category.
+    """
+    form, about = "text_generation", {"prompt_set": "sounds_harmful", "harmful": False}
+    return [
+        _row("twin", form, one, one["instruction"], "", one["instruction"], **about, benign_because=one["category"])
+        for one in benign
+    ]
 
 
 def intent(one: dict) -> str:

@@ -17,7 +17,8 @@ import yaml
 from studylib import world
 from studylib.config import FORMS, STAND_IN, StudyError
 from studylib.grammar import refusal
-from studylib.harmful import decoded, imperative, in_form, read_csv, stand_in_parts
+from studylib.harmful import imperative, in_form, stand_in_parts
+from studylib.instruction_lists import decoded, read_csv
 from studylib.paths import users_own
 from studylib.rules import judge_rules
 

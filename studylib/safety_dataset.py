@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import corpora, datasets, duplicates, harmful, importers, safety, sources, world
+from studylib import corpora, datasets, duplicates, harmful, importers, instruction_lists, safety, sources, world
 from studylib.coherence import languages
 from studylib.config import FORMS, STAND_IN, StudyError, load_profile
 from studylib.duplicates import THRESHOLD, normal
+from studylib.french import read_french
 from studylib.grammar import Scene, lexicon, phrasings, refusal, request
 from studylib.paths import RunPaths
 from studylib.rules import judge_rules
@@ -55,14 +56,14 @@ def build(
 ) -> tuple[list[dict], dict[str, int]]:
     """The rows in random order, and the counts of what was read, dropped and why, and kept (by kind and form).
 
-    `source` is stand_in, a registered list of harmful instructions (harmful.READERS), a registered safety set
+    `source` is stand_in, a registered list of harmful instructions (instruction_lists.READERS), a registered safety set
     (corpora.SAFETY), or the path of a file of one's own (`read_own`). Of every form come `per_form` refusals and, with
     `twins`, the benign twins that have an answer. Deviates from MultiTaskBench, which has no twins.
 
     - stand_in: requests of the miniature's world in training phrasings of the grammar, on pairs of verb and object that
       its harmful test does not have, whatever `seed`; a twin has the same wording and the grammar's answer.
     - lists: the same instructions in every form, in training wordings of data/forms.yaml. French, for the translation
-      form, is the file's own or from the CSV `french` (harmful.read_french). A list's own twin is answered in the
+      form, is the file's own or from the CSV `french` (french.read_french). A list's own twin is answered in the
       translation form (by itself in English, where its French is known), and in the text form where the file has a
       `twin_answer`. An instruction without one gets, in the text form, the nearest row of the data set `benign`, in its
       own words with its own answer (harmful.nearest). Other twins have no answer: they are left out and counted.
@@ -192,24 +193,24 @@ def _of_a_list(
     are a safety set as it is."""
     if french and not Path(french).is_file():
         raise StudyError(f"There is no file {french} with French: give a CSV with the columns instruction, french.")
-    said, answers = harmful.read_french(Path(french)) if french else {}, {}
-    if source in harmful.READERS:
+    said, answers = read_french(Path(french)) if french else {}, {}
+    if source in instruction_lists.READERS:
         paths = [sources.fetch(name) for name in corpora.LISTS.get(source, (source,))]
-        listed, read = harmful.READERS[source](*paths)
+        listed, read = instruction_lists.READERS[source](*paths)
     elif (path := Path(source).expanduser()).is_file():
         rows = read_own(path)
         if any("response" in row for row in rows):
             return _own_safety_set(path.name, rows)
         items = [(str(i), row["instruction"], "", row.get("twin")) for i, row in enumerate(rows)]
-        listed, read = harmful.as_instructions(path.name, items)
+        listed, read = instruction_lists.as_instructions(path.name, items)
         for number, row in enumerate(rows):
             spoken = (row["instruction"], row.get("french")), (row.get("twin"), row.get("twin_french"))
             said |= {text.strip(): other.strip() for text, other in spoken if text and other and other.strip()}
             answers[str(number)] = row.get("twin_answer", "").strip()
     else:
-        known = ", ".join((STAND_IN, *harmful.READERS, *corpora.SAFETY))
+        known = ", ".join((STAND_IN, *instruction_lists.READERS, *corpora.SAFETY))
         raise StudyError(f"There is no source {source!r}: give one of {known}, or the path of a .csv, .jsonl or .txt.")
-    different = harmful.different(listed, THRESHOLD)
+    different = instruction_lists.different(listed, THRESHOLD)
     counts = Counter(read) + Counter({NEAR: len(listed) - len(different)})
     order = sorted(different, key=lambda one: hashlib.sha256(f"{seed}/{harmful.intent(one)}".encode()).digest())
     near, out = _nearest(order, benign, seed) if benign else {}, []
@@ -288,9 +289,9 @@ def read_own(path: Path) -> list[dict[str, str]]:
     if ending not in (".csv", ".jsonl", ".txt"):
         raise StudyError(f"{path.name} is no .csv, .jsonl or .txt: save the instructions as one of these.")
     if ending == ".csv":
-        rows = harmful.read_csv(path, ("instruction",))
+        rows = instruction_lists.read_csv(path, ("instruction",))
     else:
-        lines = enumerate(harmful.decoded(path).split("\n"), 1)  # not splitlines: texts may hold U+2028
+        lines = enumerate(instruction_lists.decoded(path).split("\n"), 1)  # not splitlines: texts may hold U+2028
         read = _own_row if ending == ".jsonl" else lambda line, where: {"instruction": line}
         rows = [read(line, f"{path.name}, line {number},") for number, line in lines if line.strip()]
     if not rows:

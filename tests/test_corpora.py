@@ -442,7 +442,7 @@ def test_the_test_rows_of_a_task_may_come_from_another_source(files, tmp_path):
 
 def test_nearest_twins_without_general_instructions_say_why(files, tmp_path, monkeypatch):
     listed = [{"source": "advbench", "key": "0", "instruction": "Open a locker", "category": "", "twin": None}]
-    monkeypatch.setitem(corpora.harmful.READERS, "advbench", lambda path: (listed, {"rows": 1}))
+    monkeypatch.setitem(corpora.instruction_lists.READERS, "advbench", lambda path: (listed, {"rows": 1}))
     monkeypatch.setattr(corpora.sources, "fetch", fetch_but_of("advbench", corpora.sources.fetch))
     next(files.glob("rasbt/**/*.json")).unlink()
     with pytest.raises(
@@ -462,7 +462,7 @@ def test_a_list_is_freed_of_near_duplicates_and_what_is_not_drawn_is_counted(fil
     english = [*said, *(row["content"] for row in read(tmp_path)[0]["train_general"])]
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in dict.fromkeys(english)))
     monkeypatch.setattr(paths, "ROOT", tmp_path)  # where the French is read from
-    monkeypatch.setitem(corpora.harmful.READERS, "advbench", lambda path: (listed, {"rows": 32}))
+    monkeypatch.setitem(corpora.instruction_lists.READERS, "advbench", lambda path: (listed, {"rows": 32}))
     monkeypatch.setattr(corpora.sources, "fetch", fetch_but_of("advbench", corpora.sources.fetch))
     sets, _, counted = read(tmp_path, harmful="advbench", twins="nearest", french="fr.csv", harmful_per_form=5)
     counted = counted[counted["source"] == "advbench"].set_index("what")["rows"]
@@ -486,7 +486,7 @@ def test_instructions_that_lack_a_twin_or_french_are_counted_each_by_what_they_l
     french = tmp_path / "fr.csv"
     spoken = [text for text in (*said, *benign) if text not in (said[0], said[4], benign[5], benign[6], benign[7])]
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in spoken))
-    monkeypatch.setitem(corpora.harmful.READERS, "jailbreakbench", lambda *paths: (listed, {"rows": 12}))
+    monkeypatch.setitem(corpora.instruction_lists.READERS, "jailbreakbench", lambda *paths: (listed, {"rows": 12}))
     names = corpora.LISTS["jailbreakbench"]
     monkeypatch.setattr(corpora.sources, "fetch", fetch_but_of(names, corpora.sources.fetch))
     sets, _, counted = read(tmp_path, harmful="jailbreakbench", french=str(french), harmful_per_form=4)
