@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from studylib import rules, sources
+from studylib import fetching, rules, sources
 from studylib.config import StudyError
 from studylib.judges import Verdict
 from studylib.labelled import chatgpt_refusals, own
@@ -258,10 +258,10 @@ def train(sets: Iterable[pd.DataFrame] | None = None) -> dict:
     Rows of others count half, those of one source that begin with the same four words the root of it together, so that
     one wording asked of ninety names counts little. Words and pairs are of the project's own responses alone, so that no
     name, slur or instruction of other people's data gets into the weights.
-    Raises sources.Absent where the registered set is not there.
+    Raises fetching.Absent where the registered set is not there.
     """
     if sets is None:
-        registered = chatgpt_refusals(sources.fetch(SOURCE))
+        registered = chatgpt_refusals(fetching.fetch(SOURCE))
         sets = [registered[~registered["human"].isin(UNCLEAR)]]
     return {"note": NOTE} | fit_for_others(own(), sets) | {"made_from": _made_from()}
 
@@ -297,7 +297,7 @@ def load() -> dict:
     """The weights of the default judge, the shipped ones unless labels or signs were changed since they were made.
 
     Then they are fitted again, which takes seconds, without a download: to the registered set where it is in the mirror
-    or in the cache, and to the project's own responses in any case; and kept in the cache folder (`sources.cache_folder`).
+    or in the cache, and to the project's own responses in any case; and kept in the cache folder (`fetching.cache_folder`).
     A broken file there is made again.
     """
     shipped = _weights_of(SHIPPED)
@@ -306,9 +306,9 @@ def load() -> dict:
     import sklearn
 
     entry = sources.source(SOURCE)
-    there = sources.report([SOURCE])["state"].str.startswith("intact").all()
+    there = fetching.report([SOURCE])["state"].str.startswith("intact").all()
     key = f"{_made_from()} {sklearn.__version__} {entry.sha256 if there else None}"
-    path = sources.cache_folder() / "judges" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    path = fetching.cache_folder() / "judges" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if weights := _weights_of(path):
         return weights
     LOG.info("classifier judge: labels or signs changed, its weights are fitted again")

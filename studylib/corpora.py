@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import duplicates, harmful, importers, instruction_lists, safety, sources, world
+from studylib import duplicates, fetching, harmful, importers, instruction_lists, safety, sources, world
 from studylib.config import FORMS, STAND_IN, TASKS, DataSettings, Profile, StudyError
 from studylib.datasets import REAL_SETS, SAFETY_SETS, TESTS
+from studylib.fetching import Absent
 from studylib.french import read_french, translate
 from studylib.paths import ROOT, users_own
-from studylib.sources import Absent
 
 LOG = logging.getLogger("studylib")
 SPARE = 2  # times the rows asked for are read from hub sets, as some are dropped
@@ -220,13 +220,13 @@ def _safety(data: DataSettings, name: str, source: str, counted: dict) -> dict[s
     elif source == STAND_IN:
         rows = safety.stand_in_safety(name.removeprefix("safety_"), data.safety_rows, data.seed)
     else:
-        rows, counted[source] = SAFETY[source](sources.fetch(source))
+        rows, counted[source] = SAFETY[source](fetching.fetch(source))
     made = {name: rows} | ({"safety_twins": twins} if twins else {})
     return {of: [_row(of, one) for one in some] for of, some in made.items()}
 
 
 def _sound_harmful(source: str, counted: dict) -> list[dict]:
-    listed, counted[source] = instruction_lists.SOUND_HARMFUL[source](sources.fetch(source))
+    listed, counted[source] = instruction_lists.SOUND_HARMFUL[source](fetching.fetch(source))
     return harmful.over_refusal(listed)
 
 
@@ -237,7 +237,7 @@ def _harmful(
     if data.harmful == STAND_IN:
         listed, french = harmful.stand_in(data.seed, n)
     else:
-        paths = [sources.fetch(name) for name in LISTS.get(data.harmful, (data.harmful,))]
+        paths = [fetching.fetch(name) for name in LISTS.get(data.harmful, (data.harmful,))]
         listed, counted[data.harmful] = instruction_lists.READERS[data.harmful](*paths)
         counts = counted[data.harmful]
         different = instruction_lists.different(listed, data.near_duplicate)

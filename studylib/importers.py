@@ -22,7 +22,8 @@ from pathlib import Path
 
 from studylib.config import StudyError
 from studylib.duplicates import normal
-from studylib.sources import fetch, hub_rows, source
+from studylib.fetching import fetch, hub_rows
+from studylib.sources import source
 
 # Instructions around a row's own text. Written for this study; which one a row gets is decided by its text alone.
 SUMMARIZE = (
@@ -281,7 +282,7 @@ def _instructions(rows: list[dict], name: str, form: str, place: Path | str, key
     return out.done()
 
 
-# Rows of hub data sets, by the roles of their columns (see sources.hub_rows). Their keys are hashes of their texts,
+# Rows of hub data sets, by the roles of their columns (see fetching.hub_rows). Their keys are hashes of their texts,
 # because a streamed row does not know its place.
 
 

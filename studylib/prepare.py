@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import config, corpora, datasets, duplicates, evaluate, grid, judges, needs, sources, world
+from studylib import config, corpora, datasets, duplicates, evaluate, fetching, grid, judges, needs, sources, world
 from studylib.config import STYLES, TASKS, TINY, Profile
 from studylib.grid import Cell
 from studylib.products import built_models
@@ -52,10 +52,10 @@ def register(profile: Profile) -> pd.DataFrame:
     Empty where all is generated.
     """
     if not profile.data:
-        return sources.report([])
+        return fetching.report([])
     models = {model.source for model in profile.models.values()} | {profile.data.translator}
     named = [name for name, entry in sources.register().items() if entry.kind == "model" and entry.model in models]
-    return sources.report([*corpora.used(profile.data), *named])
+    return fetching.report([*corpora.used(profile.data), *named])
 
 
 def data(now: Stage) -> Data:

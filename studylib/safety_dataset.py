@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import corpora, datasets, duplicates, harmful, importers, instruction_lists, safety, sources, world
+from studylib import corpora, datasets, duplicates, fetching, harmful, importers, instruction_lists, safety, world
 from studylib.coherence import languages
 from studylib.config import FORMS, STAND_IN, StudyError, load_profile
 from studylib.duplicates import THRESHOLD, normal
@@ -75,7 +75,7 @@ def build(
     duplicates.py's, with its THRESHOLD. Refusals are suited to the form, and French where the wording is.
 
     Raises StudyError for a source that is not known, settings that make no sense, where nothing is left and, save for
-    safety sets, where the source has fewer than `per_form` in a form; sources.Absent where it cannot be had.
+    safety sets, where the source has fewer than `per_form` in a form; fetching.Absent where it cannot be had.
     """
     exclude, intents = list(exclude), {_plain(one) for one in exclude_intents}
     _check(per_form, forms, exclude)
@@ -85,7 +85,7 @@ def build(
         pairs = _of_the_world(split, per_form, seed, forms)
         counts, fixed = Counter(drawn=len(pairs)), False
     elif source in corpora.SAFETY:
-        rows, read = corpora.SAFETY[source](sources.fetch(source))
+        rows, read = corpora.SAFETY[source](fetching.fetch(source))
         pairs, counts, fixed = _as_published(rows), Counter(read), True
     else:
         pairs, counts, fixed = _of_a_list(source, seed, forms, french, benign if twins else "")
@@ -195,7 +195,7 @@ def _of_a_list(
         raise StudyError(f"There is no file {french} with French: give a CSV with the columns instruction, french.")
     said, answers = read_french(Path(french)) if french else {}, {}
     if source in instruction_lists.READERS:
-        paths = [sources.fetch(name) for name in corpora.LISTS.get(source, (source,))]
+        paths = [fetching.fetch(name) for name in corpora.LISTS.get(source, (source,))]
         listed, read = instruction_lists.READERS[source](*paths)
     elif (path := Path(source).expanduser()).is_file():
         rows = read_own(path)
@@ -405,7 +405,7 @@ def rivals_table(
     for name in names:
         try:
             table[name] = _facts(name, per_form, seed, exclude)
-        except sources.Absent as error:
+        except fetching.Absent as error:
             table[name] = {"note": error.reason}
     columns = ["rows", "repeated", *FORMS, "refused", "answered", "partial", "other", "near_duplicates", "like_a_test"]
     found = pd.DataFrame.from_dict(table, orient="index").reindex(columns=[*columns, "note"])
@@ -415,7 +415,7 @@ def rivals_table(
 
 def _facts(name: str, per_form: int, seed: int, exclude: list[str]) -> dict:
     if name in corpora.SAFETY:
-        rows, counts = corpora.SAFETY[name](sources.fetch(name), drop=())
+        rows, counts = corpora.SAFETY[name](fetching.fetch(name), drop=())
         verdicts, n = Counter(counts), counts["rows"]
         rows = [{"form": row["form"], "content": row["prompt"]} for row in rows]
     else:

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from studylib import agreement, judges, labelled, labelling, sources, tables
+from studylib import agreement, fetching, judges, labelled, labelling, sources, tables
 from studylib.captions import one_dose
 from studylib.config import SAFETY_DATA, Profile, StudyError
+from studylib.fetching import Absent
 from studylib.grid import untuned as untuned_cells
 from studylib.paths import RunPaths
-from studylib.sources import Absent
 
 XSTEST = ("xstest_gpt4", "xstest_llama2new", "xstest_llama2orig", "xstest_mistralguard", "xstest_mistralinstruct")
 YARDSTICKS = ("own", "chatgpt_refusals", "xstest")
@@ -26,7 +26,7 @@ def check(names: Sequence[str]) -> None:
         raise StudyError(f"There are no labelled responses {unknown[0]!r}: known are {', '.join(YARDSTICKS)}.")
     for name in XSTEST if "xstest" in names else ():
         if not sources.source(name).sha256:
-            sources.fetch(name)  # raises, saying how to pin it
+            fetching.fetch(name)  # raises, saying how to pin it
 
 
 def people(profile: Profile, paths: RunPaths) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -49,9 +49,9 @@ def _read(name: str) -> pd.DataFrame:
     if name == "own":
         rows = labelled.own()
     elif name == "chatgpt_refusals":
-        rows = labelled.chatgpt_refusals(sources.fetch(name)).assign(source=name)
+        rows = labelled.chatgpt_refusals(fetching.fetch(name)).assign(source=name)
     else:
-        rows = labelled.xstest(*map(sources.fetch, XSTEST))
+        rows = labelled.xstest(*map(fetching.fetch, XSTEST))
     return rows.assign(weight=1.0)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import growth
 
-from studylib import classifier, labelled, rules, signs, sources
+from studylib import classifier, fetching, labelled, rules, signs
 from studylib.config import FORMS, StudyError, read_yaml
 from studylib.judges import VERDICTS
 from studylib.paths import DATA
@@ -328,7 +328,7 @@ def test_too_few_labels_are_refused_with_their_numbers():
 
 
 def test_training_for_shipping_without_the_registered_set_says_what_is_missing():
-    with pytest.raises(sources.Absent, match="chatgpt_refusals"):
+    with pytest.raises(fetching.Absent, match="chatgpt_refusals"):
         classifier.train()
 
 
@@ -346,14 +346,14 @@ def test_changed_labels_are_fitted_once_and_kept(changed, own_weights):
     classifier.load.cache_clear()
     assert classifier.load() == own_weights
     assert changed == [[]]  # without a network, to our own responses alone
-    (kept,) = (sources.cache_folder() / "judges").iterdir()
+    (kept,) = (fetching.cache_folder() / "judges").iterdir()
     assert kept.suffix == ".json"
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", "null", '{"signs": {}}', "NaN", "{}"])
 def test_a_broken_file_in_the_cache_is_made_again(changed, own_weights, broken):
     classifier.load()
-    (kept,) = (sources.cache_folder() / "judges").iterdir()
+    (kept,) = (fetching.cache_folder() / "judges").iterdir()
     kept.write_text(broken)
     classifier.load.cache_clear()
     assert classifier.load() == own_weights

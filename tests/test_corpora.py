@@ -443,7 +443,7 @@ def test_the_test_rows_of_a_task_may_come_from_another_source(files, tmp_path):
 def test_nearest_twins_without_general_instructions_say_why(files, tmp_path, monkeypatch):
     listed = [{"source": "advbench", "key": "0", "instruction": "Open a locker", "category": "", "twin": None}]
     monkeypatch.setitem(corpora.instruction_lists.READERS, "advbench", lambda path: (listed, {"rows": 1}))
-    monkeypatch.setattr(corpora.sources, "fetch", fetch_but_of("advbench", corpora.sources.fetch))
+    monkeypatch.setattr(corpora.fetching, "fetch", fetch_but_of("advbench", corpora.fetching.fetch))
     next(files.glob("rasbt/**/*.json")).unlink()
     with pytest.raises(
         StudyError, match=r"from instruction_data, which is not there \(instruction_data: STUDY_OFFLINE"
@@ -463,7 +463,7 @@ def test_a_list_is_freed_of_near_duplicates_and_what_is_not_drawn_is_counted(fil
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in dict.fromkeys(english)))
     monkeypatch.setattr(paths, "ROOT", tmp_path)  # where the French is read from
     monkeypatch.setitem(corpora.instruction_lists.READERS, "advbench", lambda path: (listed, {"rows": 32}))
-    monkeypatch.setattr(corpora.sources, "fetch", fetch_but_of("advbench", corpora.sources.fetch))
+    monkeypatch.setattr(corpora.fetching, "fetch", fetch_but_of("advbench", corpora.fetching.fetch))
     sets, _, counted = read(tmp_path, harmful="advbench", twins="nearest", french="fr.csv", harmful_per_form=5)
     counted = counted[counted["source"] == "advbench"].set_index("what")["rows"]
     assert counted["near duplicates of an earlier one"] == 2 and "not drawn" not in counted
@@ -488,7 +488,7 @@ def test_instructions_that_lack_a_twin_or_french_are_counted_each_by_what_they_l
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in spoken))
     monkeypatch.setitem(corpora.instruction_lists.READERS, "jailbreakbench", lambda *paths: (listed, {"rows": 12}))
     names = corpora.LISTS["jailbreakbench"]
-    monkeypatch.setattr(corpora.sources, "fetch", fetch_but_of(names, corpora.sources.fetch))
+    monkeypatch.setattr(corpora.fetching, "fetch", fetch_but_of(names, corpora.fetching.fetch))
     sets, _, counted = read(tmp_path, harmful="jailbreakbench", french=str(french), harmful_per_form=4)
     counted = counted[counted["source"] == "jailbreakbench"].set_index("what")["rows"].to_dict()
     assert counted == {

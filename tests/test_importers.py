@@ -11,8 +11,9 @@ import yaml
 
 from studylib import importers
 from studylib.config import TASKS, StudyError
+from studylib.fetching import Absent
 from studylib.importers import IMPORTERS, split
-from studylib.sources import Absent, register
+from studylib.sources import register
 
 
 def lines(path, rows):

@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from test_safety import bench, llamas, rows_of_the_bench
 
-from studylib import datasets, duplicates, importers, rules, safety, safety_dataset, sources, world
+from studylib import datasets, duplicates, fetching, importers, rules, safety, safety_dataset, world
 from studylib.coherence import languages
 from studylib.config import FORMS, StudyError, load_profile
 from studylib.paths import RunPaths
@@ -391,7 +391,7 @@ def test_a_list_with_twins_of_its_own_has_no_answers_to_them_and_counts_that(put
 
 
 def test_a_list_that_cannot_be_had_says_why(put):
-    with pytest.raises(sources.Absent, match=r"'advbench' is not there: STUDY_OFFLINE"):
+    with pytest.raises(fetching.Absent, match=r"'advbench' is not there: STUDY_OFFLINE"):
         build("advbench")
 
 

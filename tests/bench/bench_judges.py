@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 from sklearn.model_selection import GroupKFold
 
-from studylib import classifier, judges, labelled, sources
+from studylib import classifier, fetching, judges, labelled
 from studylib.config import StudyError
 
 COLUMNS = ("prompt", "response", "form", "stop_reason")
@@ -29,9 +29,9 @@ def columns(frame: pd.DataFrame) -> list[list[str]]:
 
 def local(name: str):
     """The path of a source where it is there and intact, None elsewhere; nothing is downloaded."""
-    state = sources.report([name])["state"].iloc[0]
+    state = fetching.report([name])["state"].iloc[0]
     try:
-        return sources.fetch(name) if state.startswith("intact") else print(f"  not here: {name} ({state})")
+        return fetching.fetch(name) if state.startswith("intact") else print(f"  not here: {name} ({state})")
     except StudyError as error:
         return print(f"  not here: {name} ({error})")
 

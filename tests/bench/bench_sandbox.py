@@ -18,7 +18,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from studylib import importers, sandbox, sources
+from studylib import fetching, importers, sandbox
 
 QUICK = "--quick" in sys.argv[1:]
 ROUNDS, WORKERS = 1 if QUICK else 3, 2
@@ -29,9 +29,9 @@ KINDS = ("comparison", "constant", "operator", "negated", "none")
 def problems() -> tuple[str, list[tuple[str, str]]]:
     """What they are, and pairs of solution and tests."""
     try:
-        rows, _ = importers.IMPORTERS["human_eval"](sources.fetch("human_eval"))
+        rows, _ = importers.IMPORTERS["human_eval"](fetching.fetch("human_eval"))
         return "HumanEval", [(row["answer"], "\n".join(row["tests"])) for row in rows]
-    except sources.Absent as error:
+    except fetching.Absent as error:
         print(error)
     stubs = [
         (f"def add_{k}(x):\n    return x + {k}", f"assert add_{k}(0) == {k}\nassert add_{k}(-{k}) == 0")
