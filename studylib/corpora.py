@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import duplicates, fetching, harmful, importers, instruction_lists, safety, sources, world
+from studylib import duplicates, fetching, harmful, importers, instruction_lists, safety, sources, task_data, world
 from studylib.config import FORMS, STAND_IN, TASKS, DataSettings, Profile, StudyError
 from studylib.datasets import REAL_SETS, SAFETY_SETS, TESTS
 from studylib.fetching import Absent
@@ -38,7 +38,7 @@ def used(data: DataSettings) -> list[str]:
         part
         for name in names
         if name not in (STAND_IN, None)
-        for part in importers.GROUPS.get(name, LISTS.get(name, (name,)))
+        for part in task_data.GROUPS.get(name, LISTS.get(name, (name,)))
     ]
     return list(dict.fromkeys(names))
 
@@ -63,7 +63,7 @@ def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[
     own = {"source": STAND_IN, "licence": "Apache-2.0", "redistributable": True, "citation": "this study"}
     found = {}
     for name, source in of.items():
-        names = importers.GROUPS.get(source, LISTS.get(source, (source,)))
+        names = task_data.GROUPS.get(source, LISTS.get(source, (source,)))
         found[name] = [{"source": one} | {f: getattr(known[one], f) for f in facts} for one in names if one != STAND_IN]
         found[name] += [own] if source == STAND_IN else []
     found |= {place: safety.exported_card(folder)["origins"] for place, folder in folders.items() if folder}
@@ -102,9 +102,9 @@ def check(data: DataSettings) -> None:
     """
     known = sources.register()
     for place, name, fitting in (
-        *((f"tasks.{task}", name, {*importers.GROUPS, *importers.IMPORTERS}) for task, name in data.tasks.items()),
-        *((f"task_tests.{t}", name, {*importers.GROUPS, *importers.IMPORTERS}) for t, name in data.task_tests.items()),
-        ("general", data.general, {*importers.GROUPS, *importers.IMPORTERS}),
+        *((f"tasks.{task}", name, {*task_data.GROUPS, *importers.IMPORTERS}) for task, name in data.tasks.items()),
+        *((f"task_tests.{t}", name, {*task_data.GROUPS, *importers.IMPORTERS}) for t, name in data.task_tests.items()),
+        ("general", data.general, {*task_data.GROUPS, *importers.IMPORTERS}),
         ("harmful", data.harmful, {STAND_IN, *instruction_lists.READERS}),
         *([("over_refusal", data.over_refusal, {*instruction_lists.SOUND_HARMFUL})] if data.over_refusal else []),
     ):
@@ -182,8 +182,8 @@ def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[
 
 def _task(data: DataSettings, names: tuple[str, str], source: str, counted: dict) -> dict[str, list[dict]]:
     n_test = data.task_test_rows if names[1] != "general" else data.general_test_rows
-    rows, counted[source] = importers.load(source, SPARE * (data.task_rows + n_test), data.seed)
-    train, test = importers.split(rows, n_test=n_test, seed=data.seed)
+    rows, counted[source] = task_data.load(source, SPARE * (data.task_rows + n_test), data.seed)
+    train, test = task_data.split(rows, n_test=n_test, seed=data.seed)
     return {name: [_row(name, one) for one in part] for name, part in zip(names, (train, test), strict=True)}
 
 
@@ -191,7 +191,7 @@ def _alone(data: DataSettings, name: str, source: str, counted: dict) -> dict[st
     """A training or test set from a source of its own; of a test set the rows that the seed draws."""
     test = name.startswith("test_")
     n = data.task_test_rows if test else SPARE * data.task_rows
-    rows, counted[source] = importers.load(source, n, data.seed)
+    rows, counted[source] = task_data.load(source, n, data.seed)
     return {name: [_row(name, one) for one in (_sample(rows, n, data.seed) if test else rows)]}
 
 

@@ -1,4 +1,4 @@
-"""Benign task data from elsewhere as rows of one form: one reader per format, and the split into training and test.
+"""Benign task data from elsewhere as rows of one form: one reader per format, and which one reads a source.
 
 A row is a dict with `source` and `key` (what identifies it in its file), `form` (the task), `prompt` (as a user would
 write it), `answer`, `content` (the part of the prompt that is the row's own, without the instruction around it),
@@ -22,8 +22,6 @@ from pathlib import Path
 
 from studylib.config import StudyError
 from studylib.duplicates import normal
-from studylib.fetching import fetch, hub_rows
-from studylib.sources import source
 
 # Instructions around a row's own text. Written for this study; which one a row gets is decided by its text alone.
 SUMMARIZE = (
@@ -64,13 +62,14 @@ DECISION = re.compile(r"'(.+?)': '(positive|negative|neutral)'(?=, '|\}$)")
 Rows = tuple[list[dict], dict[str, int]]
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
+    """A whole number below 2**64 that the text alone decides."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def _worded(wordings: tuple[str, ...], text: str) -> str:
     """The text in one of the wordings, always the same for a text, however many other rows there are."""
-    return wordings[_number(normal(text)) % len(wordings)].format(text=text)
+    return wordings[number_of(normal(text)) % len(wordings)].format(text=text)
 
 
 class _Collector:
@@ -89,7 +88,7 @@ class _Collector:
         if (same := normal(prompt)) in self.seen:
             return self.drop("same prompt as an earlier row")
         self.seen.add(same)
-        key = f"{_number(normal(content)):016x}" if key is None else str(key)
+        key = f"{number_of(normal(content)):016x}" if key is None else str(key)
         row = {"source": self.name, "key": key, "form": self.form, "prompt": prompt, "answer": answer}
         self.rows.append(row | {"content": content, "tests": list(tests)} | more)
 
@@ -360,67 +359,3 @@ IMPORTERS: dict[str, Callable[..., Rows]] = {
     ),
     "alpaca_cleaned": partial(instructions, name="alpaca_cleaned", form="text_generation"),
 }
-# Sources that make up one data set.
-GROUPS = {
-    "scitldr": ("scitldr_train", "scitldr_dev", "scitldr_test"),
-    "financial_sentiment": ("financial_tweets", "financial_phrasebank"),
-}
-
-
-def load(name: str, n: int, seed: int = 0, sources: Path | None = None) -> Rows:
-    """Rows and counts of a source of IMPORTERS, or of a group, whose sources follow each other.
-
-    Of a hub data set `n` rows are read (of a group from each), of a file all. A text that two sources of a group have
-    stays twice: `split` keeps it on one side. Raises what fetch and hub_rows raise (Absent where the source cannot be
-    had), and StudyError for a name without an importer.
-    """
-    rows, counts = [], Counter()
-    for part in GROUPS.get(name, (name,)):
-        if part not in IMPORTERS:
-            raise StudyError(f"There is no task data {part!r}: known are {', '.join([*GROUPS, *IMPORTERS])}.")
-        is_hub = source(part, sources).kind == "hub"
-        found, counted = IMPORTERS[part](hub_rows(part, n, seed, sources) if is_hub else fetch(part, sources))
-        rows += found
-        counts.update(counted)
-    return rows, dict(counts)
-
-
-def split(
-    rows: list[dict], *, test_share: float | None = None, n_test: int | None = None, seed: int = 0
-) -> tuple[list[dict], list[dict]]:
-    """Training and test rows, each in the order of `rows`; a text (the `content`) is never on both sides.
-
-    The side is decided by the hash of seed and text. With `test_share` (0-1) it depends on nothing else, so a row keeps
-    it when others come or go. With `n_test` the texts with the lowest hashes are tested, as many as make up `n_test`
-    rows at most, and only rows at the border can change sides. Where rows have their publisher's `split`, test rows
-    come from its test alone, and training rows from the others, without the texts of that test; only `n_test` is
-    allowed then. Raises StudyError where a side would be empty, and where not exactly one of the two is given.
-    A change of `duplicates.normal` can move rows.
-    """
-    if (test_share is None) == (n_test is None):
-        raise StudyError("split needs either test_share or n_test.")
-    texts = [normal(row.get("content") or row["prompt"]) for row in rows]
-    numbers = {text: _number(f"{seed}\n{text}") for text in set(texts)}
-    published = any("split" in row for row in rows)
-    if published and test_share is not None:
-        raise StudyError("These rows have their publisher's split: give n_test, how many rows of its test to use.")
-    pairs = list(zip(texts, rows, strict=True))
-
-    def can_be_tested(row: dict) -> bool:
-        return not published or row.get("split") == "test"
-
-    if test_share is not None:
-        tested = {text for text in texts if numbers[text] < test_share * 2**64}
-    else:
-        sizes, tested, room = Counter(text for text, row in pairs if can_be_tested(row)), set(), n_test
-        for text in sorted(sizes, key=numbers.get):
-            if sizes[text] <= room:
-                tested.add(text)
-                room -= sizes[text]
-    test = [row for text, row in pairs if text in tested and can_be_tested(row)]
-    kept_out = {text for text, row in pairs if can_be_tested(row)} if published else tested
-    train = [row for text, row in pairs if text not in kept_out]
-    for side, what in ((train, "training"), (test, "test")):
-        if not side:
-            raise StudyError(f"Of {len(rows)} rows none is left for {what}: change test_share or n_test.")
-    return train, test

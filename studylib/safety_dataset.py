@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import corpora, datasets, duplicates, fetching, harmful, importers, instruction_lists, safety, world
+from studylib import corpora, datasets, duplicates, fetching, harmful, instruction_lists, safety, task_data, world
 from studylib.coherence import languages
 from studylib.config import FORMS, STAND_IN, StudyError, load_profile
 from studylib.duplicates import THRESHOLD, normal
@@ -226,7 +226,7 @@ def _nearest(listed: list[dict], benign: str, seed: int) -> dict[str, dict]:
     lone = [one for one in listed if not one["twin"]]
     if not lone:
         return {}
-    rows, _ = importers.load(benign, 2 * len(lone), seed)
+    rows, _ = task_data.load(benign, 2 * len(lone), seed)
     by_prompt = {row["prompt"].strip(): row for row in reversed(rows) if row["form"] == "text_generation"}
     found = harmful.nearest(lone[: len(by_prompt) // 2], list(by_prompt))
     return {harmful.intent(one): by_prompt[one["twin"]] | {"similarity": one["similarity"]} for one in found}

@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from test_safety import bench, llamas, rows_of_the_bench
 
-from studylib import datasets, duplicates, fetching, importers, rules, safety, safety_dataset, world
+from studylib import datasets, duplicates, fetching, rules, safety, safety_dataset, task_data, world
 from studylib.coherence import languages
 from studylib.config import FORMS, StudyError, load_profile
 from studylib.paths import RunPaths
@@ -366,7 +366,7 @@ def test_a_registered_list_takes_the_nearest_benign_row_with_its_answer_as_twin_
     table(tmp_path / "adv.csv", ("goal", "target"), [[text, "Sure"] for text in things(9)])
     put("advbench", tmp_path / "adv.csv")
     rows, counts = build("advbench", per_form=9, forms=("text_generation", "code"))
-    benign = {row["prompt"]: row["answer"] for row in importers.load("instruction_data", 40)[0]}
+    benign = {row["prompt"]: row["answer"] for row in task_data.load("instruction_data", 40)[0]}
     twins = of(rows, "twin")
     assert len(twins) == 9 == counts[safety_dataset.NO_ANSWER] and {row["form"] for row in twins} == {"text_generation"}
     assert all(benign[prompt(row)] == answer(row) and row["source"] == "instruction_data" for row in twins)
