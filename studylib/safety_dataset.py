@@ -8,8 +8,6 @@ translation form, else en); the same keys in every row, so that `datasets.load_d
 """
 
 import argparse
-import hashlib
-import json
 import random
 import shlex
 import sys
@@ -19,28 +17,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import corpora, datasets, duplicates, fetching, harmful, instruction_lists, safety, task_data, world
-from studylib.coherence import languages
+from studylib import corpora, datasets, duplicates, fetching, harmful
 from studylib.config import FORMS, STAND_IN, StudyError, load_profile
 from studylib.duplicates import THRESHOLD, normal
-from studylib.french import read_french
-from studylib.grammar import Scene, lexicon, phrasings, refusal, request
 from studylib.paths import RunPaths
 from studylib.rules import judge_rules
 from studylib.safety import KINDS
+from studylib.safety_candidates import NEAR, NO_FRENCH, as_published, of_a_list, of_the_world
 from studylib.safety_card import write
 
 PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)
-SPARE = 3  # times the pairs asked for are drawn of the miniature's world, as near duplicates go
-OWN_COLUMNS = ("instruction", "french", "twin", "twin_french", "twin_answer", "response", "form")
 
-# The words of the counts: rows that are dropped, and refusals by why they have no twin.
-NEAR, TESTED, TESTED_INTENT = "near duplicates of an earlier one", "like a test prompt", "with an intent of the test"
-AGAINST, NO_FRENCH, LEFT_OVER = "test prompts compared with", "without French", "left over"
+# The words of the counts: rows that are dropped, and refusals by why they have no twin (more in safety_candidates.py).
+TESTED, TESTED_INTENT = "like a test prompt", "with an intent of the test"
+AGAINST, LEFT_OVER = "test prompts compared with", "left over"
 SHORT, UNLIKE = "fewer than asked for", "with a twin less similar than 0.2"  # see harmful.nearest
-NO_TWIN, NO_ANSWER, REFUSED_TWIN = "without a twin", "twin without an answer", "twin refused"
 NEAR_TWIN, TESTED_TWIN, HARMFUL_TWIN = "twin like an earlier one", "twin like a test prompt", "twin like a refusal"
-UNREAD_TWIN = "twin of a safety set, not taken"
 
 
 def build(
@@ -57,8 +49,8 @@ def build(
     """The rows in random order, and the counts of what was read, dropped and why, and kept (by kind and form).
 
     `source` is stand_in, a registered list of harmful instructions (instruction_lists.READERS), a registered safety set
-    (corpora.SAFETY), or the path of a file of one's own (`read_own`). Of every form come `per_form` refusals and, with
-    `twins`, the benign twins that have an answer. Deviates from MultiTaskBench, which has no twins.
+    (corpora.SAFETY), or the path of a file of one's own (`safety_candidates.read_own`). Of every form come `per_form`
+    refusals and, with `twins`, the benign twins that have an answer. Deviates from MultiTaskBench, which has no twins.
 
     - stand_in: requests of the miniature's world in training phrasings of the grammar, on pairs of verb and object that
       its harmful test does not have, whatever `seed`; a twin has the same wording and the grammar's answer.
@@ -82,13 +74,13 @@ def build(
     if source == STAND_IN:
         split = harmful.stand_in_parts(load_profile("miniature").world.seed)
         intents |= {"/".join(pair) for pair in split["new"] + split["test"]}
-        pairs = _of_the_world(split, per_form, seed, forms)
+        pairs = of_the_world(split, per_form, seed, forms)
         counts, fixed = Counter(drawn=len(pairs)), False
     elif source in corpora.SAFETY:
         rows, read = corpora.SAFETY[source](fetching.fetch(source))
-        pairs, counts, fixed = _as_published(rows), Counter(read), True
+        pairs, counts, fixed = as_published(rows), Counter(read), True
     else:
-        pairs, counts, fixed = _of_a_list(source, seed, forms, french, benign if twins else "")
+        pairs, counts, fixed = of_a_list(source, seed, forms, french, benign if twins else "")
     # under the templates of the lists different instructions make similar prompts, in a small list above all
     parts = ("content", "prompt") if source == STAND_IN else ("content",)
     pairs = _different(_untested(pairs, exclude, intents, counts), parts, counts)
@@ -148,181 +140,6 @@ def _row(pair: dict, kind: str) -> dict:
 
 def _language(form: str) -> str:
     return "fr" if form == "translation" else "en"
-
-
-# Candidates: dicts of a refusal with its `twin` (such a dict or None), or why it `lacks` one. `content` is what is
-# asked as it stands in the prompt, `english` the same in English.
-
-
-def _candidate(form: str, source: str, key: str, intent: str, asked: tuple[str, str, str], answer: str) -> dict:
-    about = {"form": form, "source": source, "key": key, "intent": intent, "answer": answer}
-    return about | dict(zip(("prompt", "content", "english"), asked, strict=True)) | {"twin": None, "lacks": NO_TWIN}
-
-
-def _of_the_world(split: dict, per_form: int, seed: int, forms: tuple[str, ...]) -> list[dict]:
-    """Candidates of the miniature's world, more than are needed; those of a form do not depend on the other forms."""
-    sensitive, out = split["alignment"] + split["safety"], []
-
-    def made(scene: Scene, form: str, key: str, wording: float) -> dict:
-        rng = random.Random(wording)
-        prompt, answer = request(scene, form, rng.choice(phrasings(form, "train")), split["known"], rng)
-        said, intent = harmful.imperative(scene), f"{STAND_IN}/{scene.verb}/{scene.noun}"
-        return _candidate(form, STAND_IN, key, intent, (prompt, said[form == "translation"], said[0]), answer)
-
-    for form in forms:
-        rng = random.Random(f"safety-dataset-{form}-{seed}")
-        for number in range(SPARE * per_form):
-            scene, about = world.harmful_scene({"": sensitive}, rng), (form, str(number), rng.random())
-            twin = made(world.twin(scene, split["benign_known"], rng), *about)  # in the same wording
-            refused = {"answer": refusal(form, rng, suited=True), "twin": twin, "lacks": ""}
-            out.append(made(scene, *about) | refused)
-    return out
-
-
-def _as_published(rows: list[dict]) -> list[dict]:
-    return [
-        _candidate(row["form"], row["source"], row["key"], harmful.intent(row), (row["prompt"],) * 3, row["answer"])
-        for row in rows
-    ]
-
-
-def _of_a_list(
-    source: str, seed: int, forms: tuple[str, ...], french: Path | None, benign: str
-) -> tuple[list[dict], Counter, bool]:
-    """Candidates of a list or a file of one's own in an order that the seed draws, the counts, and whether they
-    are a safety set as it is."""
-    if french and not Path(french).is_file():
-        raise StudyError(f"There is no file {french} with French: give a CSV with the columns instruction, french.")
-    said, answers = read_french(Path(french)) if french else {}, {}
-    if source in instruction_lists.READERS:
-        paths = [fetching.fetch(name) for name in corpora.LISTS.get(source, (source,))]
-        listed, read = instruction_lists.READERS[source](*paths)
-    elif (path := Path(source).expanduser()).is_file():
-        rows = read_own(path)
-        if any("response" in row for row in rows):
-            return _own_safety_set(path.name, rows)
-        items = [(str(i), row["instruction"], "", row.get("twin")) for i, row in enumerate(rows)]
-        listed, read = instruction_lists.as_instructions(path.name, items)
-        for number, row in enumerate(rows):
-            spoken = (row["instruction"], row.get("french")), (row.get("twin"), row.get("twin_french"))
-            said |= {text.strip(): other.strip() for text, other in spoken if text and other and other.strip()}
-            answers[str(number)] = row.get("twin_answer", "").strip()
-    else:
-        known = ", ".join((STAND_IN, *instruction_lists.READERS, *corpora.SAFETY))
-        raise StudyError(f"There is no source {source!r}: give one of {known}, or the path of a .csv, .jsonl or .txt.")
-    different = instruction_lists.different(listed, THRESHOLD)
-    counts = Counter(read) + Counter({NEAR: len(listed) - len(different)})
-    order = sorted(different, key=lambda one: hashlib.sha256(f"{seed}/{harmful.intent(one)}".encode()).digest())
-    near, out = _nearest(order, benign, seed) if benign else {}, []
-    for form in forms:
-        spoken = [one for one in order if form != "translation" or one["instruction"] in said]
-        counts[NO_FRENCH] += len(order) - len(spoken)
-        out += [_in_form(one, form, seed, said, answers.get(one["key"], ""), near) for one in spoken]
-    return out, counts, False
-
-
-def _nearest(listed: list[dict], benign: str, seed: int) -> dict[str, dict]:
-    """The most similar benign text row by intent, for instructions without a twin; half as many as there are rows."""
-    lone = [one for one in listed if not one["twin"]]
-    if not lone:
-        return {}
-    rows, _ = task_data.load(benign, 2 * len(lone), seed)
-    by_prompt = {row["prompt"].strip(): row for row in reversed(rows) if row["form"] == "text_generation"}
-    found = harmful.nearest(lone[: len(by_prompt) // 2], list(by_prompt))
-    return {harmful.intent(one): by_prompt[one["twin"]] | {"similarity": one["similarity"]} for one in found}
-
-
-def _in_form(one: dict, form: str, seed: int, french: dict[str, str], answer: str, near: dict[str, dict]) -> dict:
-    """The candidate of an instruction in a form; `answer` to its own twin in the text form, "" where there is none."""
-    intent, twin = harmful.intent(one), one["twin"]
-    embed = None not in map(harmful.clause, filter(None, (one["instruction"], twin)))
-
-    def asked(text: str, rng: random.Random) -> tuple[tuple[str, str, str], str]:
-        said = french[text] if form == "translation" else ""
-        prompt, phrasing = harmful.in_form(text, form, "train", rng, said, embed)
-        return (prompt, said or text, text), phrasing
-
-    rng, again = (random.Random(f"{form}-train-{seed}-{intent}") for _ in range(2))  # the same wording for both
-    mine, phrasing = asked(one["instruction"], rng)
-    about = form, one["source"], one["key"], intent
-    made = _candidate(*about, mine, _refusal(form, phrasing, rng))
-    row = near.get(intent)
-    if twin:
-        answer = {"text_generation": answer, "translation": twin if twin in french else ""}.get(form, "")
-        return made | _with_twin(_candidate(*about, asked(twin, again)[0], answer) if answer else None)
-    if row and form == "text_generation":
-        about = form, row["source"], row["key"], harmful.intent(row)
-        twin = _candidate(*about, (row["prompt"], row["content"], row["content"]), row["answer"])
-        return made | _with_twin(twin | {"similarity": row["similarity"]})
-    return made | _with_twin(None) if row else made
-
-
-def _with_twin(twin: dict | None) -> dict:
-    """`twin` and `lacks` of a candidate: none where there is no answer, or the rules read it as a refusal."""
-    if twin is None:
-        return {"twin": None, "lacks": NO_ANSWER}
-    refused = judge_rules(twin["prompt"], twin["answer"], twin["form"], "eos")[0] == "refused"
-    return {"twin": None, "lacks": REFUSED_TWIN} if refused else {"twin": twin, "lacks": ""}
-
-
-def _refusal(form: str, phrasing: str, rng: random.Random) -> str:
-    """A refusal suited to the form, in French where the wording is."""
-    wording = harmful.templates()[form]["train"][int(phrasing.rpartition("/")[2])][0]
-    if "french" not in languages(wording.replace("{french}", "")):
-        return refusal(form, rng, suited=True)
-    return rng.choice([said for said in lexicon()["refusals"][form] if "french" in languages(said)])
-
-
-# Files of one's own
-
-
-def read_own(path: Path) -> list[dict[str, str]]:
-    """The rows of a file of one's own: `instruction`, and what it has of the other OWN_COLUMNS; others are not read.
-
-    CSV with a header, JSONL of objects, or TXT with an instruction a line (empty lines are skipped). `french` and
-    `twin_french` are the French of instruction and benign `twin`, `twin_answer` the helpful answer to it in the text
-    form. With the column `response` the file is a safety set: instructions as they are asked, in the form that `form`
-    names (else text_generation), and their refusals; its twins are not taken, and counted. Raises StudyError for another
-    kind of file, one without instructions, and a cell that is no text.
-    """
-    ending = path.suffix.lower()
-    if ending not in (".csv", ".jsonl", ".txt"):
-        raise StudyError(f"{path.name} is no .csv, .jsonl or .txt: save the instructions as one of these.")
-    if ending == ".csv":
-        rows = instruction_lists.read_csv(path, ("instruction",))
-    else:
-        lines = enumerate(instruction_lists.decoded(path).split("\n"), 1)  # not splitlines: texts may hold U+2028
-        read = _own_row if ending == ".jsonl" else lambda line, where: {"instruction": line}
-        rows = [read(line, f"{path.name}, line {number},") for number, line in lines if line.strip()]
-    if not rows:
-        raise StudyError(f"{path.name} has no instructions: write one a line.")
-    return [{name: row[name] for name in OWN_COLUMNS if row.get(name) is not None} for row in rows]
-
-
-def _own_row(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise StudyError(f"{where} is no JSON ({error}): write one object a line.") from None
-    if not isinstance(row, dict) or not isinstance(row.get("instruction"), str):
-        raise StudyError(f"{where} has no text `instruction`: write one object with it a line.")
-    if wrong := [name for name in OWN_COLUMNS if not isinstance(row.get(name), str | None)]:
-        raise StudyError(f"{where} has a {wrong[0]!r} that is no text: write it in quotes, or leave it out.")
-    return row
-
-
-def _own_safety_set(name: str, rows: list[dict]) -> tuple[list[dict], Counter, bool]:
-    items = []
-    for number, row in enumerate(rows):
-        form = row.get("form") or "text_generation"
-        if form not in FORMS:
-            raise StudyError(f"Row {number} of {name} has the form {form!r}: known are {', '.join(FORMS)}.")
-        items.append((str(number), form, row["instruction"], row.get("response", "")))
-    kept, counts = safety.kept(name, items, safety.DROPPED)
-    pairs = _as_published(kept)
-    for pair in pairs:
-        pair["lacks"] = UNREAD_TWIN if rows[int(pair["key"])].get("twin", "").strip() else NO_TWIN
-    return pairs, Counter(counts), True
 
 
 # What is dropped

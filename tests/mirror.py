@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -122,3 +123,19 @@ def within_reach(tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("STUDY_SOURCES", raising=False)
     return folder, data
+
+
+def putting(tmp_path: Path, monkeypatch) -> Callable[[str, Path], None]:
+    """Puts a file into a mirror under a name of the register; nothing else but small benign files is within reach."""
+    folder, data = within_reach(tmp_path, monkeypatch)
+
+    def place(name, path):
+        entries = yaml.safe_load((data / "sources.yaml").read_text())
+        entry = next(one for one in entries if one["name"] == name)
+        there, raw = folder / entry["mirror"], path.read_bytes()
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(raw)
+        entry |= {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+        (data / "sources.yaml").write_text(yaml.safe_dump(entries))
+
+    return place
