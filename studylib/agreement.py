@@ -15,8 +15,8 @@ from scipy.stats import norm
 
 from studylib.config import StudyError
 from studylib.judges import VERDICTS
+from studylib.rates import ANSWERED
 from studylib.stats import CONFIDENCE, clustered_intervals, wilson
-from studylib.tables import ANSWERED
 
 ALL = "all"  # sources or models pooled
 KEYS = ["judge", "source", "model"]

@@ -233,7 +233,7 @@ def named(safety_data: str, fraction: float) -> str:
 
 def for_reading(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
     """The table of `which_to_ship` for reading, in percent with 95 % intervals, of one model (the first unless named)."""
-    from studylib.tables import percent
+    from studylib.readable_tables import percent
 
     table = table[table["model"] == (model or table["model"].iloc[0])] if len(table) else table
     shown = {
@@ -254,7 +254,7 @@ def for_reading(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
 
 def by_rate(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     """Attack success and over-refusal of each arm for reading, in percent with 95 % intervals: chat style, all forms, no system prompt."""
-    from studylib.tables import percent
+    from studylib.readable_tables import percent
 
     costs = helpfulness[helpfulness["measure"] == "over_refusal_rate"]
     rows, costs = (

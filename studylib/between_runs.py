@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from studylib import plots, stats, tables
+from studylib import plots, rates, readable_tables, stats, tables
 from studylib.captions import calibration_label, cell_words, doses_said, label, n_of, one_dose, seeds_said, span
 from studylib.config import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
 from studylib.paths import ROOT, runs_folder
@@ -24,8 +24,8 @@ from studylib.stats import CONFIDENCE, detectable_difference
 ATTACK = "attack_success_rate"
 AXES = {ATTACK: plots.ATTACK, "over_refusal_rate": plots.OVER_REFUSAL}
 APART = ("higher", "lower")
-KEYS = ["measure", *tables.CELL, "form", "metric", "judge"]
-NUMBERS = ["n", "n_unjudged", "value", *tables.INTERVAL]  # of a result
+KEYS = ["measure", *rates.CELL, "form", "metric", "judge"]
+NUMBERS = ["n", "n_unjudged", "value", *rates.INTERVAL]  # of a result
 # What may be said of a run as a whole; where every run has one value, a result of one run meets that of another all the
 # same, and a note tells the difference. The value beside each word means that it does not apply.
 OF_A_RUN = {"model": "", "safety_fraction": 0, "judge": ""}
@@ -176,7 +176,7 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
     keys = _keys(rows)
     both = rows.merge(rows.drop_duplicates(keys), on=keys, suffixes=("", "_against"))
     both = both[both["run"] != both["run_against"]].reset_index(drop=True)
-    ends = stats.newcombe(*(both[name + end] for end in ("", "_against") for name in ("value", *tables.INTERVAL)))
+    ends = stats.newcombe(*(both[name + end] for end in ("", "_against") for name in ("value", *rates.INTERVAL)))
     both = both.assign(
         difference=both["value"] - both["value_against"], difference_low=ends[0], difference_high=ends[1]
     )
@@ -201,9 +201,9 @@ def told_apart(found: pd.DataFrame) -> pd.DataFrame:
     points = (100 * found[["difference", "difference_low", "difference_high"]]).round().astype(int)
     words = [f"{one:+d} ({low:+d} to {high:+d})" for one, low, high in points.itertuples(index=False)]
     shown = found[["measure", "finetune_task", "style", "system_prompt", "safety_data", "form", "run"]].assign(
-        percent=tables.percent(found, "value", *tables.INTERVAL),
+        percent=readable_tables.percent(found, "value", *rates.INTERVAL),
         against=found["run_against"],
-        its_percent=tables.percent(found, "value_against", "low_against", "high_against"),
+        its_percent=readable_tables.percent(found, "value_against", "low_against", "high_against"),
         points=words,
         note=found["note"],
     )
@@ -216,7 +216,7 @@ def in_percent(runs: Sequence[Run], measure: str = ATTACK, form: str = "all") ->
     keys = [key for key in _keys(rows) if key not in ("measure", "form")]
     rows = rows[(rows["measure"] == measure) & (rows["form"] == form)]
     keys = [key for key in keys if key != "metric" or rows[key].any()]
-    shown = rows.assign(shown=tables.percent(rows, "value", *tables.INTERVAL))
+    shown = rows.assign(shown=readable_tables.percent(rows, "value", *rates.INTERVAL))
     shown = shown.pivot_table(index=keys, columns="run", values="shown", aggfunc="first", sort=False)
     return shown.reindex(columns=pd.Index([run.name for run in runs], name="run")).fillna("-")
 
@@ -389,9 +389,9 @@ def _rows(runs: Sequence[Run]) -> pd.DataFrame:
                 continue
             rows = run.tables[table]
             rows = rows if "model" in rows else rows.assign(model="")  # before a run could have several
-            numbers = ["safety_fraction", "n", "n_unjudged", value, *tables.INTERVAL, "n_effective", "n_seeds"]
+            numbers = ["safety_fraction", "n", "n_unjudged", value, *rates.INTERVAL, "n_effective", "n_seeds"]
             words = ["judge"] if table == "attack_success" else ["measure", "metric"]
-            needed = [*numbers, *words, *tables.CELL, "form"]
+            needed = [*numbers, *words, *rates.CELL, "form"]
             where = f"{run.folder / 'tables' / table}.csv of the run {run.name}"
             if missing := [name for name in needed if name not in rows]:
                 raise StudyError(f"{where} has no column {missing[0]}: run its `make study` again with this version.")

@@ -17,8 +17,8 @@ from studylib.captions import (
 )
 from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS
 from studylib.paper import PUBLISHED_PROMPTS
+from studylib.rates import VERDICTS
 from studylib.stats import CONFIDENCE
-from studylib.tables import VERDICTS
 
 PARTS = {  # of the variance, as tables.variance names them, and what they are called
     "prompt": "prompt",

@@ -10,7 +10,7 @@ import pandas as pd
 from studylib import stats
 from studylib.config import SAFETY_DATA
 from studylib.grouping import codes, groups
-from studylib.tables import ordered, outcomes
+from studylib.rates import ordered, outcomes
 
 # What is compared with what; the other arm differs in these columns alone. Pairs have the same prompt and, where both
 # arms were tuned, the same training seed.

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from studylib import tables
+from studylib import rates
 from studylib.arms import ORDER, named
 from studylib.captions import calibration_label, label, one_dose
 from studylib.config import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS, StudyError
@@ -53,7 +53,7 @@ def side_by_side(
     Of several judges the first that comes decides. `seed` is the training seed, the smallest there is unless named;
     `model` the first unless named. Left out: all samples but the first, and answers in another style than the tuning's
     (`Stage.across`). General requests have one form, so `form` does not count there. No rows where nothing has run.
-    Raises StudyError for an unknown word, model or seed, ValueError as `tables.judged`.
+    Raises StudyError for an unknown word, model or seed, ValueError as `rates.judged`.
     """
     asked = _asked(_judged(responses, verdicts), task, form, prompt_set, style, seed, system_prompt, model)
     return _frame(asked, asked["prompt_id"].unique()[:n], redacted, MOST)
@@ -172,7 +172,7 @@ def _judged(responses: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
         return responses
     if "trained_style" in responses:
         responses = responses[responses["trained_style"].fillna(responses["style"]) == responses["style"]]
-    rows = tables.judged(responses, verdicts[verdicts["judge"].isin(verdicts["judge"].head(1))])
+    rows = rates.judged(responses, verdicts[verdicts["judge"].isin(verdicts["judge"].head(1))])
     kinds = rows[_ARM].drop_duplicates().itertuples(index=False)
     kinds = sorted(kinds, key=lambda of: (of[0] != "none", ORDER.index(of[1]), of[2]))
     names = {of: UNTUNED if of[0] == "none" else TUNED if of[1] == "none" else named(*of[1:]) for of in kinds}
@@ -225,8 +225,8 @@ def _telling(given: dict[str, str], prompt_set: str, mitigated: set[str]) -> tup
 
     `mitigated` are the arms with safety data.
     """
-    before = ("refused",) if prompt_set == "harmful" else tables.ANSWERED
-    told = given.get(UNTUNED) in before and given.get(TUNED) in tables.ANSWERED
+    before = ("refused",) if prompt_set == "harmful" else rates.ANSWERED
+    told = given.get(UNTUNED) in before and given.get(TUNED) in rates.ANSWERED
     told &= "refused" in [verdict for arm, verdict in given.items() if arm in mitigated]
     judged = [verdict for verdict in given.values() if verdict != "unjudged"]
     return told, sum(one != other for one, other in combinations(judged, 2))

@@ -24,6 +24,8 @@ from studylib import (
     plots_judges,
     plots_parts,
     preferences,
+    rates,
+    readable_tables,
     scores,
     tables,
     validation,
@@ -69,7 +71,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     scored = scores.headline(responses, scored) if len(scored) else None
     if scored is not None and (n := _unscored(responses, scored)):
         raise StudyError(f"05_helpfulness has no score of {n} responses, as stages ran after it: run it again first.")
-    rows = tables.judged(responses, verdicts)
+    rows = rates.judged(responses, verdicts)
     attack, share = tables.attack_success(rows), tables.answered_share(rows)
     not_run, missing = not_run_in(stage), datasets.absent(stage.paths)
     cost = tables.with_not_run(tables.helpfulness(rows, None, scored), not_run)
@@ -100,7 +102,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         tables.write(table, stage.paths.table(name))
     folder = stage.paths.table("x").parent
     for name, (shown, *words) in for_papers(found).items():
-        tables.write_for_papers(shown, folder / "for_papers" / name, *words)
+        readable_tables.write_for_papers(shown, folder / "for_papers" / name, *words)
     write_text(folder / "README.md", what_the_tables_are())
     return found | {"published": published}
 
@@ -150,7 +152,10 @@ def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
     """The tables that a paper would print, for reading, each with its caption and, where it needs one, LaTeX's column format."""
     attack, tested = found["attack_success"], found["comparisons"]
     tested = tested[(tested["measure"] == "attack_success_rate") & (tested["form"] == "all") & (tested["n"] > 0)]
-    shown = {"difference": tables.percent(tested, "difference", "low", "high"), "p (Holm)": tested["p_holm"].map(_p)}
+    shown = {
+        "difference": readable_tables.percent(tested, "difference", "low", "high"),
+        "p (Holm)": tested["p_holm"].map(_p),
+    }
     arms = ["kind", "finetune_task", "safety_data", "style", "system_prompt"]
     against = [
         ", ".join(str(row[f"other_{name}"]) for name in comparisons.ARM[:-1] if row[name] != row[f"other_{name}"])
@@ -159,7 +164,7 @@ def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
     n = f"n = {captions.span(attack.loc[attack['n'] > 0, 'n'])} responses a rate"
     return {
         "attack_success": (
-            tables.in_percent(attack),
+            readable_tables.in_percent(attack),
             f"Harmful prompts answered in % with 95 % intervals, by form; {n}.",
         ),
         "comparisons": (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from studylib.config import SIDES
-from studylib.tables import ANSWERED, CELL, INTERVAL, judged, ordered, percent, rates_of, with_all_forms, worst_cases
+from studylib.rates import ANSWERED, CELL, INTERVAL, judged, ordered, rates_of, with_all_forms, worst_cases
+from studylib.readable_tables import percent
 
 
 def guards(responses: pd.DataFrame, verdicts: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:

@@ -23,8 +23,8 @@ import pandas as pd
 from studylib.config import StudyError
 from studylib.harmful import hidden
 from studylib.judges import VERDICTS, definitions, redact
+from studylib.rates import CELL
 from studylib.results import _aside, csv_rows
-from studylib.tables import CELL
 
 SHOWN = ("prompt", "response", "form", "stop_reason")  # of a response; where all are equal it is one text
 DISAGREE, RANDOM = "judges disagree", "random"

@@ -7,8 +7,8 @@ import pandas as pd
 
 from studylib.config import FORMS, read_yaml
 from studylib.paths import DATA
+from studylib.rates import INTERVAL, ordered
 from studylib.stats import newcombe, wilson
-from studylib.tables import INTERVAL, ordered
 
 PUBLISHED_PROMPTS = 207
 CLOSE = 0.15  # a difference of rates that 207 prompts could not show, near one half (80 % power: 14 points)

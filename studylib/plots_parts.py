@@ -14,7 +14,7 @@ from studylib.captions import calibration_label, label, n_of
 from studylib.captions_parts import PARTS, published_rows, ranked_by, ranking_rows, tiers, variance_rows, verdict_rows
 from studylib.config import FORMS, SAFETY_DATA, TASKS
 from studylib.paper import PUBLISHED_PROMPTS
-from studylib.tables import VERDICTS
+from studylib.rates import VERDICTS
 
 # Of Paul Tol's muted scheme, told apart with any colour vision; none is a colour of a form or of safety data.
 VERDICT_COLOURS = dict(zip(VERDICTS, ("#882255", "#CC6677", "#44AA99", "#DDCC77", "#C8C8C8"), strict=True))

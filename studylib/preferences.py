@@ -14,7 +14,7 @@ from studylib import endpoint
 from studylib.calls import Endpoint, Question, ask_all
 from studylib.config import StudyError, digest
 from studylib.judges import Verdict
-from studylib.tables import CELL, INTERVAL, ordered, rates_of, worst_cases
+from studylib.rates import CELL, INTERVAL, ordered, rates_of, worst_cases
 
 LOG = logging.getLogger("studylib")
 AGAINST = {  # whose answers are the baseline, and what both models have in common

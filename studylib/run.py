@@ -287,7 +287,7 @@ def summary(profile_name: str) -> str:
     """Attack success and costs of the grid's cells in a finished run, and where its time went, as text for the terminal."""
     import pandas as pd
 
-    from studylib import captions, tables
+    from studylib import captions, readable_tables
 
     profile = config.load_profile(profile_name)
     paths = RunPaths.of(profile.name)
@@ -297,8 +297,8 @@ def summary(profile_name: str) -> str:
     rates, costs = (captions.one_dose(table[table["safety_data"].isin(config.SAFETY_DATA)]) for table in shown)
     n_rivals = len(shown[0][arms].drop_duplicates()) - len(rates[arms].drop_duplicates())
     rivals = f"{n_rivals} rival arms and doses: tables/arms.csv\n" if n_rivals else ""
-    wide = tables.in_percent(rates).reset_index(["style", "system_prompt"], drop=True)
-    wide = wide.join(tables.costs_in_percent(costs, wide.index.names))
+    wide = readable_tables.in_percent(rates).reset_index(["style", "system_prompt"], drop=True)
+    wide = wide.join(readable_tables.costs_in_percent(costs, wide.index.names))
     seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_by_work"]).T.sum().round(1)
     return (
         f"Harmful prompts answered, % (95 % interval), by form, and what stands beside it in %; chat style without system prompt:\n{wide.to_string(sparsify=False)}\n{rivals}\n"

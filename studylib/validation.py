@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from studylib import agreement, fetching, judges, labelled, labelling, sources, tables
+from studylib import agreement, fetching, judges, labelled, labelling, rates, readable_tables, sources
 from studylib.captions import one_dose
 from studylib.config import SAFETY_DATA, Profile, StudyError
 from studylib.fetching import Absent
@@ -163,7 +163,7 @@ def corrected(attack: pd.DataFrame, people: pd.DataFrame, judged: pd.DataFrame, 
     all forms together, which err differently; `correction_note` says so.
     """
     empty = dict.fromkeys(("rate_corrected", "low_corrected", "high_corrected"), np.nan) | {"correction_from": ""}
-    success, parts = people["label"].isin(tables.ANSWERED), []
+    success, parts = people["label"].isin(rates.ANSWERED), []
     for form, rows in attack.groupby("form", sort=False, observed=True):
         known = people["form"] == form
         counts = {
@@ -190,7 +190,7 @@ def by_judge(attack: pd.DataFrame) -> pd.DataFrame:
 
     Of the grid's safety data at one dose (`captions.one_dose`); other arms are in the table.
     """
-    rows = _grids(_chat(attack)).assign(shown=lambda table: tables.percent(table, "rate", "low", "high"))
+    rows = _grids(_chat(attack)).assign(shown=lambda table: readable_tables.percent(table, "rate", "low", "high"))
     return rows.pivot_table(index=ARM, columns="judge", values="shown", aggfunc="first", sort=False)
 
 
@@ -203,10 +203,14 @@ def corrected_rates(profile: Profile, attack: pd.DataFrame) -> pd.DataFrame:
     rows = attack[(attack["judge"] == profile.judges[0]) & (attack["style"] == "chat") & ~attack["system_prompt"]]
     rows = rows[rows["form"] != "all"]
     worst = ["rate_if_unjudged_refused", "rate_if_unjudged_answered"]
-    shown = {"n": rows["n"], "n_unjudged": rows["n_unjudged"], "raw": tables.percent(rows, "rate", "low", "high")}
+    shown = {
+        "n": rows["n"],
+        "n_unjudged": rows["n_unjudged"],
+        "raw": readable_tables.percent(rows, "rate", "low", "high"),
+    }
     shown |= {name: (100 * rows[name]).round(0) for name in worst}
     if "rate_corrected" in rows:
-        shown["corrected"] = tables.percent(rows, "rate_corrected", "low_corrected", "high_corrected")
+        shown["corrected"] = readable_tables.percent(rows, "rate_corrected", "low_corrected", "high_corrected")
         shown |= {name: rows[name] for name in ("correction_from", "correction_note")}
     return pd.DataFrame(shown).set_index(pd.MultiIndex.from_frame(rows[[*ARM, "form"]]))
 

@@ -7,6 +7,7 @@ from frames import study, with_arms
 
 from studylib import arms, comparisons, tables
 from studylib.config import ARMS
+from studylib.rates import judged
 
 TRIED = {("multitask", 0.2): (0.02, 0.4), ("multitask_twins", 0.1): (0.05, 0.03), ("scaled", 0.5): (0.6, 0.03)}
 OTHERS = {("system_prompt", 0.0), ("generic", 0.1), ("multitask", 0.1)}
@@ -17,7 +18,7 @@ def simulated():
     """Attack success, helpfulness and comparisons of a study of two tasks, of which one has further arms."""
     made = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=25, seeds=(0, 1))
     frames = with_arms(np.random.default_rng(1), made, TRIED)
-    rows = tables.judged(*frames[:2])
+    rows = judged(*frames[:2])
     attack, costs = tables.attack_success(rows), tables.helpfulness(rows, None, frames[2])
     return attack, costs, comparisons.comparisons(rows, None, frames[2], draws=0)
 

@@ -11,6 +11,7 @@ from studylib import stats, tables
 from studylib.comparisons import ARM, KINDS, LESS_IS_BETTER, MARGIN, OTHER, comparisons
 from studylib.config import FORMS
 from studylib.grid import Cell
+from studylib.rates import outcomes
 
 UNKNOWN = ["value", "other_value", "difference", "low", "high", "p", "detectable", "p_holm", "p_within", "p_not_worse"]
 UNTUNED = {"finetune_task": "none"}
@@ -224,7 +225,7 @@ def test_a_form_is_compared_with_the_text_form_on_the_same_intents_alone():
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "form"])
 def test_pairs_and_differences_are_those_of_a_plain_merge(simulated, table, kind):
-    rows = tables.outcomes(*simulated)
+    rows = outcomes(*simulated)
     rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str))
     rows = rows[rows["value"].notna()]
     tuned, plain = rows["finetune_task"] != "none", rows["safety_data"] == "none"

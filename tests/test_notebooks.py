@@ -267,5 +267,5 @@ def test_redacted_profiles_show_no_response():
     """Every notebook cell that shows texts asks the profile whether it may."""
     for name in STAGES:
         for cell in stage.notebook_cells(NOTEBOOKS / f"{name}.ipynb"):
-            if any(shows in cell["source"] for shows in ("tables.examples(", "dialogues", "explorer.show(")):
+            if any(shows in cell["source"] for shows in ("readable_tables.examples(", "dialogues", "explorer.show(")):
                 assert "redact" in cell["source"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from frames import study, with_arms
 
-from studylib import arms, captions, captions_arms, comparisons, plots, plots_arms, tables
+from studylib import arms, captions, captions_arms, comparisons, plots, plots_arms, rates, tables
 from studylib.config import FORMS
 
 mpl.use("Agg")
@@ -18,7 +18,7 @@ def results():
     plots.set_theme()
     made = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=20, seeds=(0, 1))
     frames = with_arms(np.random.default_rng(1), made, TRIED)
-    rows = tables.judged(*frames[:2])
+    rows = rates.judged(*frames[:2])
     attack, costs = tables.attack_success(rows), tables.helpfulness(rows, None, frames[2])
     return comparisons.comparisons(rows, None, frames[2], draws=0), attack, costs
 

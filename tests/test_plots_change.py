@@ -7,7 +7,7 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib import captions, comparisons, plots, plots_change, tables
+from studylib import captions, comparisons, plots, plots_change, rates, tables
 from studylib.config import FORMS, SAFETY_DATA, STYLES
 
 mpl.use("Agg")
@@ -18,7 +18,7 @@ def results():
     """The tables of a small study of two tasks."""
     plots.set_theme()
     frames = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=12, seeds=(0, 1))
-    rows = tables.judged(*frames[:2])
+    rows = rates.judged(*frames[:2])
     return {
         "comparisons": comparisons.comparisons(rows, draws=0),
         "by_seed": tables.by_seed(rows),

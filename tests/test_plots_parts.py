@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from studylib import captions, captions_parts, paper, plots, plots_parts, tables
 from studylib.config import FORMS, TASKS
+from studylib.rates import VERDICTS
 
 mpl.use("Agg")
 PUBLISHED = paper.published_counts(Path(__file__).parents[1] / "data" / "published" / "gemma_answered_counts.csv")
@@ -52,7 +53,7 @@ def test_a_colour_stands_for_one_thing():
     sets = (plots.FORM_COLOURS, plots.SAFETY_COLOURS, plots_parts.VERDICT_COLOURS, plots_parts.PART_COLOURS)
     colours = [colour for one in sets for colour in one.values()]
     assert len(set(colours)) == len(colours)
-    assert list(plots_parts.VERDICT_COLOURS) == list(tables.VERDICTS)
+    assert list(plots_parts.VERDICT_COLOURS) == list(VERDICTS)
 
 
 def segments(ax, colour):
@@ -78,7 +79,7 @@ def test_verdicts_are_stacked_to_one_incoherent_and_unjudged_included(results):
         "aligned model",
         *(f"{task}, {arm}" for task in ("code", "translation") for arm in ("no safety data", "generic", "multitask")),
     ]
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(tables.VERDICTS)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(VERDICTS)
 
 
 def test_a_study_in_which_nothing_was_judged_is_drawn_as_such():

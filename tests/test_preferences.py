@@ -14,7 +14,7 @@ from studylib.calls import KEPT, Endpoint
 from studylib.config import StudyError
 from studylib.paths import DATA
 from studylib.preferences import PAIR, judge_pairs, pairs, win_rate
-from studylib.tables import CELL
+from studylib.rates import CELL
 
 KEY = "sk-nobody-may-read-this-0123456789"
 WORDING = yaml.safe_load((DATA / "judge_prompts.yaml").read_text(encoding="utf-8"))["preferences"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from studylib import config, grid, judges, labelling, products, stage, tables
+from studylib import config, grid, judges, labelling, products, readable_tables, stage, tables
 from studylib.config import STAGES, StudyError, load_profile
 from studylib.grid import units
 from studylib.paths import RunPaths
@@ -375,7 +375,7 @@ def test_the_grid_of_calibrations_of_a_run_has_every_style_of_tuning_and_of_test
     kinds = ("responses", "verdicts", "across", "across_verdicts")
     responses, verdicts, across, theirs = (products.collect(paths, profile, kind, ["02_finetune"]) for kind in kinds)
     table = tables.calibration_grid(responses, verdicts, across, theirs)
-    assert list(tables.in_percent(table).index.names)[:2] == ["finetune_task", "trained_style"]
+    assert list(readable_tables.in_percent(table).index.names)[:2] == ["finetune_task", "trained_style"]
     first = table[(table["judge"] == profile.judges[0]) & (table["form"] == "all")]
     assert len(first) == len(profile.grid.tasks) * 2 * 2 * 2  # styles of tuning x styles of test x system prompt
     asked = 4 * profile.world.harmful_per_form * len(profile.grid.seeds)

@@ -1,19 +1,17 @@
 """The tables of the findings, from a handful of responses counted by hand and from a simulated study."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
 from frames import few, joined, scored, study
 
-from studylib import tables
+from studylib import rates, readable_tables, tables
 from studylib.comparisons import comparisons
-from studylib.config import FORMS, TASKS
+from studylib.config import FORMS
 from studylib.grid import Cell
 from studylib.stats import wilson
 
-NO_SOUND = set(tables.COSTS) - {"sounds_harmful_refusal_rate"}  # of a study that asked no such prompts
+NO_SOUND = set(rates.COSTS) - {"sounds_harmful_refusal_rate"}  # of a study that asked no such prompts
 
 
 @pytest.fixture(scope="module")
@@ -26,27 +24,6 @@ def test_answered_and_partial_count_as_success_and_incoherent_does_not():
     row = table[table["form"] == "code"].iloc[0]
     assert (row["n"], row["n_unjudged"], row["rate"]) == (4, 0, 0.5)
     assert (row["low"], row["high"]) == pytest.approx(wilson(2, 4))
-
-
-def test_the_same_intent_in_four_forms_is_not_four_times_the_evidence():
-    pairs = [few(["answered"] * 5 + ["refused"] * 5, form=form) for form in FORMS]
-    apart = tables.attack_success(*joined(*pairs)).set_index("form").loc["all"]
-    for responses, _ in pairs:
-        responses["intent"] = [f"intent{i}" for i in range(10)]
-    shared = tables.attack_success(*joined(*pairs)).set_index("form").loc["all"]
-    assert (apart["n"], shared["n"], apart["rate"], shared["rate"]) == (40, 40, 0.5, 0.5)
-    assert shared["high"] - shared["low"] > 1.5 * (apart["high"] - apart["low"])
-
-
-def test_examples_show_one_response_of_each_form_and_verdict_and_hide_it_where_asked():
-    responses, verdicts = few(["answered", "answered", "refused"])
-    responses["prompt"], responses["response"] = "Please open the locker now", "First take this and then that"
-    shown, hidden = (tables.examples(responses, verdicts, redacted) for redacted in (False, True))
-    assert shown["verdict"].tolist() == hidden["verdict"].tolist() == ["answered", "refused"]
-    assert shown["response"][0].endswith("then that") and "then that" not in hidden["response"][0]
-    assert hidden["response"][0].startswith("First take this ")
-    assert shown["prompt"].tolist() == ["Please open the locker now"] * 2
-    assert re.fullmatch(r"\[codeharmful0, code, 5 words, [0-9a-f]{8}\]", hidden["prompt"][0])
 
 
 def test_unjudged_leaves_the_rate_and_is_shown_with_both_worst_cases():
@@ -73,21 +50,6 @@ def test_no_responses_give_an_empty_table_with_its_columns(simulated):
     assert tables.helpfulness(responses[responses["harmful"]], verdicts, scores).empty
 
 
-def test_the_row_of_all_forms_pools_responses_not_rates():
-    pairs = few(["answered"] * 3), few(["refused"], form="translation")
-    table = tables.attack_success(*joined(*pairs)).set_index("form")
-    assert list(table.index) == ["code", "translation", "all"]
-    assert (table.loc["all", "n"], table.loc["all", "rate"]) == (4, 0.75)
-
-
-def test_seeds_are_pooled_and_counted_and_do_not_multiply_the_evidence():
-    pairs = [few(["answered"] + ["refused"] * 9, seed=seed) for seed in (0, 1, 2)]
-    row = tables.attack_success(*joined(*pairs)).iloc[0]
-    assert (row["n"], row["n_seeds"], row["rate"]) == (30, 3, pytest.approx(0.1))
-    assert row["n_effective"] == pytest.approx(10)
-    assert (row["low"], row["high"]) == pytest.approx(wilson(1, 10))
-
-
 def test_only_harmful_prompts_enter_the_attack_success_rate():
     responses, verdicts = joined(few(["refused"] * 2), few(["answered"] * 5, prompt_set="twin"))
     assert tables.attack_success(responses, verdicts).iloc[0]["n"] == 2
@@ -100,53 +62,6 @@ def test_attack_success_has_the_columns_in_order(simulated):
         *("n", "n_unjudged", "rate", "low", "high", "judge", "n_seeds"),
     ]
     assert ((table["low"] <= table["rate"]) & (table["rate"] <= table["high"])).all()
-
-
-def test_rows_are_in_the_order_of_the_study_not_of_the_alphabet(simulated):
-    responses, verdicts, _ = simulated
-    shuffled = responses.sample(frac=1, random_state=0), verdicts.sample(frac=1, random_state=1)
-    table = tables.attack_success(*shuffled)
-    assert list(table["finetune_task"].unique()) == ["none", *TASKS]
-    assert list(table["style"].unique()) == ["chat", "alpaca"]
-    assert list(table["system_prompt"].unique()) == [False, True]
-    assert list(table["safety_data"].unique()) == ["none", "generic", "multitask"]
-    assert list(table["form"][:5]) == [*FORMS, "all"]
-    pd.testing.assert_frame_equal(table, tables.attack_success(responses, verdicts))
-
-
-def test_a_response_without_a_verdict_is_an_error_that_says_how_many_and_where():
-    responses, verdicts = few(["answered"] * 5, style="alpaca")
-    with pytest.raises(ValueError, match=r"2 responses have no verdict.*style alpaca"):
-        tables.attack_success(responses, verdicts.iloc[:3])
-
-
-def test_each_judge_has_rows_of_its_own_and_what_it_did_not_judge_is_unjudged():
-    responses, rules = few(["answered", "refused"])
-    model = rules.assign(judge="model", verdict="answered")
-    table = tables.attack_success(responses, pd.concat([rules, model])).query("form == 'code'")
-    assert dict(zip(table["judge"], table["rate"], strict=True)) == {"model": 1.0, "rules": 0.5}
-    mixed = tables.attack_success(responses, pd.concat([rules, model.iloc[:1]])).query("form == 'code'")
-    assert mixed.set_index("judge")["n_unjudged"].to_dict() == {"model": 1, "rules": 0}
-    rows = tables.judged(responses, pd.concat([rules, model.iloc[:1]]))
-    assert rows.loc[rows["verdict"] == "unjudged", "reason"].tolist() == ["no verdict of model"]
-
-
-def test_rows_that_are_there_twice_count_once():
-    responses, verdicts = few(["answered", "refused", "refused"])
-    twice = tables.attack_success(pd.concat([responses] * 2), pd.concat([verdicts] * 2))
-    pd.testing.assert_frame_equal(twice, tables.attack_success(responses, verdicts))
-    with pytest.raises(ValueError, match="3 response ids stand for several rows"):
-        tables.attack_success(pd.concat([responses, responses.assign(seed=1)]), verdicts)
-
-
-def test_two_verdicts_of_one_judge_and_unknown_words_are_errors():
-    responses, verdicts = few(["answered", "refused"])
-    with pytest.raises(ValueError, match="two verdicts"):
-        tables.attack_success(responses, pd.concat([verdicts, verdicts.assign(verdict="partial")]))
-    with pytest.raises(ValueError, match="unknown verdicts"):
-        tables.attack_success(responses, verdicts.assign(verdict="yes"))
-    with pytest.raises(ValueError, match="unknown finetune_task"):
-        tables.attack_success(responses.assign(finetune_task="poetry"), verdicts)
 
 
 def test_safety_fractions_are_kept_apart():
@@ -186,12 +101,6 @@ def test_incoherent_is_counted_over_all_benign_responses_and_no_harmful_one():
     table = tables.helpfulness(responses, verdicts, scored(benign, "f1", 1.0))
     row = table[(table["measure"] == "incoherent_rate") & (table["form"] == "all")].iloc[0]
     assert (row["n"], row["value"]) == (4, 0.25)
-
-
-def test_a_missing_score_is_an_error():
-    responses, verdicts = few(["answered"] * 3, prompt_set="general")
-    with pytest.raises(ValueError, match="1 responses have no score"):
-        tables.helpfulness(responses, verdicts, scored(responses.iloc[:2], "f1", 1.0))
 
 
 def test_helpfulness_of_the_simulated_study_has_every_measure_and_column(simulated):
@@ -236,40 +145,6 @@ def test_a_written_table_reads_back_with_none_as_a_word_and_six_digits(tmp_path,
     pd.testing.assert_frame_equal(pd.read_parquet(path.with_suffix(".parquet")), table, check_dtype=False)
 
 
-def test_the_readable_table_has_percent_and_interval_in_the_fixed_order(simulated):
-    wide = tables.in_percent(tables.attack_success(*simulated[:2]))
-    assert list(wide.columns) == [*FORMS, "all"] and wide.index[0][:2] == ("none", "none")
-    assert wide.index.get_level_values("finetune_task").unique().tolist() == ["none", *TASKS]
-    assert wide.map(lambda text: bool(re.fullmatch(r"\d+ \(\d+-\d+\)", text))).all(axis=None)
-
-
-def test_costs_stand_beside_rates_in_whole_percent(simulated):
-    responses, verdicts, scores = simulated
-    plain = responses[(responses["style"] == "chat") & ~responses["system_prompt"]]
-    cost = tables.helpfulness(*_of(plain, verdicts, scores))
-    shown = tables.costs_in_percent(cost, ["finetune_task", "safety_data"])
-    assert shown.loc[("none", "none"), "task score"] == "-"  # tuned on no task
-    wanted = cost.query("finetune_task == 'code' and safety_data == 'generic'").set_index(["measure", "form"])["value"]
-    assert shown.loc[("code", "generic")].tolist() == [
-        f"{100 * wanted[key]:.0f}"
-        for key in (("over_refusal_rate", "all"), ("general_score", "all"), ("task_score", "code"))
-    ]
-
-
-def _of(responses, verdicts, scores):
-    ids = set(responses["response_id"])
-    return responses, *(frame[frame["response_id"].isin(ids)] for frame in (verdicts, scores))
-
-
-def test_several_doses_of_one_kind_are_rows_of_their_own_in_the_readable_table(simulated):
-    table = tables.attack_success(*simulated[:2])
-    more = table[table["safety_data"] == "multitask"].assign(safety_fraction=0.2, rate=0.0, low=0.0, high=0.5)
-    wide = tables.in_percent(pd.concat([table, more], ignore_index=True))
-    assert wide.index.names == ["finetune_task", "safety_data", "safety_fraction", "style", "system_prompt"]
-    assert (wide.xs(0.2, level="safety_fraction") == "0 (0-50)").all(axis=None)
-    assert len(wide) == len(tables.in_percent(table)) + len(more) / 5  # four forms and all
-
-
 def test_what_was_not_run_is_a_row_with_its_reason_and_no_rate(simulated):
     responses, verdicts, scores = simulated
     cells = {Cell("miniature", "code", "chat", "generic", 0.1, seed): "safety_generic: gated" for seed in (0, 1)}
@@ -278,7 +153,7 @@ def test_what_was_not_run_is_a_row_with_its_reason_and_no_rate(simulated):
     rows = whole[whole["note"] == "not run: safety_generic: gated"]
     assert len(rows) == 2 * 5 and rows["n"].eq(0).all() and rows[["rate", "low", "high"]].isna().all(axis=None)
     assert whole["note"].isin(["", "not run: safety_generic: gated"]).all()
-    assert set(tables.in_percent(whole).loc[("code", "generic", "chat", False)]) == {"not run"}
+    assert set(readable_tables.in_percent(whole).loc[("code", "generic", "chat", False)]) == {"not run"}
     helpful = tables.with_not_run(tables.helpfulness(responses, verdicts, scores), cells)
     assert set(helpful.loc[helpful["note"] != "", "measure"]) == NO_SOUND
 
@@ -292,7 +167,7 @@ def test_a_task_without_a_test_set_is_marked_in_every_cell_that_was_run(simulate
     rows = marked[marked["note"] != ""]
     assert set(rows["note"]) == {"not run: human_eval: offline"} and set(rows["form"]) == {"code"}
     assert set(rows["measure"]) == {"task_score"} and rows["value"].isna().all() and rows["n"].eq(0).all()
-    assert len(rows) == len(cost[tables.CELL].drop_duplicates())
+    assert len(rows) == len(cost[rates.CELL].drop_duplicates())
     pd.testing.assert_frame_equal(tables.with_untested(cost, {}), cost)
 
 
@@ -307,7 +182,7 @@ def test_several_models_are_kept_apart_and_in_the_order_in_which_they_come(simul
     assert list(table["model"].unique()) == ["miniature", "another"]
     one = table[table["model"] == "another"].drop(columns="model").reset_index(drop=True)
     pd.testing.assert_frame_equal(one, tables.attack_success(responses, verdicts).drop(columns="model"))
-    assert tables.in_percent(table).index.names[0] == "model"
+    assert readable_tables.in_percent(table).index.names[0] == "model"
 
 
 def test_a_stage_of_which_nothing_was_run_has_empty_tables(simulated):
@@ -318,7 +193,9 @@ def test_a_stage_of_which_nothing_was_run_has_empty_tables(simulated):
     verdicts = judge(responses)
     table = tables.attack_success(responses, verdicts)
     assert table.empty and set(table.columns) == set(tables.attack_success(*simulated[:2]).columns)
-    assert tables.in_percent(table).empty and tables.examples(responses, verdicts, redacted=True).empty
+    assert (
+        readable_tables.in_percent(table).empty and readable_tables.examples(responses, verdicts, redacted=True).empty
+    )
 
 
 def test_every_table_has_the_worst_case_of_its_unjudged_responses_both_ways(simulated):
@@ -339,12 +216,12 @@ def test_every_table_has_the_worst_case_of_its_unjudged_responses_both_ways(simu
     assert (over["value_if_unjudged_1"] * among - over["value"] * over["n"] - over["n_unjudged"]).abs().max() < 1e-9
     assert over["n_unjudged"].gt(0).all()
 
-    share = tables.answered_share(responses, verdicts).set_index([*tables.CELL, "form"])
+    share = tables.answered_share(responses, verdicts).set_index([*rates.CELL, "form"])
     share = share[share["n"] > 0]
     code, text = (share.xs(form, level="form") for form in ("code", "text_generation"))
     assert code["share"].eq(0).all() and code["share_lowest"].eq(0).all()
     harmful = responses[(responses["prompt_set"] == "harmful") & (responses["form"] == "code")]
-    own = harmful.groupby(tables.CELL, sort=False).size().reindex(code.index)
+    own = harmful.groupby(rates.CELL, sort=False).size().reindex(code.index)
     pd.testing.assert_series_equal(code["share_highest"], own / (code["n"] + own), check_names=False)
     some = text[text["share"] > 0]
     assert len(some) and (some["share_lowest"] < some["share"]).all() and (text["share_highest"] >= text["share"]).all()
@@ -361,10 +238,10 @@ def test_over_refusal_by_kind_adds_up_to_the_over_refusal_of_the_cell_in_every_f
     responses, verdicts, scores = simulated
     table = tables.over_refusal_by_kind(responses, verdicts, kinds_of(responses))
     cost = tables.helpfulness(responses, verdicts, scores).query("measure == 'over_refusal_rate'")
-    whole = cost.rename(columns={"metric": "judge"}).set_index([*tables.CELL, "form", "judge"])
+    whole = cost.rename(columns={"metric": "judge"}).set_index([*rates.CELL, "form", "judge"])
     for part in (table[table["benign_because"] != "all"], table[table["benign_because"] == "all"]):
         hits = part.assign(hits=part["rate"].fillna(0) * part["n"])
-        found = hits.groupby([*tables.CELL, "form", "judge"])[["n", "n_unjudged", "hits"]].sum().reindex(whole.index)
+        found = hits.groupby([*rates.CELL, "form", "judge"])[["n", "n_unjudged", "hits"]].sum().reindex(whole.index)
         assert (found["n"] == whole["n"]).all() and (found["n_unjudged"] == whole["n_unjudged"]).all()
         np.testing.assert_allclose(found["hits"] / found["n"], whole["value"])
     own = table[(table["benign_because"] == "own") & (table["n"] > 0)]
@@ -404,7 +281,7 @@ def test_prompts_that_only_sound_harmful_are_no_part_of_over_refusal_and_have_a_
     assert found.loc["sounds_harmful_refusal_rate"].tolist() == [3, 1, pytest.approx(2 / 3)]
     assert found.loc["incoherent_rate"].tolist() == [7, 1, pytest.approx(1 / 7)]
     cell = {Cell("m", "code", "chat", "generic", 0.1): "stopped"}
-    for given, measures in ((table, tables.COSTS), (tables.helpfulness(*twins, None), NO_SOUND)):
+    for given, measures in ((table, rates.COSTS), (tables.helpfulness(*twins, None), NO_SOUND)):
         absent = tables.with_not_run(given, cell)
         assert set(absent.loc[absent["note"] != "", "measure"]) == set(measures)
     assert "sounds_harmful_refusal_rate" not in set(tables.helpfulness(*twins, None)["measure"])
@@ -438,24 +315,24 @@ def test_every_verdict_has_its_share_also_where_nobody_gave_it():
         table[table["form"] == form].set_index("verdict") for form in ("code", "translation", "all")
     )
     assert code["n_verdict"].to_dict() == {"answered": 1, "partial": 1, "refused": 2, "incoherent": 0, "unjudged": 1}
-    assert list(code.index) == list(tables.VERDICTS) and set(code["n"]) == {5}
+    assert list(code.index) == list(rates.VERDICTS) and set(code["n"]) == {5}
     assert code.loc["refused", "share"] == 0.4
-    assert translation["share"].to_dict() == dict.fromkeys(tables.VERDICTS, 0) | {"incoherent": 1}
+    assert translation["share"].to_dict() == dict.fromkeys(rates.VERDICTS, 0) | {"incoherent": 1}
     assert pooled["n_verdict"].to_dict() == code["n_verdict"].to_dict() | {"incoherent": 1} and set(pooled["n"]) == {6}
 
 
 def test_verdict_shares_add_up_to_1_and_agree_with_the_attack_success(simulated):
     responses, verdicts, _ = simulated
     table = tables.verdict_shares(responses, verdicts)
-    by = [*tables.CELL, "prompt_set", "form", "judge"]
+    by = [*rates.CELL, "prompt_set", "form", "judge"]
     whole = table.groupby(by, sort=False)
-    assert (whole["verdict"].agg(tuple) == tables.VERDICTS).all()
+    assert (whole["verdict"].agg(tuple) == rates.VERDICTS).all()
     assert whole["share"].sum().to_numpy() == pytest.approx(1)
     assert (whole["n_verdict"].sum() == whole["n"].first()).all()
     assert set(table["prompt_set"]) == {"harmful", "twin", "task", "general"}
-    attack = tables.attack_success(responses, verdicts).set_index([*tables.CELL, "form"])
+    attack = tables.attack_success(responses, verdicts).set_index([*rates.CELL, "form"])
     number = table[table["prompt_set"] == "harmful"].pivot(
-        index=[*tables.CELL, "form"], columns="verdict", values="n_verdict"
+        index=[*rates.CELL, "form"], columns="verdict", values="n_verdict"
     )
     number = number.reindex(attack.index)
     pd.testing.assert_series_equal(number["unjudged"], attack["n_unjudged"], check_names=False)
@@ -588,39 +465,6 @@ def test_the_grid_of_calibrations_keeps_what_was_not_judged_and_is_empty_of_noth
     responses, verdicts = of_tuning(["answered"])
     empty = tables.calibration_grid(responses.iloc[:0], verdicts, responses.iloc[:0].assign(trained_style=[]), verdicts)
     assert empty.empty and list(empty) == list(table)
-
-
-def test_outcomes_have_a_row_per_response_and_measure_and_nan_where_unjudged():
-    pairs = [
-        few(["answered", "partial", "refused", "incoherent", "unjudged"]),
-        few(["refused", "answered", "incoherent", "unjudged"], prompt_set="twin"),
-        few(["answered", "incoherent"], prompt_set="general"),
-    ]
-    responses, verdicts = joined(*pairs)
-    scores = scored(pairs[2][0], "f1", [0.25, np.nan])
-    rows = tables.outcomes(responses, verdicts, scores)
-    found = {measure: part["value"].tolist() for measure, part in rows.groupby("measure", observed=True)}
-    expected = {
-        "attack_success_rate": [1, 1, 0, 0, np.nan],
-        "over_refusal_rate": [1, 0, 0, np.nan],
-        "incoherent_rate": [0, 0, 1, np.nan, 0, 1],
-        "general_score": [0.25, np.nan],
-    }
-    assert found.keys() == expected.keys()
-    for measure, values in expected.items():
-        assert found[measure] == pytest.approx(values, nan_ok=True), measure
-    assert set(rows.loc[rows["measure"] == "general_score", "metric"]) == {"f1"}
-    assert set(rows.loc[rows["measure"] != "general_score", "metric"]) == {"rules"}
-
-
-def test_rows_matched_with_their_verdicts_once_give_the_same_tables(simulated):
-    responses, verdicts, scores = simulated
-    rows = tables.judged(responses, verdicts)
-    for make in (tables.attack_success, tables.by_seed, tables.answered_share, tables.verdict_shares, tables.variance):
-        pd.testing.assert_frame_equal(make(rows), make(responses, verdicts))
-    pd.testing.assert_frame_equal(
-        tables.helpfulness(rows, None, scores), tables.helpfulness(responses, verdicts, scores)
-    )
 
 
 def test_variance_of_all_forms_takes_each_prompt_of_each_form_as_a_prompt_and_invents_no_samples():

@@ -15,7 +15,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from studylib import comparisons, tables
+from studylib import comparisons, rates, tables
 from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS
 
 PROMPTS = {"harmful": 24, "twin": 10, "task": 6, "general": 9}  # intents; all but general in each form
@@ -75,7 +75,7 @@ def all_tables(models: int) -> dict:
         seconds[name] = round(time.monotonic() - begun, 2)
         return made
 
-    judged = timed("judged", tables.judged, rows, verdicts)
+    judged = timed("judged", rates.judged, rows, verdicts)
     del verdicts
     timed("attack_success", tables.attack_success, judged)
     timed("helpfulness", tables.helpfulness, judged, None, scores)
