@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from studylib import plots, rates, readable_tables, stats, tables
+from studylib import drawing, rates, readable_tables, stats, tables
 from studylib.captions import calibration_label, cell_words, doses_said, label, n_of, one_dose, seeds_said, span
 from studylib.config import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
 from studylib.paths import ROOT, runs_folder
@@ -22,7 +22,7 @@ from studylib.products import known_runs
 from studylib.stats import CONFIDENCE, detectable_difference
 
 ATTACK = "attack_success_rate"
-AXES = {ATTACK: plots.ATTACK, "over_refusal_rate": plots.OVER_REFUSAL}
+AXES = {ATTACK: drawing.ATTACK, "over_refusal_rate": drawing.OVER_REFUSAL}
 APART = ("higher", "lower")
 KEYS = ["measure", *rates.CELL, "form", "metric", "judge"]
 NUMBERS = ["n", "n_unjudged", "value", *rates.INTERVAL]  # of a result
@@ -41,7 +41,7 @@ REPEATED = ("bytes", "forms", "fingerprint", "origins", "description")
 WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
 TEXTS = ("model", "metric", "judge", "note")  # columns that may be empty
 MARKS = ("o", "s", "^", "D", "v", "P")
-COLOURS = (*plots.FORM_COLOURS.values(), plots.SAFETY_COLOURS["generic"], plots.SAFETY_COLOURS["multitask"])
+COLOURS = (*drawing.FORM_COLOURS.values(), drawing.SAFETY_COLOURS["generic"], drawing.SAFETY_COLOURS["multitask"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +295,7 @@ def output_folder(folder: str = "") -> Path:
 def draw(runs: Sequence[Run], folder: Path, measure: str = ATTACK, form: str = "all", model: str = "") -> Figure:
     """The figure, also written to the folder as `<measure>.png` and `.svg`, with its caption and alternative text."""
     drawn = figure(runs, measure, form, model)
-    plots.save(drawn, folder, measure, *caption(runs, measure, form, model))
+    drawing.save(drawn, folder, measure, *caption(runs, measure, form, model))
     return drawn
 
 
@@ -308,28 +308,28 @@ def figure(runs: Sequence[Run], measure: str = ATTACK, form: str = "all", model:
     Raises StudyError for more than six runs, which colours would not tell apart, and where there is nothing to draw.
     """
     rows = _shown(runs, measure, form, model)
-    tasks, calibrations, names = plots.tasks_of(rows), plots.calibrations_of(rows), [run.name for run in runs]
+    tasks, calibrations, names = drawing.tasks_of(rows), drawing.calibrations_of(rows), [run.name for run in runs]
     arms = [arm for arm in SAFETY_DATA if arm in set(rows["safety_data"])]
     columns = min(3, len(runs))  # of the legend
     margins = {"right": 0.5, "bottom": 1.1, "top": 0.35 + 0.18 * -(-len(runs) // columns)}
-    fig, axes = plots.new_figure(len(calibrations), len(arms), 1.9 if len(calibrations) == 1 else 1.25, **margins)
+    fig, axes = drawing.new_figure(len(calibrations), len(arms), 1.9 if len(calibrations) == 1 else 1.25, **margins)
     for row in rows.to_dict("records"):
         ax = axes[calibrations.index((row["style"], row["system_prompt"])), arms.index(row["safety_data"])]
         i = names.index(row["run"])
         x = tasks.index(row["finetune_task"]) + 0.76 * ((i + 0.5) / len(runs) - 0.5)
-        plots.draw_point(ax, x, row, "value", color=COLOURS[i], marker=MARKS[i], markersize=3.5)
+        drawing.draw_point(ax, x, row, "value", color=COLOURS[i], marker=MARKS[i], markersize=3.5)
     for ax, arm in zip(axes[0], arms, strict=True):
         ax.set_title(f"{'no' if arm == 'none' else arm} safety data", size="medium")
     for ax, calibration in zip(axes[:, -1], calibrations, strict=True):
-        plots.title_row(ax, calibration_label(*calibration, separator="\n"))
+        drawing.title_row(ax, calibration_label(*calibration, separator="\n"))
     for ax in axes.flat:
-        plots.slanted_ticks(ax, tasks)
-        plots.say_empty(ax, ax.containers)
-    axes[0, 0].set(**plots.UNIT_AXIS)
+        drawing.slanted_ticks(ax, tasks)
+        drawing.say_empty(ax, ax.containers)
+    axes[0, 0].set(**drawing.UNIT_AXIS)
     y = AXES[measure] if len(calibrations) > 2 else AXES[measure].replace(" (", "\n(")
-    plots.outer_labels(fig, y, f"tuned on ({label(form)}; {n_of(rows)} per point)")
+    drawing.outer_labels(fig, y, f"tuned on ({label(form)}; {n_of(rows)} per point)")
     handles = [
-        plots.dot_handle(name, color=COLOURS[i], marker=MARKS[i], markersize=4.5) for i, name in enumerate(names)
+        drawing.dot_handle(name, color=COLOURS[i], marker=MARKS[i], markersize=4.5) for i, name in enumerate(names)
     ]
     fig.legend(handles=handles, frameon=False, borderaxespad=0.1, loc="upper center", ncols=columns)
     return fig

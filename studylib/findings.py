@@ -14,6 +14,7 @@ from studylib import (
     comparisons,
     config,
     datasets,
+    drawing,
     grid,
     guard_tables,
     judges,
@@ -263,7 +264,7 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
         words = plots_judges.caption(name, *frames) if module is plots_judges else captions.caption(name, *frames)
     except ValueError as why:  # nothing to draw, of which the sentence says the reason
         return _without(stage, name, str(why))
-    plots.save(drawn, Path(stage.paths.figures), name, *words)
+    drawing.save(drawn, Path(stage.paths.figures), name, *words)
     return drawn
 
 

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from studylib import plots
+from studylib import drawing
 from studylib.arms import ORDER, arm_label
 from studylib.captions import calibration_label, label, span
 from studylib.captions_arms import PANELS, ROWS, plane, transfers
@@ -18,9 +18,9 @@ from studylib.plots_change import change_heatmap
 
 # Data of one form have that form's colour and mark; the rest of Tol's muted set, told apart with any colour vision.
 LOOKS = {
-    **{arm: {"color": colour, "marker": "o"} for arm, colour in plots.SAFETY_COLOURS.items()},
+    **{arm: {"color": colour, "marker": "o"} for arm, colour in drawing.SAFETY_COLOURS.items()},
     "system_prompt": {"color": "#555555", "marker": "p"},
-    **{f"{form}_only": {"color": plots.FORM_COLOURS[form], "marker": plots.TASK_MARKERS[form]} for form in FORMS},
+    **{f"{form}_only": {"color": drawing.FORM_COLOURS[form], "marker": drawing.TASK_MARKERS[form]} for form in FORMS},
     "multitask_twins": {"color": "#882255", "marker": "P"},
     "multitask_midway": {"color": "#332288", "marker": "X"},
     "multitask_after": {"color": "#117733", "marker": "v"},
@@ -43,7 +43,7 @@ def transfer_matrix(comparisons: pd.DataFrame) -> Figure:
     styles = [style for style in STYLES if style in set(table["style"])]
     panels = [
         (f"tuned on {label(task)}, {calibration_label(style, False).split(',')[0]}", part)
-        for task in plots.tasks_of(table, tuned=True)
+        for task in drawing.tasks_of(table, tuned=True)
         for style in styles
         if len(part := table[(table["finetune_task"] == task) & (table["style"] == style)])
     ]
@@ -62,7 +62,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
     tasks = [task for task in FORMS if task in set(points["task"])]
     shown = [panel for panel in PANELS if panel in set(points["panel"])]
     margins = {"right": 0.5, "bottom": 0.6, "top": 0.95, "wspace": 0.14}
-    fig, axes = plots.new_figure(len(tasks), len(shown), 3.0, sharex="col", **margins)
+    fig, axes = drawing.new_figure(len(tasks), len(shown), 3.0, sharex="col", **margins)
     for i, task in enumerate(tasks):
         for ax, panel in zip(axes[i], shown, strict=True):
             part = points[(points["task"] == task) & (points["panel"] == panel)]
@@ -72,13 +72,15 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
             if panel == shown[0]:
                 _say_doses(ax, part)
             for row in part.sort_values("finetune_task", key=lambda t: t == "none", kind="stable").to_dict("records"):
-                look = plots.STAR if row["finetune_task"] == "none" else LOOKS[row["safety_data"]] | {"markersize": 5.5}
+                look = (
+                    drawing.STAR if row["finetune_task"] == "none" else LOOKS[row["safety_data"]] | {"markersize": 5.5}
+                )
                 hollow = {"markerfacecolor": "white"} if row["front"] == "cannot be told" else {}
                 width = [[max(row["x"] - row["x_low"], 0)], [max(row["x_high"] - row["x"], 0)]]
-                plots.draw_point(ax, row["x"], row, "rate", xerr=width, **look | hollow | {"elinewidth": 0.5})
-            plots.say_empty(ax, part)
-        plots.title_row(axes[i, -1], f"tuned on {label(task)}")
-    axes[0, 0].set(**plots.UNIT_AXIS)
+                drawing.draw_point(ax, row["x"], row, "rate", xerr=width, **look | hollow | {"elinewidth": 0.5})
+            drawing.say_empty(ax, part)
+        drawing.title_row(axes[i, -1], f"tuned on {label(task)}")
+    axes[0, 0].set(**drawing.UNIT_AXIS)
     for ax, panel in zip(axes[-1], shown, strict=True):
         of = points[points["panel"] == panel]
         if panel == "over_refusal_rate":
@@ -90,14 +92,16 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
         )
         ax.set_xlabel(f"{X_LABELS[panel]}, n = {span(of['n_x'])})")
     tuned = points[points["finetune_task"] != "none"]
-    plots.outer_labels(fig, f"attack success rate (all forms, n = {span(tuned['n'])})", "")
-    handles = [plots.dot_handle("aligned model", **plots.STAR)] if len(tuned) < len(points) else []
+    drawing.outer_labels(fig, f"attack success rate (all forms, n = {span(tuned['n'])})", "")
+    handles = [drawing.dot_handle("aligned model", **drawing.STAR)] if len(tuned) < len(points) else []
     present = [arm for arm in ORDER if arm in set(tuned["safety_data"])]
-    handles += [plots.dot_handle(arm_label(arm), markersize=5, **LOOKS[arm]) for arm in present]
-    handles.append(Line2D([], [], label="Pareto front", **plots.FRONT))
+    handles += [drawing.dot_handle(arm_label(arm), markersize=5, **LOOKS[arm]) for arm in present]
+    handles.append(Line2D([], [], label="Pareto front", **drawing.FRONT))
     if (points["front"] == "cannot be told").any():
-        handles.append(plots.dot_handle("front: cannot be told", color=plots.INK, marker="o", markerfacecolor="white"))
-    return plots.add_legend(fig, handles, rows=-(-len(handles) // 4))
+        handles.append(
+            drawing.dot_handle("front: cannot be told", color=drawing.INK, marker="o", markerfacecolor="white")
+        )
+    return drawing.add_legend(fig, handles, rows=-(-len(handles) // 4))
 
 
 def _draw_front(ax, points: pd.DataFrame, less: bool) -> None:
@@ -105,9 +109,9 @@ def _draw_front(ax, points: pd.DataFrame, less: bool) -> None:
     front = points[points["front"] == "yes"].sort_values("x")
     x, rate = list(front["x"]), list(front["rate"])
     if x and less:
-        ax.step([x[0], *x, 1], [1, *rate, rate[-1]], where="post", **plots.FRONT)
+        ax.step([x[0], *x, 1], [1, *rate, rate[-1]], where="post", **drawing.FRONT)
     elif x:
-        ax.step([0, *x, x[-1]], [rate[0], *rate, 1], where="pre", **plots.FRONT)
+        ax.step([0, *x, x[-1]], [rate[0], *rate, 1], where="pre", **drawing.FRONT)
 
 
 def _join(ax, points: pd.DataFrame, arm: str, line: str) -> None:

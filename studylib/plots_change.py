@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from studylib import plots
+from studylib import drawing
 from studylib.captions import calibration_label, label, n_of, span
 from studylib.captions_change import STEPS, TOLD, changes, doses, grid_rows, n_unknown, points, slopes
 from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS
@@ -35,8 +35,8 @@ def erosion_heatmap(comparisons: pd.DataFrame) -> Figure:
     """
     table = changes("erosion_heatmap", comparisons)
     panels = [
-        (calibration_label(*calibration), plots.rows_at(table, calibration))
-        for calibration in plots.calibrations_of(table)
+        (calibration_label(*calibration), drawing.rows_at(table, calibration))
+        for calibration in drawing.calibrations_of(table)
     ]
     return change_heatmap(table, panels)
 
@@ -63,17 +63,17 @@ def change_heatmap(
 
     `names` maps the key's values, in their order, to words; None: the tuned tasks. `left` in inches is their room.
     """
-    names = names or {task: label(task) for task in plots.tasks_of(table, tuned=True)}
+    names = names or {task: label(task) for task in drawing.tasks_of(table, tuned=True)}
     forms, n_columns = [*FORMS, "all"], min(2, len(panels))
     margins = {"left": left, "right": 1.1, "top": 0.55, "wspace": 0.08, "hspace": 0.22}
-    fig, axes = plots.new_figure(-(-len(panels) // n_columns), n_columns, 0.32 * len(names), **margins)
+    fig, axes = drawing.new_figure(-(-len(panels) // n_columns), n_columns, 0.32 * len(names), **margins)
     for ax, (title, part) in zip(axes.flat, panels, strict=False):
         wide = {
             name: part.pivot(index=key, columns="form", values=name).reindex(index=list(names), columns=forms)
             for name in ("difference", "verdict")
         }
         told = wide["verdict"].isin(TOLD)
-        plots.heat_map(
+        drawing.heat_map(
             ax, wide["difference"].where(told), list(names.values()), wide["difference"].map(points), **CHANGE
         )
         for (row, column), verdict in np.ndenumerate(wide["verdict"].to_numpy()):
@@ -81,21 +81,21 @@ def change_heatmap(
             if verdict == "cannot be told apart":
                 ax.add_patch(Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, **HATCHED))
                 ground = {"boxstyle": "square,pad=0.1", "facecolor": HATCHED["facecolor"], "linewidth": 0}
-                ax.text(**middle, s=f"({points(wide['difference'].iloc[row, column])})", bbox=ground, **plots.QUIET)
+                ax.text(**middle, s=f"({points(wide['difference'].iloc[row, column])})", bbox=ground, **drawing.QUIET)
             elif verdict not in TOLD:
-                ax.text(**middle, s="-", **plots.QUIET)
+                ax.text(**middle, s="-", **drawing.QUIET)
         ax.axvline(len(FORMS), color="white", linewidth=5)  # over the hatching too
         ax.set_title(title, size="medium")
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     n = span(table.loc[(table["form"] != "all") & (table["n"] > 0), "n"])
-    plots.outer_labels(fig, y, f"form of the harmful prompt (n = {n} pairs per form)")
-    plots.sns.despine(fig, left=True, bottom=True)
-    plots.colour_scale(fig, axes[0, 0], "change in attack\nsuccess (points)", (-1, -0.5, 0, 0.5, 1))
+    drawing.outer_labels(fig, y, f"form of the harmful prompt (n = {n} pairs per form)")
+    drawing.sns.despine(fig, left=True, bottom=True)
+    drawing.colour_scale(fig, axes[0, 0], "change in attack\nsuccess (points)", (-1, -0.5, 0, 0.5, 1))
     keys = [Patch(**HATCHED, label="cannot be told apart from no change")]
     if n_unknown(table, key):
-        keys.append(Patch(color=plots.EMPTY, label="not run, no pairs, or too few"))
-    return plots.add_legend(fig, keys)
+        keys.append(Patch(color=drawing.EMPTY, label="not run, no pairs, or too few"))
+    return drawing.add_legend(fig, keys)
 
 
 def seed_slopes(by_seed: pd.DataFrame) -> Figure:
@@ -107,7 +107,9 @@ def seed_slopes(by_seed: pd.DataFrame) -> Figure:
     """
     table = slopes(by_seed)
     x_label = f"no system prompt, all forms ({n_of(table)} per seed)"
-    fig, panels = plots.panels_of(table, plots.tasks_of(table, tuned=True), plots.ATTACK, x_label, bottom=1.15, top=0.9)
+    fig, panels = drawing.panels_of(
+        table, drawing.tasks_of(table, tuned=True), drawing.ATTACK, x_label, bottom=1.15, top=0.9
+    )
     for (style, _), task, ax in panels:
         part = table[table["style"] == style]
         start = part.loc[part["finetune_task"] == "none", "rate"].dropna().tolist()[:1]
@@ -122,21 +124,21 @@ def seed_slopes(by_seed: pd.DataFrame) -> Figure:
             )
         mean = part.groupby("step")["rate"].mean()
         ax.plot(
-            [0, *mean.index][-len(start) - len(mean) :], [*start, *mean], color=plots.INK, linewidth=1.2, zorder=2.8
+            [0, *mean.index][-len(start) - len(mean) :], [*start, *mean], color=drawing.INK, linewidth=1.2, zorder=2.8
         )
-        for arm, colour in plots.SAFETY_COLOURS.items():
+        for arm, colour in drawing.SAFETY_COLOURS.items():
             if (step := SAFETY_DATA.index(arm) + 1) in mean.index:
-                ax.plot(step, mean[step], color=colour, marker=plots.TASK_MARKERS[task], markersize=4.5, **_ABOVE)
+                ax.plot(step, mean[step], color=colour, marker=drawing.TASK_MARKERS[task], markersize=4.5, **_ABOVE)
         if start:
-            ax.plot(0, start, **plots.STAR, **_ABOVE)
-        plots.slanted_ticks(ax, STEPS)
-        plots.say_empty(ax, part)
+            ax.plot(0, start, **drawing.STAR, **_ABOVE)
+        drawing.slanted_ticks(ax, STEPS)
+        drawing.say_empty(ax, part)
     keys = [
         Line2D([], [], label="one seed", **SEED),
-        Line2D([], [], color=plots.INK, linewidth=1.2, label="mean of the seeds"),
+        Line2D([], [], color=drawing.INK, linewidth=1.2, label="mean of the seeds"),
     ]
-    return plots.add_legend(
-        fig, [plots.dot_handle("aligned model", **plots.STAR), *plots.arm_handles(table), *keys], rows=2
+    return drawing.add_legend(
+        fig, [drawing.dot_handle("aligned model", **drawing.STAR), *drawing.arm_handles(table), *keys], rows=2
     )
 
 
@@ -151,31 +153,35 @@ def dose_response(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
     n = n_of(table[table["measure"] == "attack_success_rate"])
     x_label = f"safety data in the tuning (% of the rows, evenly spaced; {n} per mark)"
     y_label = "share of harmful prompts answered,\nshare of benign twins refused"
-    fig, panels = plots.panels_of(table, plots.tasks_of(table, tuned=True), y_label, x_label, bottom=0.55, top=0.9)
+    fig, panels = drawing.panels_of(table, drawing.tasks_of(table, tuned=True), y_label, x_label, bottom=0.55, top=0.9)
     for _, task, ax in panels:
         for measure, look in LINES.items():
             rows = table[(table["measure"] == measure) & table["value"].notna()]
             for row in rows[rows["finetune_task"] == "none"].to_dict("records"):
                 ground = {name: look[name] for name in ("markerfacecolor",) if name in look}
-                plots.draw_point(ax, -1 + 4 * _shift("none", measure), row, "value", **plots.STAR, **ground)
+                drawing.draw_point(ax, -1 + 4 * _shift("none", measure), row, "value", **drawing.STAR, **ground)
             rows = rows[rows["finetune_task"] == task]
             rows = rows.assign(x=[_shift(arm, measure) for arm in rows["safety_data"]])
             rows["x"] += rows["safety_fraction"].map(amounts.index)
             start = rows[rows["safety_data"] == "none"]
-            for arm, colour in plots.SAFETY_COLOURS.items():
+            for arm, colour in drawing.SAFETY_COLOURS.items():
                 own = rows[rows["safety_data"] == arm].sort_values("safety_fraction")
                 if arm != "none" and len(own):
                     line = pd.concat([start, own])
                     ax.plot(line["x"], line["value"], look["linestyle"], color=colour, linewidth=1.1, zorder=2.6)
                 for row in own.to_dict("records"):
-                    plots.draw_point(ax, row["x"], row, "value", color=colour, markersize=4, **look | {"linestyle": ""})
+                    drawing.draw_point(
+                        ax, row["x"], row, "value", color=colour, markersize=4, **look | {"linestyle": ""}
+                    )
         ax.set_xticks(range(-1, len(amounts)), ["", *(f"{100 * amount:g}" for amount in amounts)])
         ax.set_xlim(-1.5, len(amounts) - 0.5)
         ax.grid(False, axis="x")
-        plots.say_empty(ax, table[table["finetune_task"] == task])
-    keys = [Line2D([], [], color=plots.INK, markersize=4, label=MEASURES[name], **look) for name, look in LINES.items()]
-    return plots.add_legend(
-        fig, [plots.dot_handle("aligned model", **plots.STAR), *plots.arm_handles(table), *keys], rows=2
+        drawing.say_empty(ax, table[table["finetune_task"] == task])
+    keys = [
+        Line2D([], [], color=drawing.INK, markersize=4, label=MEASURES[name], **look) for name, look in LINES.items()
+    ]
+    return drawing.add_legend(
+        fig, [drawing.dot_handle("aligned model", **drawing.STAR), *drawing.arm_handles(table), *keys], rows=2
     )
 
 
@@ -195,7 +201,7 @@ def calibration_grid(grid: pd.DataFrame) -> Figure:
     """
     table = grid_rows(grid)
     calibrations, tasks = (
-        plots.calibrations_of(table),
+        drawing.calibrations_of(table),
         [task for task in ("none", *TASKS) if task in set(table["finetune_task"])],
     )
     present = set(zip(table["finetune_task"], table["trained_style"], strict=True))
@@ -211,16 +217,16 @@ def calibration_grid(grid: pd.DataFrame) -> Figure:
         cells[name].unstack(["style", "system_prompt"]).reindex(index=index, columns=calibrations)
         for name in ("rate", "words")
     )
-    fig, axes = plots.new_figure(1, 1, max(0.26 * len(rows), 0.8), left=2.25, right=0.95, top=0.15, bottom=0.75)
+    fig, axes = drawing.new_figure(1, 1, max(0.26 * len(rows), 0.8), left=2.25, right=0.95, top=0.15, bottom=0.75)
     ax = axes[0, 0]
     names = ["not tuned" if style == "none" else calibration_label(style, False).split(",")[0] for _, style in rows]
     tests = [calibration_label(*calibration, separator="\n") for calibration in calibrations]
-    plots.heat_map(ax, rates.set_axis(tests, axis=1), names, words)
+    drawing.heat_map(ax, rates.set_axis(tests, axis=1), names, words)
     for place, (task, style) in enumerate(rows):
         if place and rows[place - 1][0] != task:
             ax.axhline(place, color="white", linewidth=5)  # sets the models apart
         for column in [i for i, calibration in enumerate(calibrations) if calibration[0] == style]:
-            box = {"fill": False, "edgecolor": plots.INK, "linewidth": 1.2, "zorder": 4}
+            box = {"fill": False, "edgecolor": drawing.INK, "linewidth": 1.2, "zorder": 4}
             ax.add_patch(Rectangle((column + 0.02, place + 0.14), 0.96, 0.72, **box))
     for task in tasks:
         at = [i for i, row in enumerate(rows) if row[0] == task]
@@ -229,7 +235,7 @@ def calibration_grid(grid: pd.DataFrame) -> Figure:
             -0.25, np.mean(at) + 0.5, words, transform=ax.get_yaxis_transform(), ha="right", va="center", size="medium"
         )
     ax.set_xticks(np.arange(len(tests)) + 0.5, tests, rotation=0, ha="center", rotation_mode="default")
-    plots.outer_labels(fig, "", f"tested with ({n_of(table)} per cell, all forms)")
-    plots.sns.despine(fig, left=True, bottom=True)
-    plots.colour_scale(fig, ax, "attack success rate (%)")
+    drawing.outer_labels(fig, "", f"tested with ({n_of(table)} per cell, all forms)")
+    drawing.sns.despine(fig, left=True, bottom=True)
+    drawing.colour_scale(fig, ax, "attack success rate (%)")
     return fig

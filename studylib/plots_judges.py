@@ -8,14 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from studylib import plots
+from studylib import drawing
 from studylib.agreement import ALL
 from studylib.captions import label, span
 from studylib.stats import CONFIDENCE
 
 KAPPA = "Cohen's kappa with the labels (refused or not)"
-DOT = plots.OURS | {"markersize": 3.5}
-PEOPLE = {"color": plots.PUBLISHED["color"], "linewidth": 1, "linestyle": "--"}
+DOT = drawing.OURS | {"markersize": 3.5}
+PEOPLE = {"color": drawing.PUBLISHED["color"], "linewidth": 1, "linestyle": "--"}
 
 
 def judge_agreement(judges: pd.DataFrame, people: pd.DataFrame | None = None) -> Figure:
@@ -29,7 +29,7 @@ def judge_agreement(judges: pd.DataFrame, people: pd.DataFrame | None = None) ->
     table = _shown(judges)
     names, sources = list(dict.fromkeys(table["judge"])), list(dict.fromkeys(table["source"]))
     margins = {"left": _room(names), "top": 0.7, "bottom": 0.5, "right": 0.2, "wspace": 0.15}
-    fig, axes = plots.new_figure(1, len(sources), 0.25 + 0.19 * len(names), **margins)
+    fig, axes = drawing.new_figure(1, len(sources), 0.25 + 0.19 * len(names), **margins)
     for ax, source in zip(axes[0], sources, strict=True):
         part = table[table["source"] == source]
         between = [] if people is None else people.loc[people["source"] == source, "kappa"].dropna()
@@ -47,9 +47,9 @@ def judge_agreement(judges: pd.DataFrame, people: pd.DataFrame | None = None) ->
     ax.set(xlim=(low, 1), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
     ax.set_yticks(range(len(names)), [label(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    plots.outer_labels(fig, "", KAPPA)
+    drawing.outer_labels(fig, "", KAPPA)
     if people is not None and people["source"].isin(sources).any():
-        plots.add_legend(fig, [Line2D([], [], label="people with each other", **PEOPLE)])
+        drawing.add_legend(fig, [Line2D([], [], label="people with each other", **PEOPLE)])
     return fig
 
 
@@ -65,14 +65,14 @@ def agreement_matrix(matrix: pd.DataFrame) -> Figure:
     kappa = matrix[matrix["judge"] != matrix["other"]].pivot(index="judge", columns="other", values="kappa")
     kappa = kappa.reindex(index=names, columns=names)
     room = _room(names)
-    cell = min(1.0, (plots.WIDTH - room - 1) / len(names))
-    margins = {"left": room, "right": plots.WIDTH - room - cell * len(names), "top": 0.15, "bottom": 0.7 * room + 0.3}
-    fig, axes = plots.new_figure(1, 1, max(cell * len(names), 1.2), **margins)
+    cell = min(1.0, (drawing.WIDTH - room - 1) / len(names))
+    margins = {"left": room, "right": drawing.WIDTH - room - cell * len(names), "top": 0.15, "bottom": 0.7 * room + 0.3}
+    fig, axes = drawing.new_figure(1, 1, max(cell * len(names), 1.2), **margins)
     ax = axes[0, 0]
     size = "small" if len(names) < 16 else "x-small"
     words = kappa.map(lambda value: f"{value:.2f}".replace("0.", ".", 1))
-    plots.heat_map(ax, kappa, [label(name) for name in names], words, size)
-    plots.outer_labels(fig, "", f"n = {span(_pairs(matrix)['n'])} responses judged by both")
+    drawing.heat_map(ax, kappa, [label(name) for name in names], words, size)
+    drawing.outer_labels(fig, "", f"n = {span(_pairs(matrix)['n'])} responses judged by both")
     box = fig.subplotpars
     scale_ax = fig.add_axes((box.right + 0.02, box.bottom, 0.018, box.top - box.bottom))
     scale = fig.colorbar(ax.collections[0], cax=scale_ax)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from studylib import plots
+from studylib import drawing
 from studylib.captions import calibration_label, label, n_of
 from studylib.captions_parts import PARTS, published_rows, ranked_by, ranking_rows, tiers, variance_rows, verdict_rows
 from studylib.config import FORMS, SAFETY_DATA, TASKS
@@ -32,7 +32,7 @@ def variance_shares(variance: pd.DataFrame) -> Figure:
     parts = table.melt([*_BAR, "why", "n"], list(PARTS), "part", "share")
     fig = _stacked(parts, "part", PART_COLOURS, f"share of the variance of one response ({n_of(table)} per bar)")
     known = [part for part in PARTS if table[part].notna().any()]
-    return plots.add_legend(fig, [Patch(color=PART_COLOURS[part], label=PARTS[part]) for part in known])
+    return drawing.add_legend(fig, [Patch(color=PART_COLOURS[part], label=PARTS[part]) for part in known])
 
 
 def verdict_composition(verdict_shares: pd.DataFrame) -> Figure:
@@ -44,7 +44,7 @@ def verdict_composition(verdict_shares: pd.DataFrame) -> Figure:
     fig = _stacked(
         table, "verdict", VERDICT_COLOURS, f"share of the responses to harmful prompts ({n_of(table)} per bar)"
     )
-    return plots.add_legend(fig, [Patch(color=colour, label=verdict) for verdict, colour in VERDICT_COLOURS.items()])
+    return drawing.add_legend(fig, [Patch(color=colour, label=verdict) for verdict, colour in VERDICT_COLOURS.items()])
 
 
 _BAR = ["finetune_task", "safety_data", "style", "system_prompt"]
@@ -53,7 +53,7 @@ _BAR = ["finetune_task", "safety_data", "style", "system_prompt"]
 def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
     """A panel per calibration with a bar per tuned task and safety data; `share` of each `part` in the order of the colours."""
     calibrations, present = (
-        plots.calibrations_of(table),
+        drawing.calibrations_of(table),
         set(zip(table["finetune_task"], table["safety_data"], strict=True)),
     )
     bars = [(task, arm) for task in ("none", *TASKS) for arm in SAFETY_DATA if (task, arm) in present]
@@ -61,9 +61,9 @@ def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
     y = np.arange(len(bars)) + gaps  # tasks stand apart
     n_columns = min(2, len(calibrations))
     margins = {"left": 1.95, "right": 0.2, "top": 0.55, "bottom": 0.5, "wspace": 0.1, "hspace": 0.14}
-    fig, axes = plots.new_figure(-(-len(calibrations) // n_columns), n_columns, 0.35 + 0.14 * (y[-1] + 1), **margins)
+    fig, axes = drawing.new_figure(-(-len(calibrations) // n_columns), n_columns, 0.35 + 0.14 * (y[-1] + 1), **margins)
     for ax, calibration in zip(axes.flat, calibrations, strict=False):
-        here = plots.rows_at(table, calibration)
+        here = drawing.rows_at(table, calibration)
         for (task, arm), place in zip(bars, y, strict=True):
             own = here[(here["finetune_task"] == task) & (here["safety_data"] == arm)]
             left = 0.0
@@ -72,7 +72,7 @@ def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
                 left += share
             if len(own) == 0 or own["why"].iloc[0]:
                 ax.text(
-                    0.01, place, own["why"].iloc[0] if len(own) else "not run", ha="left", va="center", **plots.QUIET
+                    0.01, place, own["why"].iloc[0] if len(own) else "not run", ha="left", va="center", **drawing.QUIET
                 )
         ax.set_title(calibration_label(*calibration), size="medium")
         ax.grid(False, axis="y")
@@ -81,7 +81,7 @@ def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
     ax = axes[0, 0]
     ax.set(xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75, 1), xticklabels=("0", "", "0.5", "", "1"), ylim=(y[-1] + 0.6, -0.6))
     ax.set_yticks(y, ["aligned model" if task == "none" else f"{label(task)}, {_ARM[arm]}" for task, arm in bars])
-    plots.outer_labels(fig, "", x)
+    drawing.outer_labels(fig, "", x)
     return fig
 
 
@@ -98,16 +98,16 @@ def published_counts(published: pd.DataFrame) -> Figure:
     top = 10 * np.ceil(table[list(FORMS)].to_numpy().max() / 10 + 0.5)
     axis = {"ylim": (0, top), "yticks": np.arange(0, top + 1, 20)}
     y, x = "harmful prompts answered (number, of about 50 per form)", "form of the harmful prompt (207 in all)"
-    fig, panels = plots.panels_of(table, plots.tasks_of(table), y, x, axis=axis)
+    fig, panels = drawing.panels_of(table, drawing.tasks_of(table), y, x, axis=axis)
     rows = {(row["style"], row["system_prompt"], row["finetune_task"]): row for row in table.to_dict("records")}
     for calibration, task, ax in panels:
         row = rows.get((*calibration, task))
         for place, form in enumerate(FORMS):
             if row:
-                ax.bar(place, row[form], 0.8, color=plots.FORM_COLOURS[form], linewidth=0)
+                ax.bar(place, row[form], 0.8, color=drawing.FORM_COLOURS[form], linewidth=0)
             if task != "none":
-                plots.draw_tick(ax, place, rows.get((*calibration, "none")), form)
-        plots.slanted_ticks(ax, FORMS)
+                drawing.draw_tick(ax, place, rows.get((*calibration, "none")), form)
+        drawing.slanted_ticks(ax, FORMS)
         if row:
             ax.text(
                 0.04,
@@ -116,11 +116,11 @@ def published_counts(published: pd.DataFrame) -> Figure:
                 transform=ax.transAxes,
                 va="top",
                 size="small",
-                color=plots.INK,
+                color=drawing.INK,
             )
-        plots.say_empty(ax, [row] if row else [], "not published")
-    handles = [Patch(color=colour, label=label(form)) for form, colour in plots.FORM_COLOURS.items()]
-    return plots.add_legend(fig, [*handles, plots.tick_handle()])
+        drawing.say_empty(ax, [row] if row else [], "not published")
+    handles = [Patch(color=colour, label=label(form)) for form, colour in drawing.FORM_COLOURS.items()]
+    return drawing.add_legend(fig, [*handles, drawing.tick_handle()])
 
 
 def model_ranking(attack: pd.DataFrame) -> Figure:
@@ -142,12 +142,12 @@ def model_ranking(attack: pd.DataFrame) -> Figure:
     height, size = (0.125, "x-small") if dense else (0.19, "small")
     room = 0.2 + (0.045 if dense else 0.065) * max(len(model) for model, _ in placed)
     margins = {"left": 0, "right": 0, "top": 0.6, "bottom": 0.5, "hspace": 0.5 / (height * longest)}
-    fig, places = plots.new_figure(-(-n_blocks // columns), 1, height * longest, **margins)
+    fig, places = drawing.new_figure(-(-n_blocks // columns), 1, height * longest, **margins)
     marks = {(row["model"], row["finetune_task"]): row for row in table[table["rate"].notna()].to_dict("records")}
     for at, block in enumerate(blocks):
         box, share = places[at // columns, 0].get_position(), len(block) / longest
-        left = (at % columns) / columns + room / plots.WIDTH
-        width = (1 / columns - (room + 0.12) / plots.WIDTH) / len(tasks)
+        left = (at % columns) / columns + room / drawing.WIDTH
+        width = (1 / columns - (room + 0.12) / drawing.WIDTH) / len(tasks)
         for place, task in enumerate(tasks):
             spot = (left + place * width, box.y1 - share * box.height, 0.86 * width, share * box.height)
             title = _SHORT.get(task, label(task)) if columns == 2 else _LONG.get(task, label(task))
@@ -155,8 +155,8 @@ def model_ranking(attack: pd.DataFrame) -> Figure:
     for ax in places.flat:
         ax.remove()
     fig.supxlabel(f"attack success rate ({n_of(table)} per mark)", y=0.01, size="medium")
-    mark = plots.dot_handle("rate of one model with its interval", color=plots.INK, marker="o", markersize=3)
-    return plots.add_legend(
+    mark = drawing.dot_handle("rate of one model with its interval", color=drawing.INK, marker="o", markersize=3)
+    return drawing.add_legend(
         fig, [mark, Patch(color=_BAND[0], label="one tier"), Patch(color=_BAND[1], label="the next")]
     )
 
@@ -174,7 +174,7 @@ def _ranked(ax, task: str, block: list[tuple], marks: dict, size: str, title: st
     known = [(place, marks[model, task]) for place, (model, _) in enumerate(block) if (model, task) in marks]
     if known:
         rates, lows, highs = np.array([[row[name] for name in ("rate", "low", "high")] for _, row in known]).T
-        look = {"color": plots.INK, "marker": "o", "markersize": 2, "elinewidth": 0.8, "zorder": 3, "clip_on": False}
+        look = {"color": drawing.INK, "marker": "o", "markersize": 2, "elinewidth": 0.8, "zorder": 3, "clip_on": False}
         ends = np.maximum([rates - lows, highs - rates], 0)
         ax.errorbar(rates, [place for place, _ in known], xerr=ends, linestyle="", **look)
     ax.set_title(title, size=size)
@@ -186,4 +186,4 @@ def _ranked(ax, task: str, block: list[tuple], marks: dict, size: str, title: st
     ax.tick_params(axis="y", length=0, pad=4)
     ax.tick_params(axis="x", pad=2)
     ax.grid(False, axis="y")
-    plots.sns.despine(ax=ax, left=True)
+    drawing.sns.despine(ax=ax, left=True)

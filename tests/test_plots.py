@@ -10,7 +10,7 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib import captions, captions_change, paper, plots, tables
+from studylib import captions, captions_change, drawing, paper, plots, tables
 from studylib.config import FORMS, SAFETY_DATA, SIDES, TASKS
 
 mpl.use("Agg")
@@ -21,7 +21,7 @@ CALIBRATIONS = [("chat", False), ("chat", True), ("alpaca", False), ("alpaca", T
 @pytest.fixture(scope="module")
 def results():
     """The attack, helpfulness and share tables of a small study."""
-    plots.set_theme()
+    drawing.set_theme()
     frames = study(np.random.default_rng(0), n_prompts=4, seeds=(0, 1))
     return tables.attack_success(*frames[:2]), tables.helpfulness(*frames), tables.answered_share(*frames[:2])
 
@@ -61,22 +61,14 @@ def legend(fig):
     return [text.get_text() for text in fig.legends[0].get_texts()]
 
 
-def test_colours_are_distinct_and_forms_share_none_with_safety_data():
-    colours = [*plots.FORM_COLOURS.values(), *plots.SAFETY_COLOURS.values()]
-    assert len(set(colours)) == len(colours) == 7
-    assert list(plots.FORM_COLOURS) == list(FORMS)
-    assert list(plots.SAFETY_COLOURS) == list(SAFETY_DATA)
-    assert len(set(plots.TASK_MARKERS.values())) == 5
-
-
 def test_rates_are_drawn_from_0_to_1_and_labelled_with_direction_unit_and_n(drawn):
     for name in ("attack_success_by_form", "safety_data_comparison", "safety_vs_helpfulness", "over_refusal"):
         fig, _ = drawn[name]
         assert all(ax.get_ylim() == (0, 1) for ax in fig.axes)
-        expected = plots.OVER_REFUSAL if name == "over_refusal" else plots.ATTACK
+        expected = drawing.OVER_REFUSAL if name == "over_refusal" else drawing.ATTACK
         assert fig._supylabel.get_text() == expected
         assert "n = " in fig._supxlabel.get_text()
-    assert "share of harmful prompts answered" in plots.ATTACK
+    assert "share of harmful prompts answered" in drawing.ATTACK
 
 
 def test_bars_are_as_high_as_the_rates_in_fixed_order_and_colour(drawn):
@@ -87,7 +79,7 @@ def test_bars_are_as_high_as_the_rates_in_fixed_order_and_colour(drawn):
             assert len(ax.patches) == len(FORMS)
             for bar, form in zip(ax.patches, FORMS, strict=True):
                 assert bar.get_height() == one(attack, calibration, task, form)["rate"]
-                assert to_hex(bar.get_facecolor()).upper() == plots.FORM_COLOURS[form]
+                assert to_hex(bar.get_facecolor()).upper() == drawing.FORM_COLOURS[form]
     assert [label.get_text() for label in panels[-1, 0].get_xticklabels()] == [
         *("text generation", "code", "translation", "classification")
     ]
@@ -112,7 +104,7 @@ def test_every_bar_has_its_interval_and_the_aligned_model_as_a_tick(drawn):
 @pytest.fixture(scope="module")
 def guards():
     """A table of two guards on three sides, every rate another, one undefined."""
-    plots.set_theme()
+    drawing.set_theme()
     rows = [
         {"model": "m", "guard": guard, "side": side, "prompt_set": prompt_set, "form": form}
         for guard in ("text_only", "all_forms")
@@ -170,7 +162,7 @@ def test_the_safety_arms_stand_side_by_side_in_fixed_order_and_colour(drawn, nam
     found = points(np.reshape(fig.axes, (4, 4))[3, 2])
     rows = [one(table, ("alpaca", True), "translation", f, a, **more) for f in FORMS for a in SAFETY_DATA]
     assert [y for _, y, _ in found] == [row[value] for row in rows]
-    assert [colour for _, _, colour in found] == list(plots.SAFETY_COLOURS.values()) * 4
+    assert [colour for _, _, colour in found] == list(drawing.SAFETY_COLOURS.values()) * 4
     assert [x for x, _, _ in found] == sorted(x for x, _, _ in found)
     assert legend(fig) == ["no safety data", "generic safety data", "multitask safety data", "aligned model"]
 
@@ -362,43 +354,6 @@ def test_a_caption_of_nothing_but_nan_is_refused(results):
     share = results[2].assign(share=np.nan)
     with pytest.raises(ValueError, match="NaN"):
         captions.caption("answered_share", share)
-
-
-def test_saving_writes_four_files_and_the_same_bytes_each_time(tmp_path, drawn, results):
-    text, alt = captions.caption("answered_share", results[2])
-    for folder in ("first", "second"):
-        fig = plots.answered_share(results[2], PUBLISHED)
-        plots.save(fig, tmp_path / folder, "answered_share", text, alt)
-    names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert names == [f"answered_share.{ending}" for ending in ("md", "pdf", "png", "svg")]
-    for name in names:
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    words = (tmp_path / "first" / "answered_share.md").read_text(encoding="utf-8")
-    assert text in words
-    assert f"Alternative text: {alt}" in words
-    pdf = (tmp_path / "first" / "answered_share.pdf").read_bytes()
-    assert b"/CreationDate" not in pdf and b"/Type3" not in pdf and b"/CIDFontType2" in pdf
-
-
-def test_figures_bring_their_white_ground_to_a_dark_page(tmp_path, results):
-    with mpl.rc_context({"figure.facecolor": "black", "savefig.facecolor": "black", "savefig.transparent": True}):
-        fig = plots.answered_share(results[2], PUBLISHED)
-        plots.save(fig, tmp_path, "x", "", "")
-    assert to_hex(fig.get_facecolor()) == "#ffffff"
-    corner = plt.imread(tmp_path / "x.png")[0, 0]
-    assert list(corner) == [1, 1, 1, 1]
-
-
-def test_a_failed_save_leaves_the_old_file_and_no_part_behind(tmp_path):
-    class Broken:
-        def savefig(self, *_, **__):
-            raise OSError("disk full")
-
-    (tmp_path / "x.png").write_text("old")
-    with pytest.raises(OSError, match="disk full"):
-        plots.save(Broken(), tmp_path, "x", "", "")
-    assert (tmp_path / "x.png").read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

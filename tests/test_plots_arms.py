@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from frames import study, with_arms
 
-from studylib import arms, captions, captions_arms, comparisons, plots, plots_arms, rates, tables
+from studylib import arms, captions, captions_arms, comparisons, drawing, plots_arms, rates, tables
 from studylib.config import FORMS
 
 mpl.use("Agg")
@@ -15,7 +15,7 @@ TRIED = ALONE | {("multitask", 0.2): (0.02, 0.4), ("multitask_twins", 0.1): (0.2
 
 @pytest.fixture(scope="module")
 def results():
-    plots.set_theme()
+    drawing.set_theme()
     made = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=20, seeds=(0, 1))
     frames = with_arms(np.random.default_rng(1), made, TRIED)
     rows = rates.judged(*frames[:2])

@@ -7,7 +7,7 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib import captions, comparisons, plots, plots_change, rates, tables
+from studylib import captions, comparisons, drawing, plots, plots_change, rates, tables
 from studylib.config import FORMS, SAFETY_DATA, STYLES
 
 mpl.use("Agg")
@@ -16,7 +16,7 @@ mpl.use("Agg")
 @pytest.fixture(scope="module")
 def results():
     """The tables of a small study of two tasks."""
-    plots.set_theme()
+    drawing.set_theme()
     frames = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=12, seeds=(0, 1))
     rows = rates.judged(*frames[:2])
     return {
@@ -157,7 +157,7 @@ def test_each_seed_is_a_thin_line_from_the_untuned_model_and_the_mean_a_thick_on
     thin = lines_of(axes[1, 1], plots_change.SEED["color"])
     assert [list(line.get_ydata()) for line in thin] == seeds
     assert [list(line.get_xdata()) for line in thin] == [[0, 1, 2, 3]] * 2
-    (thick,) = lines_of(axes[1, 1], plots.INK)
+    (thick,) = lines_of(axes[1, 1], drawing.INK)
     assert (
         thick.get_ydata() == pytest.approx(np.mean(seeds, axis=0)) and thick.get_linewidth() > thin[0].get_linewidth()
     )
@@ -211,10 +211,10 @@ def test_the_dose_response_has_a_solid_and_a_dashed_line_per_safety_data(results
     assert len(found) == 4
     for arm in ("generic", "multitask"):
         doses = [pick(attack, safety_data=arm, safety_fraction=dose, **where)["rate"] for dose in (0.02, 0.1, 0.2)]
-        solid = found[plots.SAFETY_COLOURS[arm], "-"]
+        solid = found[drawing.SAFETY_COLOURS[arm], "-"]
         assert solid == [pick(attack, safety_data="none", **where)["rate"], *doses]
         cost = pick(helpfulness, safety_data=arm, safety_fraction=0.1, measure="over_refusal_rate", **where)["value"]
-        assert found[plots.SAFETY_COLOURS[arm], "--"][2] == cost
+        assert found[drawing.SAFETY_COLOURS[arm], "--"][2] == cost
 
 
 def test_one_dose_and_no_dose_are_said(results):
@@ -290,5 +290,5 @@ def test_every_figure_of_change_fits_the_page_and_keeps_its_words_inside(results
         ticks = [tick for ax in fig.axes for tick in ax.get_yticklabels()]
         labels = [ax.yaxis.label for ax in fig.axes]
         boxes = [thing.get_window_extent() for thing in [*fig.legends, *ticks, *labels]]
-        assert fig.get_figwidth() == plots.WIDTH
+        assert fig.get_figwidth() == drawing.WIDTH
         assert all(box.x0 >= 0 and box.x1 <= fig.bbox.x1 and box.y0 >= 0 and box.y1 <= fig.bbox.y1 for box in boxes)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studylib import agreement, plots, plots_judges
+from studylib import agreement, drawing, plots_judges
 
 mpl.use("Agg")
 
@@ -96,8 +96,10 @@ def test_what_has_nothing_to_draw_says_so(made):
 
 def test_figures_are_saved_as_the_others_are(made, tmp_path):
     table, matrix, _ = made
-    plots.save(plots_judges.judge_agreement(table), tmp_path, "judges", *plots_judges.caption("judge_agreement", table))
-    plots.save(
+    drawing.save(
+        plots_judges.judge_agreement(table), tmp_path, "judges", *plots_judges.caption("judge_agreement", table)
+    )
+    drawing.save(
         plots_judges.agreement_matrix(matrix), tmp_path, "matrix", *plots_judges.caption("agreement_matrix", matrix)
     )
     assert {p.name for p in tmp_path.iterdir()} == {

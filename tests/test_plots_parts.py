@@ -10,7 +10,7 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex, to_rgb
 
-from studylib import captions, captions_parts, paper, plots, plots_parts, tables
+from studylib import captions, captions_parts, drawing, paper, plots_parts, tables
 from studylib.config import FORMS, TASKS
 from studylib.rates import VERDICTS
 
@@ -27,7 +27,7 @@ VISION = {
 
 @pytest.fixture(scope="module")
 def results():
-    plots.set_theme()
+    drawing.set_theme()
     frames = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=10, seeds=(0, 1), unjudged=0.1)
     return tables.verdict_shares(*frames[:2]), tables.variance(*frames[:2]), tables.attack_success(*frames[:2])
 
@@ -43,14 +43,14 @@ def lab(colour, vision):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_of_one_figure_are_told_apart_with_any_colour_vision(vision):
-    sets = (plots.FORM_COLOURS, plots.SAFETY_COLOURS, plots_parts.VERDICT_COLOURS, plots_parts.PART_COLOURS)
+    sets = (drawing.FORM_COLOURS, drawing.SAFETY_COLOURS, plots_parts.VERDICT_COLOURS, plots_parts.PART_COLOURS)
     for colours in sets:
         apart = [np.linalg.norm(lab(a, vision) - lab(b, vision)) for a, b in combinations(colours.values(), 2)]
         assert min(apart) > 10  # 2.3 is just seen
 
 
 def test_a_colour_stands_for_one_thing():
-    sets = (plots.FORM_COLOURS, plots.SAFETY_COLOURS, plots_parts.VERDICT_COLOURS, plots_parts.PART_COLOURS)
+    sets = (drawing.FORM_COLOURS, drawing.SAFETY_COLOURS, plots_parts.VERDICT_COLOURS, plots_parts.PART_COLOURS)
     colours = [colour for one in sets for colour in one.values()]
     assert len(set(colours)) == len(colours)
     assert list(plots_parts.VERDICT_COLOURS) == list(VERDICTS)
@@ -160,7 +160,7 @@ def test_published_counts_are_bars_in_the_look_of_the_main_figure():
         (PUBLISHED["finetune_task"] == "translation") & (PUBLISHED["style"] == "chat") & PUBLISHED["system_prompt"]
     ].iloc[0]
     assert [bar.get_height() for bar in axes[1, 3].patches] == [row[form] for form in FORMS]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in axes[1, 3].patches] == list(plots.FORM_COLOURS.values())
+    assert [to_hex(bar.get_facecolor()).upper() for bar in axes[1, 3].patches] == list(drawing.FORM_COLOURS.values())
     assert axes[1, 3].texts[0].get_text() == "97 of 207"
     assert axes[2, 0].texts[0].get_text() == "not published" and not axes[2, 0].patches
     assert axes[0, 0].get_ylim() == (0, 60)
@@ -244,7 +244,7 @@ def test_a_hundred_models_stand_in_columns_of_fifty_in_letters_of_five_points_or
     for column in (boxes[:50], boxes[50:]):
         heights = sorted((box.y0, box.y1) for box in column)
         assert all(below[1] < above[0] for below, above in pairwise(heights))  # no name over another
-    assert fig.get_figwidth() == plots.WIDTH and fig.get_figheight() < 9.5  # a page
+    assert fig.get_figwidth() == drawing.WIDTH and fig.get_figheight() < 9.5  # a page
     assert len(plots_parts.model_ranking(ranking(results, 130)).axes) == 3 * 3
 
 
