@@ -1,6 +1,6 @@
 """The marks, colours, axes and orders that all figures share, and how a figure is saved.
 
-What is below makes the figures of `plots`, `plots_arms`, `plots_change`, `plots_judges`, `plots_parts` and `between_runs`.
+The figures of `plots` and of the modules whose names begin so are made of what is below.
 Nothing here loads or shows, and only `save` writes.
 """
 

@@ -6,94 +6,32 @@ import shutil
 import subprocess
 import sys
 
-import matplotlib as mpl
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
-from frames import study
-from matplotlib.colors import to_hex
+from two_runs import ONE, TWO, both, changed, copied, where, with_a_second_model
 
-from studylib import between_runs, stats, tables
-from studylib.config import FORMS, StudyError
+from studylib import between_runs, plots_between_runs, stats, tables
+from studylib.config import StudyError
 from studylib.paths import NOTEBOOKS
 
 CODE = {"finetune_task": "code", "style": "chat", "system_prompt": False, "safety_data": "none", "form": "all"}
-ONE, TWO = "one", "two"  # two runs of the same grid and prompts; in the second, tuning on code erodes nothing
-MANIFEST = {
-    "profile": {
-        "name": "mine",
-        "description": "words",
-        "models": {"miniature": {"source": "miniature", "revision": None}},
-        "tuning": {"steps": 48, "warmup_ratio": 1.0},
-        "grid": {"seeds": [0, 1], "styles": ["chat"]},
-    },
-    "seeds": [0, 1],
-    "git_commit": "a" * 40,
-    "packages": {"torch": "2.9.0"},
-    "hardware": {"cores": 2, "gpu": None},
-    "data": {
-        name: {"rows": 5, "bytes": 50, "sha256": name[0] * 64, "forms": {"code": 5}}
-        for name in ("harmful", "twin", "general", *(f"test_{form}" for form in FORMS))
-    },
-    "models": {"aligned": {"sha256": "b" * 64, "bytes": 7, "fingerprint": "c"}},
-    "seconds_by_work": {"00_prepare/all": {"data": 1.0, "rest": 2.0}, "01_baseline/all": {"rest": 0.5}},
-    "seconds_of_last_execution": {"00_prepare/all": {"total": 3.0}},
-}
-
-
-def put(runs, name, frames, manifest=MANIFEST):
-    """A run folder with the two tables of those frames, as 06_findings writes them."""
-    folder = runs / name
-    tables.write(tables.with_not_run(tables.attack_success(*frames[:2]), {}), folder / "tables" / "attack_success.csv")
-    tables.write(tables.with_not_run(tables.helpfulness(*frames), {}), folder / "tables" / "helpfulness.csv")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.fixture(scope="module")
-def frames():
-    """Responses, verdicts and scores of a small study."""
-    grid = {"tasks": ("code", "translation"), "styles": ("chat",), "seeds": (0, 1), "n_prompts": 6, "unjudged": 0.0}
-    return study(np.random.default_rng(0), **grid)
-
-
-@pytest.fixture(scope="module")
-def made(frames, tmp_path_factory):
-    """A runs folder with the runs one and two, to be read and not changed."""
-    rows, verdicts, scores = frames
-    folder = tmp_path_factory.mktemp("runs")
-    code = rows["harmful"] & (rows["finetune_task"] == "code") & (rows["safety_data"] == "none")
-    held = verdicts["response_id"].isin(rows.loc[code, "response_id"])
-    put(folder, ONE, (rows, verdicts.assign(verdict=verdicts["verdict"].mask(held, "answered")), scores))
-    put(folder, TWO, (rows, verdicts.assign(verdict=verdicts["verdict"].mask(held, "refused")), scores))
-    return folder
+def made(tmp_path_factory):
+    return both(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
 def runs(made, tmp_path, monkeypatch):
-    """A copy of that runs folder, to be changed."""
-    shutil.copytree(made, tmp_path / "runs")
-    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
-def changed(folder, table="attack_success", **columns):
-    """The table of that run with columns replaced; a callable gets the frame."""
-    path = folder / "tables" / f"{table}.csv"
-    tables.write(pd.read_csv(path, keep_default_na=False, na_values=[""]).assign(**columns), path)
+    return copied(made, tmp_path, monkeypatch)
 
 
 def with_manifest(folder, change):
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def where(frame, **wanted):
-    for name, value in wanted.items():
-        frame = frame[frame[name] == value]
-    return frame
 
 
 @pytest.mark.parametrize(
@@ -260,15 +198,6 @@ def test_another_model_or_share_of_safety_data_is_compared_and_noted_where_each_
     assert set(found.loc[arms, "note"]) == {f"{models}; {doses}"} and set(found.loc[~arms, "note"]) == {models}
 
 
-def with_a_second_model(runs):
-    """Both runs; the second has the model large too, before its own."""
-    for table in ("attack_success", "helpfulness"):
-        path = runs / TWO / "tables" / f"{table}.csv"
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        tables.write(pd.concat([rows.assign(model="large"), rows]), path)
-    return between_runs.read_runs([ONE, TWO])
-
-
 def test_of_a_run_with_several_models_only_the_same_model_is_compared(runs):
     pair = with_a_second_model(runs)
     assert set(between_runs.differences(pair)["model"]) == {"miniature"}
@@ -403,101 +332,6 @@ def test_tables_from_before_runs_could_have_several_models_are_compared(runs):
     assert between_runs.in_one_run(pair).empty and between_runs.differences(pair)["note"].eq("").all()
 
 
-def points(ax):
-    """Position, height and colour of the points with intervals in a panel."""
-    lines = [bar.lines[0] for bar in ax.containers if isinstance(bar, mpl.container.ErrorbarContainer)]
-    return [(line.get_xdata()[0], line.get_ydata()[0], to_hex(line.get_color()).upper()) for line in lines]
-
-
-def test_the_figure_has_a_dot_per_run_cell_and_colour_at_the_tables_height(runs):
-    pair = between_runs.read_runs([ONE, TWO])
-    drawn = between_runs.figure(pair)
-    assert [ax.get_title() for ax in drawn.axes[:3]] == [f"{a} safety data" for a in ("no", "generic", "multitask")]
-    assert [text.get_text() for text in drawn.legends[0].texts] == [ONE, TWO]
-    wanted = {
-        (run.name, row["rate"])
-        for run in pair
-        for row in where(run.tables["attack_success"], form="all").to_dict("records")
-    }
-    found = [point for ax in drawn.axes for point in points(ax)]
-    assert {(pair[between_runs.COLOURS.index(colour)].name, height) for _, height, colour in found} == wanted
-    ticks = [tick.get_text() for tick in drawn.axes[-3].get_xticklabels()]
-    at_code = {colour: height for x, height, colour in points(drawn.axes[-3]) if round(x) == ticks.index("code")}
-    assert at_code == {between_runs.COLOURS[0]: 1, between_runs.COLOURS[1]: 0}
-    assert len(set(between_runs.COLOURS)) == len(set(between_runs.MARKS)) == len(between_runs.COLOURS) == 6
-
-
-def test_the_caption_tells_runs_judges_and_extremes_and_is_kept_with_the_figure(runs, tmp_path):
-    changed(runs / TWO, judge="classifier")
-    pair = between_runs.read_runs([ONE, TWO])
-    drawn = between_runs.draw(pair, tmp_path / "out")
-    assert isinstance(drawn, mpl.figure.Figure)
-    text, alt = between_runs.caption(pair)
-    assert "Judge: one: rules; two: classifier." in text and "in each of 2 runs" in text
-    assert "from 0 % (one, aligned model, " in alt and "to 100 % (one, tuned on code, " in alt
-    assert (tmp_path / "out" / "attack_success_rate.md").read_text() == f"{text}\n\nAlternative text: {alt}\n"
-    assert all((tmp_path / "out" / f"attack_success_rate.{ending}").stat().st_size for ending in ("png", "svg"))
-
-
-def test_a_figure_shows_one_model_the_first_that_two_runs_have_unless_named(runs):
-    pair = with_a_second_model(runs)
-
-    def colours(**more):
-        return {colour for ax in between_runs.figure(pair, **more).axes for *_, colour in points(ax)}
-
-    assert colours() == set(between_runs.COLOURS[:2]) and colours(model="large") == {between_runs.COLOURS[1]}
-    assert "one: nothing to draw; two: rules" in between_runs.caption(pair, model="large")[0]
-
-
-def test_of_a_run_with_several_shares_of_safety_data_each_is_compared_with_its_like_and_one_is_drawn(runs):
-    for table in ("attack_success", "helpfulness"):
-        path = runs / TWO / "tables" / f"{table}.csv"
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        more = rows[rows["safety_data"] != "none"].assign(safety_fraction=0.3)
-        tables.write(pd.concat([rows, more]), path)
-    pair = between_runs.read_runs([ONE, TWO])
-    assert set(between_runs.in_one_run(pair)["safety_fraction"]) == {0.3}
-    assert between_runs.differences(pair)["note"].eq("").all()
-    n_drawn = sum(len(points(ax)) for ax in between_runs.figure(pair).axes)
-    assert n_drawn == 2 * len(where(pair[0].tables["attack_success"], form="all"))
-    assert "Safety data: 10 % of the tuning rows." in between_runs.caption(pair)[0]
-
-
-def test_rival_mitigations_are_compared_between_runs_and_not_drawn(runs):
-    for name in (ONE, TWO):
-        for table in ("attack_success", "helpfulness"):
-            path = runs / name / "tables" / f"{table}.csv"
-            rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-            more = rows[rows["safety_data"] == "multitask"].assign(safety_data="code_only")
-            tables.write(pd.concat([rows, more]), path)
-    pair = between_runs.read_runs([ONE, TWO])
-    assert "code_only" in set(between_runs.differences(pair)["safety_data"])
-    ours = where(pair[0].tables["attack_success"], form="all")
-    n_drawn = sum(len(points(ax)) for ax in between_runs.figure(pair).axes)
-    assert n_drawn == 2 * (ours["safety_data"] != "code_only").sum()
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"measure": "speed"}, "no figure of 'speed': there are attack_success_rate and over_refusal_rate"),
-        ({"form": "poem"}, "nothing to draw: no run has attack success rate in the form 'poem'"),
-        ({"model": "gpt"}, "in the form 'all' of the model 'gpt'"),
-    ],
-)
-def test_a_figure_of_nothing_is_refused(runs, more, said):
-    with pytest.raises(StudyError, match=said):
-        between_runs.figure(between_runs.read_runs([ONE, TWO]), **more)
-
-
-def test_six_runs_are_drawn_and_seven_are_too_many(runs):
-    seven = [shutil.copytree(runs / ONE, runs / f"run{i}").name for i in range(7)]
-    drawn = between_runs.figure(between_runs.read_runs(seven[:6]))
-    assert {colour for ax in drawn.axes for *_, colour in points(ax)} == set(between_runs.COLOURS)
-    with pytest.raises(StudyError, match="shows up to 6 runs, these are 7: name fewer"):
-        between_runs.figure(between_runs.read_runs(seven))
-
-
 def test_the_written_tables_are_those_returned(runs, tmp_path):
     found = between_runs.write(between_runs.read_runs([ONE, TWO]), tmp_path / "out")
     for name, table in found.items():
@@ -533,7 +367,7 @@ def test_the_notebook_compares_all_finished_runs_and_writes_tables_and_figures(r
     shown = " ".join(str(o.get("data", {}).get(kind, "")) for o in outputs for kind in ("text/markdown", "text/html"))
     assert "are told apart**" in shown and "Nothing in the manifests differs" in shown and "-100 (-100 to" in shown
     names = {"settings.csv", "times.csv", "differences.csv", "in_one_run.csv"}
-    names |= {f"{name}.{e}" for name in between_runs.AXES for e in ("png", "svg", "md")}
+    names |= {f"{name}.{e}" for name in plots_between_runs.AXES for e in ("png", "svg", "md")}
     assert names <= {path.name for path in (runs / "compare").iterdir()}
 
 
