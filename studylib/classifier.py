@@ -13,9 +13,7 @@ those of the default; `python -m studylib.classifier train` makes them.
 import hashlib
 import json
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -28,6 +26,7 @@ from studylib.config import StudyError
 from studylib.judges import Verdict
 from studylib.labelled import chatgpt_refusals, own
 from studylib.paths import DATA
+from studylib.results import write_text
 from studylib.signs import signs, visible
 
 LOG = logging.getLogger("studylib")
@@ -333,12 +332,7 @@ def _weights_of(path: Path) -> dict | None:
 
 
 def _save(weights: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(weights, file, ensure_ascii=False, indent=0)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_text(path, json.dumps(weights, ensure_ascii=False, indent=0) + "\n")
 
 
 def main(arguments: list[str]) -> None:

@@ -241,7 +241,7 @@ def _harmful(
         listed, counted[data.harmful] = instruction_lists.READERS[data.harmful](*paths)
         counts = counted[data.harmful]
         different = instruction_lists.different(listed, data.near_duplicate)
-        counts["near duplicates of an earlier one"] = len(listed) - len(different)
+        counts[instruction_lists.NEAR] = len(listed) - len(different)
         listed = different
         if not data.french:  # twins are compared and French is made for twice as many as are needed, not for all
             listed = sorted(listed, key=lambda one: hashlib.sha256(f"{data.seed}\n{one['key']}".encode()).digest())
@@ -254,7 +254,7 @@ def _harmful(
                     "get it, or take another source for data.general."
                 )
             listed = harmful.nearest(listed, [row["content"] for row in general])
-            counts["with a twin less similar than 0.2"] = sum(one["similarity"] < 0.2 for one in listed)
+            counts[harmful.UNLIKE] = sum(one["similarity"] < harmful.ALIKE for one in listed)
         texts = [text for one in listed for text in (one["instruction"], one["twin"]) if text]
         french = {}
         if data.french:

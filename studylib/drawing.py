@@ -53,7 +53,7 @@ def save(fig: Figure, folder, name: str, caption: str, alt: str) -> None:
     kept = {"svg.hashsalt": "study", "pdf.fonttype": 42}
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         path = Path(folder) / f"{name}.{ending}"
-        with mpl.rc_context(kept), results._aside(path) as part:
+        with mpl.rc_context(kept), results.aside(path) as part:
             fig.savefig(part, format=ending, dpi=200, facecolor="white", metadata=metadata)
     results.write_text(Path(folder) / f"{name}.md", f"{caption}\n\nAlternative text: {alt}\n")
 

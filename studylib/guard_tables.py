@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from studylib.config import SIDES
-from studylib.rates import ANSWERED, CELL, INTERVAL, judged, ordered, rates_of, with_all_forms, worst_cases
+from studylib.rates import ANSWERED, CELL, INTERVAL, judged, ordered, rates_of, worst_cases
 from studylib.readable_tables import percent
 
 
@@ -31,7 +31,7 @@ def guards(responses: pd.DataFrame, verdicts: pd.DataFrame, decisions: pd.DataFr
     by = ["model", "guard", "side", "prompt_set", "form", "judge"]
     rows = pd.concat([frame[[*by, "intent", "seed", "blocked", "reason"]] for frame in (asked, made)])
     table = rates_of(rows.assign(value=rows["blocked"].astype("Float64").astype(float)), by)
-    rows = with_all_forms(rows)
+    rows = pd.concat([rows, rows.assign(form="all")], ignore_index=True)
     table = table.rename(columns={"n_unjudged": "n_undecided", "rate": "blocked_rate"})
     reasons = rows[rows["blocked"].isna()].groupby(by)["reason"].first().rename("note").reset_index()
     table = table.merge(reasons, how="left", on=by)

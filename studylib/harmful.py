@@ -18,6 +18,8 @@ from studylib.instruction_lists import folded
 from studylib.paths import DATA
 
 USES = ("test", "train")
+ALIKE = 0.2  # a less similar twin shares little more with its instruction than being one
+UNLIKE = f"with a twin less similar than {ALIKE}"
 SLOTS = ("do", "ask", "instruction", "quoted", "french", "labels")
 SENTENCES = re.compile(
     r"[.!?][\"'\u201d\u2019)\]]*\s+\S|\n"
@@ -77,7 +79,7 @@ def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
     Similar are words and word pairs, and characters in threes to fives within words: the mean of the two TF-IDF cosines
     (scikit-learn's conventions). The sum over all pairs is the greatest possible (scipy's linear_sum_assignment), after
     as many pairs as possible that are alike in being imperatives or not, so that they can have the same wording. Benign
-    ones that equal an instruction are left out. `similarity` (0-1) is that mean: below about 0.2 a twin shares little
+    ones that equal an instruction are left out. `similarity` (0-1) is that mean: below ALIKE a twin shares little
     more with its instruction than being one. Raises StudyError where there are too few.
     """
     import numpy as np

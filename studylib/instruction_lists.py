@@ -13,6 +13,8 @@ from pathlib import Path
 
 from studylib.config import StudyError
 
+NEAR = "near duplicates of an earlier one"  # the word for what `different` drops, wherever that is counted
+
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a CSV file with a header, as strings; cells may span lines, which then end in LF, whatever the file has.

@@ -24,7 +24,7 @@ from studylib.config import StudyError
 from studylib.harmful import hidden
 from studylib.judges import VERDICTS, definitions, redact
 from studylib.rates import CELL
-from studylib.results import _aside, csv_rows
+from studylib.results import aside, csv_rows
 
 SHOWN = ("prompt", "response", "form", "stop_reason")  # of a response; where all are equal it is one text
 DISAGREE, RANDOM = "judges disagree", "random"
@@ -288,7 +288,7 @@ def _append(path: Path, row: dict) -> None:
     raw, text = path.read_bytes() if path.is_file() else b"", io.StringIO()
     whole = _whole(raw)
     if whole != raw:
-        with _aside(path) as part:
+        with aside(path) as part:
             part.write_bytes(whole)
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     if not whole:

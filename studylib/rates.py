@@ -149,10 +149,6 @@ def _places(ids: pd.Series, wanted: pd.Series) -> np.ndarray:
     return pd.Index(ids).get_indexer(wanted)
 
 
-def with_all_forms(rows: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat([rows, rows.assign(form="all")], ignore_index=True)
-
-
 def rates_of(rows: pd.DataFrame, by: list[str], pooled: bool = True) -> pd.DataFrame:
     """One row per group: n_unjudged (a value that is NaN) and n_seeds of all rows; n, rate and interval of the others.
 

@@ -31,7 +31,7 @@ def csv_rows(text: str) -> list[list[str]]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    with _aside(path) as temporary:
+    with aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -54,7 +54,7 @@ def read_parquet(path: Path, columns: Sequence[str], unique: Sequence[str], agai
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     """Writes a table whole or not at all."""
-    with _aside(path) as temporary:
+    with aside(path) as temporary:
         frame.to_parquet(temporary, index=False)
 
 
@@ -118,8 +118,8 @@ class Clock(dict):
             self[kind] = self.get(kind, 0.0) + time.monotonic() - start
 
 
-class _aside:
-    """A temporary path in the same folder that replaces `path` on success and vanishes on failure."""
+class aside:
+    """A context whose value is a temporary path in the same folder that replaces `path` on success and vanishes on failure."""
 
     def __init__(self, path: Path):
         self.path = Path(path)

@@ -16,13 +16,14 @@ from studylib.config import FORMS, STAND_IN, StudyError
 from studylib.duplicates import THRESHOLD
 from studylib.french import read_french
 from studylib.grammar import Scene, lexicon, phrasings, refusal, request
+from studylib.instruction_lists import NEAR
 from studylib.rules import judge_rules
 
 SPARE = 3  # times the pairs asked for are drawn of the miniature's world, as near duplicates go
 OWN_COLUMNS = ("instruction", "french", "twin", "twin_french", "twin_answer", "response", "form")
 
 # The words of the counts: rows that are dropped, and refusals by why they have no twin.
-NEAR, NO_FRENCH = "near duplicates of an earlier one", "without French"
+NO_FRENCH = "without French"
 NO_TWIN, NO_ANSWER, REFUSED_TWIN = "without a twin", "twin without an answer", "twin refused"
 UNREAD_TWIN = "twin of a safety set, not taken"
 

@@ -20,10 +20,12 @@ import pandas as pd
 from studylib import corpora, datasets, duplicates, fetching, harmful
 from studylib.config import FORMS, STAND_IN, StudyError, load_profile
 from studylib.duplicates import THRESHOLD, normal
+from studylib.harmful import ALIKE, UNLIKE
+from studylib.instruction_lists import NEAR
 from studylib.paths import RunPaths
 from studylib.rules import judge_rules
 from studylib.safety import KINDS
-from studylib.safety_candidates import NEAR, NO_FRENCH, as_published, of_a_list, of_the_world
+from studylib.safety_candidates import NO_FRENCH, as_published, of_a_list, of_the_world
 from studylib.safety_card import write
 
 PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)
@@ -31,7 +33,7 @@ PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)
 # The words of the counts: rows that are dropped, and refusals by why they have no twin (more in safety_candidates.py).
 TESTED, TESTED_INTENT = "like a test prompt", "with an intent of the test"
 AGAINST, LEFT_OVER = "test prompts compared with", "left over"
-SHORT, UNLIKE = "fewer than asked for", "with a twin less similar than 0.2"  # see harmful.nearest
+SHORT = "fewer than asked for"
 NEAR_TWIN, TESTED_TWIN, HARMFUL_TWIN = "twin like an earlier one", "twin like a test prompt", "twin like a refusal"
 
 
@@ -98,7 +100,7 @@ def build(
         why = ", ".join(f"{what}: {n}" for what, n in counts.items() if n)
         raise StudyError(f"Of {source} nothing is left ({why}): give another source, or exclude less.")
     counts.update(pair["lacks"] for pair in chosen if pair["lacks"])
-    counts[UNLIKE] = sum((pair["twin"] or {}).get("similarity", 1) < 0.2 for pair in chosen)
+    counts[UNLIKE] = sum((pair["twin"] or {}).get("similarity", 1) < ALIKE for pair in chosen)
     rows = [_row(pair, kind) for pair in chosen for kind in KINDS if kind == "refusal" or pair["twin"]]
     random.Random(f"safety-dataset-{seed}").shuffle(rows)
     made = Counter((row["kind"], row["form"]) for row in rows)
