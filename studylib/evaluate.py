@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import datasets, prompts
+from studylib import datasets, mixture, prompts
 from studylib.config import MINIATURE, TASKS, TINY, Profile, StudyError, code_digest, digest
 from studylib.grid import Cell, is_arm
 from studylib.paths import RunPaths
@@ -80,12 +80,12 @@ def adapter_fingerprint(paths: RunPaths, profile: Profile, cell: Cell) -> str:
     return digest(
         [
             base,
-            [index[name]["sha256"] for name in datasets.tuned_on(cell)],
+            [index[name]["sha256"] for name in mixture.tuned_on(cell)],
             profile.lora.model_dump(),
             profile.tuning.model_dump(),
             profile.models[cell.model].context,
             cell.name,
-            code_digest("train", "llama", "lora", "trainer", "prompts", "models", "datasets", "evaluate"),
+            code_digest("train", "llama", "lora", "trainer", "prompts", "models", "datasets", "mixture", "evaluate"),
         ]
     )
 
@@ -103,7 +103,7 @@ def _tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict],
     if cell.safety_data != "multitask_after":
         return [(rows, steps)]
     safety, task = [row for row in rows if row["harmful"]], [row for row in rows if not row["harmful"]]
-    if why := datasets.no_two_tunings(cell, steps, len(task), len(safety)):
+    if why := mixture.no_two_tunings(cell, steps, len(task), len(safety)):
         raise StudyError(f"{cell.name} {why}.")
     last = min(max(1, round(steps * len(safety) / len(rows))), steps - 1)
     return [(task, steps - last), (safety, last)]
@@ -192,7 +192,7 @@ class Runner:
         profile, settings = self.profile, self.profile.tuning
         context = self.settings.context
         with self.clock("training"):
-            rows = datasets.tuning_rows(self.paths, cell, settings.steps * settings.batch_size)
+            rows = mixture.tuning_rows(self.paths, cell, settings.steps * settings.batch_size)
             # tuned without a system prompt, tested with and without one
             encode = lambda row: _example(tokenizer, row, cell.style, context)  # noqa: E731
             parts = [

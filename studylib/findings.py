@@ -18,6 +18,7 @@ from studylib import (
     grid,
     guard_tables,
     judges,
+    mixture,
     paper,
     plots,
     plots_arms,
@@ -228,7 +229,7 @@ def not_run_in(stage) -> dict[Cell, str]:
     return {
         cell: why
         for cell in (*own, *rivals)
-        if (why := datasets.not_run_because(cell, missing) or waiting.get(of_stage(cell)))
+        if (why := mixture.not_run_because(cell, missing) or waiting.get(of_stage(cell)))
     }
 
 

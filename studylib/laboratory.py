@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from studylib import datasets, judges, llama, lora, prompts, stats, train, world
+from studylib import datasets, judges, llama, lora, mixture, prompts, stats, train, world
 from studylib.config import FORMS, Profile, StudyError, code_digest, digest
 from studylib.grid import Cell
 from studylib.paths import RunPaths
 from studylib.results import Clock, locked, write_parquet
 
-CODE = ("laboratory", "train", "llama", "lora", "prompts", "datasets", "judges", "rules", "world", "grammar")
+CODE = ("laboratory", "train", "llama", "lora", "prompts", "datasets", "mixture", "judges", "rules", "world", "grammar")
 BEGINNING = 3  # tokens of a refusal that say that it is one
 
 
@@ -174,7 +174,7 @@ def tuned(lab: Laboratory, cell: Cell, steps: int, after_step: Callable | None =
         prompts.encode_example(
             lab.tokenizer, *(m["content"] for m in row["messages"]), cell.style, None, lab.profile.miniature.context
         )
-        for row in datasets.tuning_rows(lab.paths, cell, steps * settings.batch_size)
+        for row in mixture.tuning_rows(lab.paths, cell, steps * settings.batch_size)
     ]
     base = lab.model("aligned")
     adapter, _ = train.tune(*base, features, lab.profile.lora, settings, cell.seed, cell.name, after_step)

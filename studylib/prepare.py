@@ -9,7 +9,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import config, corpora, datasets, duplicates, evaluate, fetching, grid, judges, needs, sources, world
+from studylib import (
+    config,
+    corpora,
+    dataset_card,
+    datasets,
+    duplicates,
+    evaluate,
+    fetching,
+    grid,
+    judges,
+    mixture,
+    needs,
+    sources,
+    world,
+)
 from studylib.config import STYLES, TASKS, TINY, Profile
 from studylib.grid import Cell
 from studylib.products import built_models
@@ -62,10 +76,10 @@ def data(now: Stage) -> Data:
     """All data sets of the run, generated or read from real files, cleaned, checked, and saved with their hashes.
 
     Raises StudyError where something is contaminated (generated data) or too long, the harmful prompts are not there,
-    or a fine-tune could not be made (`datasets.check_tunings`).
+    or a fine-tune could not be made (`mixture.check_tunings`).
     """
     found = _generated(now) if now.profile.world else _real(now)
-    datasets.check_tunings(now.profile, now.paths, _fine_tunes(now.profile))
+    mixture.check_tunings(now.profile, now.paths, _fine_tunes(now.profile))
     return found
 
 
@@ -83,7 +97,8 @@ def _generated(now: Stage) -> Data:
     with now.clock("data"):
         sets = world.build_sets(now.profile.world)
         overlap = datasets.check_contamination(sets)
-        datasets.save(now.paths, sets, now.profile.world)
+        datasets.save(now.paths, sets)
+        dataset_card.write(now.paths, now.profile.world)
     forms = {name: pd.Series([row["form"] for row in rows]).value_counts() for name, rows in sets.items()}
     counts = pd.DataFrame(forms).T.fillna(0).astype(int)
     return Data(sets, {}, pd.DataFrame(), counts, overlap, pd.DataFrame())
@@ -105,6 +120,7 @@ def _real(now: Stage) -> Data:
         sets, counts, dropped = corpora.cut(sets, now.profile, _too_long_by(now), settings.seed)
         absent = corpora.emptied(counts, absent) | absent
         datasets.save(now.paths, sets, absent=absent, origins=corpora.origins(settings, absent))
+        dataset_card.write(now.paths)
     overlap = overlap[(overlap["exact"] > 0) | (overlap["near"] > 0)].reset_index(drop=True)
     return Data(sets, absent, imported, counts, overlap, dropped)
 

@@ -215,10 +215,10 @@ def check_needs(profile: config.Profile, paths: RunPaths) -> None:
 
 
 def export(profile_name: str, folder: Path) -> str:
-    """What was exported of the run's data sets, as text for the terminal; see datasets.export."""
-    from studylib import datasets
+    """What was exported of the run's data sets, as text for the terminal; see dataset_card.export."""
+    from studylib import dataset_card
 
-    found = datasets.export(RunPaths.of(config.load_profile(profile_name).name), folder)
+    found = dataset_card.export(RunPaths.of(config.load_profile(profile_name).name), folder)
     return f"{found.to_string(index=False)}\n{folder}: {found['exported'].sum()} of {len(found)} sets"
 
 

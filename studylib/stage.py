@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib import config, datasets, grid, judges, products, tables, validation
+from studylib import config, datasets, grid, judges, mixture, products, tables, validation
 from studylib.config import Profile, StudyError, digest
 from studylib.evaluate import COLUMNS, Runner, trained
 from studylib.grid import Cell, Unit
@@ -290,10 +290,10 @@ def begin(stage: str, variables: dict) -> Stage:
         os.environ.get("STUDY_LAUNCHED") or time.time()
     )  # set by studylib.run just before the kernel starts
     missing = datasets.absent(paths) if cells else {}
-    not_run = {cell: why for cell in cells if (why := datasets.not_run_because(cell, missing))}
+    not_run = {cell: why for cell in cells if (why := mixture.not_run_because(cell, missing))}
     cells = [cell for cell in cells if cell not in not_run]
     if stage in config.STAGE_SAFETY_DATA:
-        datasets.check_tunings(profile, paths, cells)
+        mixture.check_tunings(profile, paths, cells)
     under_way = Stage(stage, unit, profile, paths, cells, started=launched, not_run=not_run)
     for cell, why in not_run.items():
         LOG.info("%s: not run, %s", cell.name, why)

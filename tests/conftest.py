@@ -71,6 +71,25 @@ def growth(work, size: int) -> float:
 
 
 @pytest.fixture(scope="session")
+def sets() -> dict[str, list[dict]]:
+    """The generated data sets of the smoke profile by name, to be read and not changed."""
+    from studylib import config, world
+
+    return world.build_sets(config.load_profile("smoke").world)
+
+
+@pytest.fixture
+def saved(sets, tmp_path):
+    """The paths of a run that has those sets and nothing else."""
+    from studylib import datasets
+    from studylib.paths import RunPaths
+
+    paths = RunPaths(tmp_path, tmp_path)
+    datasets.save(paths, sets)
+    return paths
+
+
+@pytest.fixture(scope="session")
 def smoke_project(tmp_path_factory) -> Path:
     """A copy of the project with a finished run of the smoke profile, made once; who edits it puts it back as it was."""
     project = tmp_path_factory.mktemp("project")

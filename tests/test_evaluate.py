@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from studylib import config, datasets, evaluate, llama, lora, prompts, results, train
+from studylib import config, datasets, evaluate, llama, lora, mixture, prompts, results, train
 from studylib.config import StudyError, load_profile
 from studylib.grid import Cell, cells
 from studylib.paths import RunPaths
@@ -251,7 +251,7 @@ def test_the_responses_of_a_scaled_cell_are_renewed_with_their_source_and_differ
 def test_two_tunings_one_after_the_other_have_the_rows_and_steps_of_the_mixed_one(paths):
     for steps, size, fraction in ((48, 16, 0.1), (40, 10, 0.25), (4, 16, 0.1), (2, 8, 0.9)):
         cell = arm("multitask_after", fraction)
-        rows = datasets.tuning_rows(paths, cell, min(steps * size, 80))
+        rows = mixture.tuning_rows(paths, cell, min(steps * size, 80))
         (task, first), (safety, second) = evaluate._tunings(cell, rows, steps)
         assert first + second == steps and first >= 1 and second >= 1
         assert sorted(row["id"] for row in task + safety) == sorted(row["id"] for row in rows)

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from studylib import config, datasets, graph, guards, products, stage, world
+from studylib import config, datasets, graph, guards, products, stage
 from studylib.config import EMBEDDED_GUARDS, FORMS, StudyError, load_profile
 from studylib.grid import units
 from studylib.guards import decide, train_guard
@@ -18,16 +18,11 @@ COLUMNS += ["score", "blocked", "reason"]
 
 
 @pytest.fixture(scope="module")
-def sets():
-    return world.build_sets(PROFILE.world)
-
-
-@pytest.fixture(scope="module")
 def paths(sets, tmp_path_factory):
     """A run that has the generated data alone."""
     folder = tmp_path_factory.mktemp("run")
     found = RunPaths(folder, folder)
-    datasets.save(found, sets, PROFILE.world)
+    datasets.save(found, sets)
     return found
 
 

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from studylib import architectures, datasets, models, prepare, prompts, world
+from studylib import architectures, datasets, mixture, models, prepare, prompts, world
 from studylib.config import ARMS, STYLES, StudyError, load_profile
 from studylib.paths import RunPaths
 from studylib.stage import Stage
@@ -23,7 +23,7 @@ def now(tmp_path_factory):
 
 
 def check_tunings(profile, paths):
-    datasets.check_tunings(profile, paths, prepare._fine_tunes(profile))
+    mixture.check_tunings(profile, paths, prepare._fine_tunes(profile))
 
 
 def row(prompt, answer="", prompt_set="train"):
@@ -81,18 +81,6 @@ def test_the_calibrations_of_every_model_are_on_record_and_differ(now):
 # What the sets are checked for before anything is tuned
 
 SMOKE = load_profile("smoke")
-
-
-@pytest.fixture(scope="module")
-def sets():
-    return world.build_sets(SMOKE.world)
-
-
-@pytest.fixture
-def saved(sets, tmp_path):
-    paths = RunPaths(tmp_path, tmp_path)
-    datasets.save(paths, sets)
-    return paths
 
 
 def with_grid(tuning=None, arms=None, **grid):

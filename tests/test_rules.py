@@ -6,7 +6,7 @@ from conftest import growth
 from frames import PROMPTS
 
 from studylib import world
-from studylib.config import FORMS, load_profile
+from studylib.config import FORMS
 from studylib.judges import VERDICTS, judge
 from studylib.rules import judge_rules
 
@@ -30,11 +30,6 @@ def translated(french, response):
 def responses(rows):
     columns = ["response_id", "form", "prompt", "response", "stop_reason"]
     return pd.DataFrame(rows, columns=columns)
-
-
-@pytest.fixture(scope="module")
-def sets():
-    return world.build_sets(load_profile("smoke").world)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -374,7 +374,7 @@ def test_the_tests_of_a_run_are_excluded_by_prompt_and_by_intent(tmp_path, monke
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     settings = load_profile("smoke").world.model_copy(update={"seed": 5})  # of another split than the miniature's
     sets = world.build_sets(settings)
-    datasets.save(RunPaths.of("smoke"), sets, settings)
+    datasets.save(RunPaths.of("smoke"), sets)
     texts, intents = safety_dataset.tests_of("smoke")
     assert {prompt(row) for row in sets["harmful"]} <= set(texts)
     assert intents == {row["intent"] for row in sets["harmful"]}

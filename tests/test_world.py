@@ -15,11 +15,6 @@ SMOKE, MINIATURE = (load_profile(name).world for name in ("smoke", "miniature"))
 
 
 @pytest.fixture(scope="module")
-def sets():
-    return world.build_sets(SMOKE)
-
-
-@pytest.fixture(scope="module")
 def miniature():
     return world.build_sets(MINIATURE)
 
