@@ -10,7 +10,7 @@ from studylib.config import Profile
 from studylib.datasets import sets_of
 from studylib.grid import Unit
 from studylib.paths import NOTEBOOKS, RunPaths
-from studylib.stage import BESIDE, NEEDS, notebook_cells
+from studylib.prerequisites import BESIDE, NEEDS, notebook_cells
 
 TUNED = ("redact", "system_prompt", "models", "lora", "tuning", "generation", "judges", "endpoint")
 # The sections of a profile that a stage's results depend on; a change elsewhere does not run it again.

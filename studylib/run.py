@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from studylib import config, grid, products, stage
+from studylib import config, grid, prerequisites, products, stage
 from studylib.config import StudyError
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths
 from studylib.results import write_text
@@ -54,9 +54,9 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
         )
     paths = RunPaths.of(profile.name)
     parameters = {"profile": profile_name, **unit.parameters}
-    stage.check_parameters(name, parameters)
-    stage.check_prerequisites(name, profile, paths, profile_name)
-    stage.check_space(paths.run, profile.execution.min_free_gb)
+    prerequisites.check_parameters(name, parameters)
+    prerequisites.check_prerequisites(name, profile, paths, profile_name)
+    prerequisites.check_space(paths.run, profile.execution.min_free_gb)
     if driver := os.environ.get("STUDY_PID"):
         threading.Thread(target=_stop_with, args=(int(driver),), daemon=True).start()
 
@@ -154,11 +154,11 @@ def _end() -> None:
 def study(profile_name: str, cores: int, arguments: list[str]) -> None:
     """Replaces this process by Snakemake on the profile's run; a lock that a killed run left is removed first."""
     profile = config.load_profile(profile_name)
-    stage.check_models(profile)
+    prerequisites.check_models(profile)
     paths = RunPaths.of(profile.name)
     run = paths.run
     check_needs(profile, paths)
-    stage.check_space(run, profile.execution.min_free_gb)
+    prerequisites.check_space(run, profile.execution.min_free_gb)
     run.mkdir(parents=True, exist_ok=True)
     guard = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
     try:

@@ -89,6 +89,13 @@ def saved(sets, tmp_path):
     return paths
 
 
+@pytest.fixture
+def in_empty(tmp_path, monkeypatch) -> Path:
+    """A runs folder in which nothing has run."""
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def smoke_project(tmp_path_factory) -> Path:
     """A copy of the project with a finished run of the smoke profile, made once; who edits it puts it back as it was."""

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from studylib import config, datasets, graph, guards, products, stage
+from studylib import config, datasets, graph, guards, prerequisites, products, stage
 from studylib.config import EMBEDDED_GUARDS, FORMS, StudyError, load_profile
 from studylib.grid import units
 from studylib.guards import decide, train_guard
@@ -216,7 +216,9 @@ def begun(smoke_runs, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(smoke_runs))
 
     def begin(**changes):
-        values = stage.parameters_of("03_defences") | {"profile": "smoke", "task": "code", "seeds": [0, 1]} | changes
+        values = (
+            prerequisites.parameters_of("03_defences") | {"profile": "smoke", "task": "code", "seeds": [0, 1]} | changes
+        )
         return stage.begin("03_defences", values)
 
     return begin

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from studylib import config, grid, labelling, products, stage
+from studylib import config, grid, labelling, prerequisites, products, stage
 from studylib.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES, load_profile
 from studylib.grid import arm_cells, units
 from studylib.paths import NOTEBOOKS, RunPaths
@@ -32,7 +32,7 @@ def test_there_is_one_notebook_per_stage():
 def test_sources_are_valid_stripped_and_short(name):
     path = NOTEBOOKS / f"{name}.ipynb"
     nbformat.validate(nbformat.read(path, as_version=4))
-    for cell in stage.notebook_cells(path):
+    for cell in prerequisites.notebook_cells(path):
         assert not cell["outputs"] and cell["execution_count"] is None
         assert len([line for line in cell["source"].splitlines() if line.strip()]) <= 14, cell["source"]
     verify = subprocess.run(
@@ -222,7 +222,7 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
     assert not (run / "labels.csv").exists()
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    now = stage.begin(LABELS, stage.parameters_of(LABELS) | {"profile": "smoke"})
+    now = stage.begin(LABELS, prerequisites.parameters_of(LABELS) | {"profile": "smoke"})
     chosen = labelling.choose(*now.so_far(), 30)
     assert f"A labelling sheet of {len(chosen)} responses" in str(outputs)
     sheet = labelling.Sheet(chosen, now.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
@@ -266,6 +266,6 @@ def test_papermill_itself_cannot_slip_in_a_mistyped_parameter(smoke_runs, tmp_pa
 def test_redacted_profiles_show_no_response():
     """Every notebook cell that shows texts asks the profile whether it may."""
     for name in STAGES:
-        for cell in stage.notebook_cells(NOTEBOOKS / f"{name}.ipynb"):
+        for cell in prerequisites.notebook_cells(NOTEBOOKS / f"{name}.ipynb"):
             if any(shows in cell["source"] for shows in ("readable_tables.examples(", "dialogues", "explorer.show(")):
                 assert "redact" in cell["source"]

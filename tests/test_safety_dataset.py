@@ -370,8 +370,7 @@ def test_the_module_runs_as_a_command(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("error: per_form is 0") and done.stderr.count("\n") == 1
 
 
-def test_the_tests_of_a_run_are_excluded_by_prompt_and_by_intent(tmp_path, monkeypatch):
-    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+def test_the_tests_of_a_run_are_excluded_by_prompt_and_by_intent(in_empty):
     settings = load_profile("smoke").world.model_copy(update={"seed": 5})  # of another split than the miniature's
     sets = world.build_sets(settings)
     datasets.save(RunPaths.of("smoke"), sets)
