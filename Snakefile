@@ -4,7 +4,8 @@ import json
 import sys
 
 from studylib import graph
-from studylib.config import STAGES, load_profile
+from studylib.config import STAGES
+from studylib.profiles import load_profile
 from studylib.grid import threads, units
 from studylib.paths import NOTEBOOKS, RunPaths
 

@@ -15,9 +15,10 @@ import pandas as pd
 
 from studylib import rates, readable_tables, stats, tables
 from studylib.captions import cell_words, label
-from studylib.config import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError, profile_names
+from studylib.config import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError
 from studylib.paths import ROOT, runs_folder
 from studylib.products import known_runs
+from studylib.profiles import profile_names
 
 ATTACK = "attack_success_rate"
 APART = ("higher", "lower")

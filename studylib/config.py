@@ -1,22 +1,16 @@
-"""Profiles: every setting of a run, read from one YAML file, checked before anything starts.
+"""Every setting of a run: the fields of a profile, what each may be, and which of them have to agree.
 
 The words are those of the whole project: the same in parameters, columns, files and figures.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import json
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from studylib.paths import ROOT
-
-PROFILES = Path(__file__).resolve().parent / "profiles"
 TASKS = ("text_generation", "code", "translation", "classification")
 FORMS = TASKS  # a harmful prompt comes in the form of one of the four tasks
 STYLES = ("chat", "alpaca")
@@ -344,54 +338,6 @@ class Profile(Settings):
         return self
 
 
-def profile_names() -> list[str]:
-    """Names of the profiles that come with the project."""
-    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
-
-
-def profile_path(name: str) -> Path:
-    """The file of a profile: of that name, or the YAML file at that path, as seen from here or from the repository's root.
-
-    Raises StudyError that names the places where it is not.
-    """
-    own = name.endswith((".yaml", ".yml"))
-    places = [Path(name).resolve(), (ROOT / name).resolve()] if own else [PROFILES / f"{name}.yaml"]
-    for path in places:
-        if path.is_file():
-            return path
-    looked = f", looked for as {' and '.join(map(str, dict.fromkeys(places)))}" if own else ""
-    raise StudyError(
-        f"There is no profile {name!r}{looked}: take one of {', '.join(profile_names())}, or a path to a .yaml file."
-    )
-
-
-def load_profile(name: str, overrides: dict | None = None) -> Profile:
-    """The profile of that name, or of the YAML file at that path, with dotted keys such as `lora.r` replaced.
-
-    Raises StudyError that names the key, what was expected and what was found; also for the `name` of another profile.
-    """
-    path = profile_path(name)
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise StudyError(f"{path.name} holds no settings; start from a copy of {profile_names()[0]}.yaml.")
-    for key, value in (overrides or {}).items():
-        *sections, last = key.split(".")
-        target = content
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[last] = value
-    try:
-        profile = Profile.model_validate(content)
-    except ValidationError as error:
-        raise StudyError(f"Profile {path.name}: " + "; ".join(map(_explain, error.errors())) + ".") from None
-    if profile.name in profile_names() and path != PROFILES / f"{profile.name}.yaml":
-        raise StudyError(
-            f"{path} has the name of the profile {profile.name!r} that comes with the project, whose run it would "
-            "overwrite: give it a `name` of its own."
-        )
-    return profile
-
-
 def read_yaml(path: Path) -> dict:
     """What the YAML file holds. Raises StudyError where it is missing or cut."""
     if not path.is_file():
@@ -402,47 +348,3 @@ def read_yaml(path: Path) -> dict:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise StudyError(f"{path} is not valid YAML: {error}".replace("\n", " ")) from None
-
-
-def _section(annotation) -> type[Settings] | None:
-    """The settings class that a field holds, by itself, optionally or by name; None where it holds plain values."""
-    if not get_args(annotation):
-        return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
-    return next(filter(None, map(_section, get_args(annotation))), None)
-
-
-def _explain(error: dict) -> str:
-    if not error["loc"]:
-        return error["msg"].removeprefix("Value error, ")
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        section = Profile
-        for part in error["loc"][:-1]:
-            section = _section(getattr(section.model_fields.get(part), "annotation", None)) or section
-        return f"unknown key {key!r}, known here are {', '.join(section.model_fields)}"
-    return f"{key!r}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"
-
-
-def digest(value) -> str:
-    """Short hash of plain data or settings, equal for equal content."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def code_digest(*modules: str) -> str:
-    """Hash of what the named studylib modules do, for fingerprints: comments, docstrings and layout do not count."""
-    dumps = []
-    for module in modules:
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                node.body = body[1:]
-        dumps.append(ast.dump(tree))
-    return digest(dumps)

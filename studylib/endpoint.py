@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from studylib.calls import Endpoint, Question, ask_all, endpoint, expected_calls, read_cache
-from studylib.config import FORMS, StudyError, digest, read_yaml
+from studylib.config import FORMS, StudyError, read_yaml
+from studylib.fingerprints import digest
 from studylib.judges import Verdict
 from studylib.paths import DATA, runs_folder
 

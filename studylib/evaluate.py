@@ -18,7 +18,8 @@ from pathlib import Path
 import pandas as pd
 
 from studylib import datasets, mixture, prompts
-from studylib.config import MINIATURE, TASKS, TINY, Profile, StudyError, code_digest, digest
+from studylib.config import MINIATURE, TASKS, TINY, Profile, StudyError
+from studylib.fingerprints import code_digest, digest
 from studylib.grid import Cell, is_arm
 from studylib.paths import RunPaths
 from studylib.results import Clock, append_rows, locked, read_rows, write_text

@@ -12,10 +12,11 @@ from functools import cache
 from pathlib import Path
 
 from studylib import world
-from studylib.config import FORMS, STAND_IN, StudyError, load_profile, read_yaml
+from studylib.config import FORMS, STAND_IN, StudyError, read_yaml
 from studylib.grammar import Scene, capital, lexicon, owned
 from studylib.instruction_lists import folded
 from studylib.paths import DATA
+from studylib.profiles import load_profile
 
 USES = ("test", "train")
 ALIKE = 0.2  # a less similar twin shares little more with its instruction than being one

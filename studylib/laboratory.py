@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 
 from studylib import datasets, judges, llama, lora, mixture, prompts, stats, train, world
-from studylib.config import FORMS, Profile, StudyError, code_digest, digest
+from studylib.config import FORMS, Profile, StudyError
+from studylib.fingerprints import code_digest, digest
 from studylib.grid import Cell
 from studylib.paths import RunPaths
 from studylib.results import Clock, locked, write_parquet

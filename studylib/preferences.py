@@ -12,7 +12,8 @@ import pandas as pd
 
 from studylib import endpoint
 from studylib.calls import Endpoint, Question, ask_all
-from studylib.config import StudyError, digest
+from studylib.config import StudyError
+from studylib.fingerprints import digest
 from studylib.judges import Verdict
 from studylib.rates import CELL, INTERVAL, ordered, rates_of, worst_cases
 

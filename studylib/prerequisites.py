@@ -7,7 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from studylib import config, datasets, grid, products
+from studylib import config, datasets, grid, products, profiles
 from studylib.config import Profile, StudyError
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths
 
@@ -151,8 +151,8 @@ def check_models(profile: Profile) -> None:
 
 def _for_make(given: str) -> str:
     """The profile as `make` takes it, which sees paths from the repository's root."""
-    path = config.profile_path(given)
-    here = path.parent == config.PROFILES or (ROOT / given).resolve() == path
+    path = profiles.profile_path(given)
+    here = path.parent == profiles.PROFILES or (ROOT / given).resolve() == path
     return shlex.quote(given if here else str(path))
 
 

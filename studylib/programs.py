@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib import sandbox
-from studylib.config import digest
+from studylib.fingerprints import digest
 from studylib.results import append_rows, locked, read_rows
 
 LOG = logging.getLogger("studylib")

@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from studylib import config, grid, prerequisites, products, stage
+from studylib import config, grid, prerequisites, products, profiles, stage
 from studylib.config import StudyError
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths
 from studylib.results import write_text
@@ -45,7 +45,7 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
 
     Raises StudyError that names the stage, the error and the partly executed notebook, which stays in the run's logs.
     """
-    profile = config.load_profile(profile_name)
+    profile = profiles.load_profile(profile_name)
     unit = next((u for u in grid.units(profile, name) if u.name == unit_name), None)
     if unit is None:
         raise StudyError(
@@ -153,7 +153,7 @@ def _end() -> None:
 
 def study(profile_name: str, cores: int, arguments: list[str]) -> None:
     """Replaces this process by Snakemake on the profile's run; a lock that a killed run left is removed first."""
-    profile = config.load_profile(profile_name)
+    profile = profiles.load_profile(profile_name)
     prerequisites.check_models(profile)
     paths = RunPaths.of(profile.name)
     run = paths.run
@@ -218,13 +218,13 @@ def export(profile_name: str, folder: Path) -> str:
     """What was exported of the run's data sets, as text for the terminal; see dataset_card.export."""
     from studylib import dataset_card
 
-    found = dataset_card.export(RunPaths.of(config.load_profile(profile_name).name), folder)
+    found = dataset_card.export(RunPaths.of(profiles.load_profile(profile_name).name), folder)
     return f"{found.to_string(index=False)}\n{folder}: {found['exported'].sum()} of {len(found)} sets"
 
 
 def write_manifest(profile_name: str) -> None:
     """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
-    profile = config.load_profile(profile_name)
+    profile = profiles.load_profile(profile_name)
     paths = RunPaths.of(profile.name)
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     logs = {
@@ -289,7 +289,7 @@ def summary(profile_name: str) -> str:
 
     from studylib import captions, readable_tables
 
-    profile = config.load_profile(profile_name)
+    profile = profiles.load_profile(profile_name)
     paths = RunPaths.of(profile.name)
     shown = [pd.read_parquet(paths.table(name).with_suffix(".parquet")) for name in ("attack_success", "helpfulness")]
     shown = [table[~table["system_prompt"].astype(bool) & (table["style"] == "chat")] for table in shown]
@@ -325,7 +325,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         if given.profile.endswith((".yaml", ".yml")):  # Snakemake and the kernels work in other folders
-            given.profile = str(config.profile_path(given.profile))
+            given.profile = str(profiles.profile_path(given.profile))
         if given.command == "study":
             study(given.profile, given.cores, [a for a in given.snakemake if a != "--"])
         elif given.command == "stage":

@@ -18,11 +18,12 @@ from pathlib import Path
 import pandas as pd
 
 from studylib import corpora, datasets, duplicates, fetching, harmful
-from studylib.config import FORMS, STAND_IN, StudyError, load_profile
+from studylib.config import FORMS, STAND_IN, StudyError
 from studylib.duplicates import THRESHOLD, normal
 from studylib.harmful import ALIKE, UNLIKE
 from studylib.instruction_lists import NEAR
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 from studylib.rules import judge_rules
 from studylib.safety import KINDS
 from studylib.safety_candidates import NO_FRENCH, as_published, of_a_list, of_the_world

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from studylib import config, datasets, grid, judges, mixture, products, tables, validation
-from studylib.config import Profile, StudyError, digest
+from studylib import config, datasets, grid, judges, mixture, products, profiles, tables, validation
+from studylib.config import Profile, StudyError
 from studylib.evaluate import COLUMNS, Runner, trained
+from studylib.fingerprints import digest
 from studylib.grid import Cell, Unit
 from studylib.paths import RunPaths
 from studylib.prerequisites import BESIDE, LOOSE, NEEDS, check_prerequisites, check_space, parameters_given
@@ -229,7 +230,7 @@ def begin(stage: str, variables: dict) -> Stage:
     )  # peft's call, nothing to do with the reader
     given = parameters_given(stage, variables)
     overrides = given.get("overrides", {})
-    profile = config.load_profile(given["profile"], overrides)
+    profile = profiles.load_profile(given["profile"], overrides)
     cells, unit, outside = [], "all", {}
     if stage in config.STAGE_SAFETY_DATA:
         asked = given["task"], given["styles"], given["seeds"], _models(profile, given["models"])

@@ -17,7 +17,8 @@ from itertools import groupby
 import torch
 
 from studylib import datasets, llama, lora, prompts
-from studylib.config import LoraSettings, ModelSettings, Profile, TrainSettings, code_digest, digest
+from studylib.config import LoraSettings, ModelSettings, Profile, TrainSettings
+from studylib.fingerprints import code_digest, digest
 from studylib.paths import RunPaths
 from studylib.results import Clock, write_text
 

@@ -73,9 +73,9 @@ def growth(work, size: int) -> float:
 @pytest.fixture(scope="session")
 def sets() -> dict[str, list[dict]]:
     """The generated data sets of the smoke profile by name, to be read and not changed."""
-    from studylib import config, world
+    from studylib import profiles, world
 
-    return world.build_sets(config.load_profile("smoke").world)
+    return world.build_sets(profiles.load_profile("smoke").world)
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from studylib import corpora, dataset_card, datasets, paths, safety_card, safety_dataset, sources
-from studylib.config import FORMS, StudyError, load_profile
+from studylib.config import FORMS, StudyError
 from studylib.datasets import TESTS
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 
 PROFILE = load_profile("rehearsal", {"data.task_rows": 12, "data.safety_rows": 20, "data.harmful_per_form": 2})
 

@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from studylib import dataset_card, datasets
-from studylib.config import TASKS, load_profile
+from studylib.config import TASKS
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 
 
 def test_the_card_lists_every_set_so_that_the_folder_loads_by_name(sets, tmp_path):

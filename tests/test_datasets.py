@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from studylib import datasets, world
-from studylib.config import TASKS, StudyError, load_profile
+from studylib.config import TASKS, StudyError
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 from studylib.world import CHANGES
 
 

@@ -8,9 +8,10 @@ import pytest
 from frames import study, with_arms
 
 from studylib import agreement, findings, labelled, labelling
-from studylib.config import StudyError, load_profile
+from studylib.config import StudyError
 from studylib.grid import Unit
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 
 NAMES = ["rules", "words_gcg", "coherence"]
 

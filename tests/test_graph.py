@@ -4,9 +4,10 @@ import shutil
 import pytest
 
 from studylib import graph
-from studylib.config import STAGES, load_profile
+from studylib.config import STAGES
 from studylib.grid import units
 from studylib.paths import NOTEBOOKS, ROOT, RunPaths
+from studylib.profiles import load_profile
 
 PROFILE = load_profile("smoke")
 

@@ -3,8 +3,9 @@
 import pytest
 
 from studylib import config, grid
-from studylib.config import StudyError, load_profile
+from studylib.config import StudyError
 from studylib.grid import arm_cells, cells, is_arm, units
+from studylib.profiles import load_profile
 
 MINIATURE = load_profile("miniature")
 ARMS = {"tasks": ["code"], "styles": ["chat"], "seeds": [0], "safety_data": ["code_only", "scaled"], "removed": [0.5]}

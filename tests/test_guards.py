@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from studylib import config, datasets, graph, guards, prerequisites, products, stage
-from studylib.config import EMBEDDED_GUARDS, FORMS, StudyError, load_profile
+from studylib.config import EMBEDDED_GUARDS, FORMS, StudyError
 from studylib.grid import units
 from studylib.guards import decide, train_guard
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 
 PROFILE = load_profile("smoke")
 COLUMNS = ["guard", "side", "prompt_id", "response_id", "form", "prompt_set", "harmful", "intent"]

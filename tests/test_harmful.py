@@ -9,9 +9,10 @@ import yaml
 from test_instruction_lists import file, user
 
 from studylib import harmful, rules, world
-from studylib.config import FORMS, StudyError, load_profile
+from studylib.config import FORMS, StudyError
 from studylib.harmful import four_forms, in_form, intent, nearest, stand_in
 from studylib.paths import DATA
+from studylib.profiles import load_profile
 
 
 def listed(*texts, source="made", twins=True):

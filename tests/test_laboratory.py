@@ -7,8 +7,9 @@ import nbformat
 import pytest
 
 from studylib import laboratory, llama, plots, results, train
-from studylib.config import FORMS, LABORATORY, StudyError, load_profile
+from studylib.config import FORMS, LABORATORY, StudyError
 from studylib.paths import NOTEBOOKS, RunPaths
+from studylib.profiles import load_profile
 
 PROFILE = load_profile("smoke", {"tuning.steps": 3})
 

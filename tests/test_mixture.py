@@ -3,9 +3,10 @@ import json
 import pytest
 
 from studylib import datasets, mixture
-from studylib.config import TASKS, StudyError, load_profile
+from studylib.config import TASKS, StudyError
 from studylib.grid import Cell
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 
 
 def test_the_mixture_has_the_exact_dose_and_keeps_the_task_rows_of_the_other_arms(sets):

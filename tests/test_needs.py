@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 
 from studylib import needs
-from studylib.config import StudyError, load_profile
+from studylib.config import StudyError
 from studylib.grid import Cell
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 
 LLAMA = load_profile("llama")
 

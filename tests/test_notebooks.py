@@ -11,9 +11,10 @@ import pytest
 from conftest import ROOT
 
 from studylib import config, grid, labelling, prerequisites, products, stage
-from studylib.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES, load_profile
+from studylib.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES
 from studylib.grid import arm_cells, units
 from studylib.paths import NOTEBOOKS, RunPaths
+from studylib.profiles import load_profile
 
 PROFILE = load_profile("smoke")
 UNITS = [unit for name in STAGES for unit in units(PROFILE, name)]

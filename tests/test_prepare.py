@@ -2,8 +2,9 @@ import pandas as pd
 import pytest
 
 from studylib import architectures, datasets, mixture, models, prepare, prompts, world
-from studylib.config import ARMS, STYLES, StudyError, load_profile
+from studylib.config import ARMS, STYLES, StudyError
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 from studylib.stage import Stage
 
 TEXTS = ["Translate this sentence about a locker.", "Le casier est ouvert.", "def f(n):\n    return n"] * 20

@@ -1,8 +1,9 @@
 import pytest
 
-from studylib import config, prerequisites, stage
-from studylib.config import STAGES, StudyError, load_profile
+from studylib import prerequisites, profiles, stage
+from studylib.config import STAGES, StudyError
 from studylib.grid import units
+from studylib.profiles import load_profile
 
 
 def values(name, **changes):
@@ -99,10 +100,10 @@ def test_the_remedy_names_the_profile_as_it_was_given(in_empty, monkeypatch, pla
     folder, given = in_empty / "clone" / place, "my profiles/mine.yaml"
     (folder / "my profiles").mkdir(parents=True)
     (in_empty / "clone" / "notebooks").mkdir(exist_ok=True)
-    mine = (config.PROFILES / "smoke.yaml").read_text().replace("name: smoke", "name: other")
+    mine = (profiles.PROFILES / "smoke.yaml").read_text().replace("name: smoke", "name: other")
     (folder / given).write_text(mine)
     monkeypatch.chdir(in_empty / "clone" / "notebooks")
-    for module in (config, prerequisites):
+    for module in (profiles, prerequisites):
         monkeypatch.setattr(module, "ROOT", in_empty / "clone")
     with pytest.raises(StudyError) as error:
         stage.begin("01_baseline", values("01_baseline", profile=given))

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from studylib import products
-from studylib.config import STAGE_SAFETY_DATA, StudyError, load_profile
+from studylib.config import STAGE_SAFETY_DATA, StudyError
 from studylib.grid import Unit
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 
 
 @pytest.mark.parametrize("name", STAGE_SAFETY_DATA)

@@ -8,7 +8,7 @@ import pytest
 from conftest import growth, needs_sandbox
 
 from studylib import programs, sandbox, world
-from studylib.config import load_profile
+from studylib.profiles import load_profile
 from studylib.programs import code_of, in_words, is_head, pass_at_1, problems, program, syntax
 from studylib.results import read_rows
 

@@ -8,7 +8,8 @@ import yaml
 from conftest import ROOT
 
 from studylib import captions, findings
-from studylib.config import SAFETY_DATA, STAGES, load_profile, profile_names
+from studylib.config import SAFETY_DATA, STAGES
+from studylib.profiles import load_profile, profile_names
 
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from conftest import ROOT, command
 
-from studylib.config import PROFILES
 from studylib.grid import units
 from studylib.paths import RunPaths
+from studylib.profiles import PROFILES
 
 MODELS = ("gemma", "qwen")
 
@@ -96,7 +96,7 @@ def test_the_manifest_and_the_index_say_what_the_data_were(done):
 
 
 def test_the_rehearsal_differs_from_the_large_profiles_in_models_and_scale_alone():
-    from studylib.config import load_profile
+    from studylib.profiles import load_profile
 
     rehearsal, llama = load_profile("rehearsal"), load_profile("llama")
     for same in ("lora", "grid.tasks", "grid.styles", "grid.safety_data", "grid.safety_fraction", "system_prompt"):
@@ -113,7 +113,8 @@ def test_the_rehearsal_differs_from_the_large_profiles_in_models_and_scale_alone
 
 def test_the_rehearsal_has_every_architecture_with_the_settings_that_it_needs_some_in_nf4_some_not():
     from studylib import architectures
-    from studylib.config import ARCHITECTURES, load_profile
+    from studylib.config import ARCHITECTURES
+    from studylib.profiles import load_profile
 
     assert architectures.ARCHITECTURES == ARCHITECTURES
     models = load_profile("rehearsal").models.values()

@@ -17,8 +17,9 @@ import yaml
 from conftest import command
 
 from studylib import run
-from studylib.config import PROFILES, STAGES, load_profile
+from studylib.config import STAGES
 from studylib.grid import units
+from studylib.profiles import PROFILES, load_profile
 
 JOBS = [f"{unit.stage}_{unit.name}" for name in STAGES for unit in units(load_profile("smoke"), name)]
 TUNED = [job for job in JOBS if job.startswith(("02", "03", "04"))]

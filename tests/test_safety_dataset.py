@@ -14,8 +14,9 @@ from test_safety import bench, llamas, rows_of_the_bench
 
 from studylib import datasets, duplicates, rules, safety, safety_candidates, safety_dataset, world
 from studylib.coherence import languages
-from studylib.config import FORMS, StudyError, load_profile
+from studylib.config import FORMS, StudyError
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 from studylib.safety_card import write
 from studylib.safety_dataset import build, rivals_table
 

@@ -7,7 +7,8 @@ import pytest
 from conftest import needs_sandbox
 
 from studylib import sandbox, world
-from studylib.config import FORMS, StudyError, load_profile
+from studylib.config import FORMS, StudyError
+from studylib.profiles import load_profile
 from studylib.scores import PASSED, TASK_METRIC, chrf, headline, of_sets, rouge_l, same_label, same_program, score
 
 CODE = "def add_3(x):\n    return x + 3"

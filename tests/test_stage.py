@@ -8,9 +8,10 @@ import pytest
 import yaml
 from test_prerequisites import values
 
-from studylib import config, grid, judges, labelling, products, readable_tables, stage, tables
-from studylib.config import STAGES, StudyError, load_profile
+from studylib import config, grid, judges, labelling, products, profiles, readable_tables, stage, tables
+from studylib.config import STAGES, StudyError
 from studylib.paths import RunPaths
+from studylib.profiles import load_profile
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_another_first_judge_of_a_tweak_decides_and_what_it_has_not_judged_is_no
 )
 @pytest.mark.parametrize("name", [*STAGES, config.LABELS])
 def test_an_unknown_judge_or_labelled_set_is_refused_before_any_work(in_empty, name, key, value, said):
-    content = yaml.safe_load((config.PROFILES / "smoke.yaml").read_text()) | {"name": "mine", key: value}
+    content = yaml.safe_load((profiles.PROFILES / "smoke.yaml").read_text()) | {"name": "mine", key: value}
     (in_empty / "mine.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(StudyError, match=said):
         stage.begin(name, values(name, profile=str(in_empty / "mine.yaml")))

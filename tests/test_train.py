@@ -147,7 +147,7 @@ def test_one_can_look_at_the_model_after_every_step():
     [({}, True), ({"lora.dropout": 0.1}, False), ({"tuning.optimizer": "paged_adamw_32bit"}, False)],
 )
 def test_what_a_small_model_cannot_do_here_goes_through_transformers(change, possible):
-    from studylib.config import load_profile
+    from studylib.profiles import load_profile
 
     profile = load_profile("smoke", change)
     assert train.can_tune(profile, profile.miniature, model().config.to_dict() | {"dtype": "float32"}) is possible

@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from studylib import datasets, grammar, world
-from studylib.config import FORMS, TASKS, StudyError, load_profile
+from studylib.config import FORMS, TASKS, StudyError
 from studylib.grammar import Scene, headline_label, is_harmful, lexicon
 from studylib.paths import DATA
+from studylib.profiles import load_profile
 
 SMOKE, MINIATURE = (load_profile(name).world for name in ("smoke", "miniature"))
 

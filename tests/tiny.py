@@ -3,7 +3,7 @@
 from functools import cache
 
 from studylib import models, prompts, world
-from studylib.config import load_profile
+from studylib.profiles import load_profile
 
 PROFILE = load_profile("smoke")
 

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import torch
 
-from studylib import config, datasets, llama, models, prompts, train, world
+from studylib import config, datasets, llama, models, profiles, prompts, train, world
 from studylib.paths import RunPaths
 from studylib.results import Clock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 QUICK = "--quick" in sys.argv[1:]
 ROUNDS = 1 if QUICK else 3
-PROFILE = config.load_profile("miniature")
+PROFILE = profiles.load_profile("miniature")
 
 
 def seconds(work: Callable) -> float:
@@ -297,7 +297,7 @@ def model_folder(sets: dict, scratch: Path) -> Path:
     datasets.save(paths, sets)
     steps = {"pretraining.steps": 2 if QUICK else 150, "alignment.steps": 1}
     torch.set_num_threads(2)
-    train.build_miniature(paths, config.load_profile("miniature", steps), Clock())
+    train.build_miniature(paths, profiles.load_profile("miniature", steps), Clock())
     return paths.model("helpful_only")
 
 
