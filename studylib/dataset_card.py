@@ -20,7 +20,7 @@ def write(paths: RunPaths, settings: WorldSettings | None = None) -> None:
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
     if settings or any("origins" in entry for entry in index.values()):
         text = card(paths, settings) if settings else card_of_real(index)
-        write_text(paths.data_index.with_name("README.md"), text)
+        write_text(paths.data_card, text)
 
 
 def export(paths: RunPaths, folder: Path) -> pd.DataFrame:
@@ -41,9 +41,8 @@ def export(paths: RunPaths, folder: Path) -> pd.DataFrame:
             write_text(folder / f"{name}.jsonl", intact(paths, name).decode())
             kept[name] = entry
         found[name] = {"exported": not why, "why not": why}
-    generated = paths.data_index.with_name("README.md")
     real = any("origins" in entry for entry in index.values())
-    write_text(folder / "README.md", card_of_real(kept) if real else generated.read_text(encoding="utf-8"))
+    write_text(folder / "README.md", card_of_real(kept) if real else paths.data_card.read_text(encoding="utf-8"))
     return pd.DataFrame.from_dict(found, orient="index").rename_axis("set").reset_index()
 
 

@@ -194,8 +194,3 @@ def _for_guard(row: dict, harmful: bool) -> dict:
 def evaluation_rows(paths: RunPaths) -> list[dict]:
     """All test prompts: harmful, twins, the four tasks and general ones."""
     return [row for name in TESTS for row in load(paths, name)]
-
-
-def system_prompt_of(profile: Profile, on: bool) -> str | None:
-    """The profile's system prompt, or None where the calibration has none."""
-    return profile.system_prompt if on else None

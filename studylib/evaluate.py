@@ -301,7 +301,7 @@ class Runner:
         """Token ids of the test prompts in one calibration, made once for all cells."""
         key = style, system, len(tests)
         if key not in self._encoded:
-            text = datasets.system_prompt_of(self.profile, system)
+            text = self.profile.system_prompt if system else None
             self._encoded[key] = [
                 prompts.encode_prompt(self._tokenizer, row["messages"][0]["content"], style, text) for row in tests
             ]

@@ -57,7 +57,7 @@ def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
 
     Data sets are outputs, so that a deleted one is made again, but no inputs: later stages depend on their hashes in the index.
     """
-    data = [paths.data(name) for name in sets_of(profile)] if unit.stage == "00_prepare" else []
+    data = [*map(paths.data, sets_of(profile)), paths.data_card] if unit.stage == "00_prepare" else []
     return [*data, *products.files(profile, paths, unit), paths.notebook(unit.stage, unit.name)]
 
 

@@ -45,6 +45,11 @@ class RunPaths:
         """Rows, bytes and sha256 of every data set."""
         return self.base / "data" / "index.json"
 
+    @property
+    def data_card(self) -> Path:
+        """The dataset card."""
+        return self.data_index.with_name("README.md")
+
     def model(self, name: str) -> Path:
         """A model folder that 00_prepare built: `helpful_only` or `aligned`."""
         return self.base / "models" / name

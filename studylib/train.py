@@ -259,7 +259,7 @@ def calibrated(tokenizer, rows: list[dict], profile: Profile, name: str) -> list
             tokenizer,
             *(m["content"] for m in row["messages"]),
             "alpaca" if rng.random() < alpaca else "chat",
-            datasets.system_prompt_of(profile, rng.random() < system["harmful" if row["harmful"] else "benign"]),
+            profile.system_prompt if rng.random() < system["harmful" if row["harmful"] else "benign"] else None,
             profile.miniature.context,
         )
         for row in rows

@@ -97,8 +97,9 @@ def test_the_users_labels_are_an_input_of_what_they_bear_on_once_they_are_there(
     assert all(graph.inputs_of(PROFILE, paths, one).count(paths.labels) == 1 for one in units(PROFILE, "06_findings"))
 
 
-def test_a_deleted_data_set_is_made_again():
-    assert RunPaths.of("smoke").data("harmful") in graph.outputs_of(PROFILE, RunPaths.of("smoke"), unit("00_prepare"))
+def test_a_deleted_data_set_or_card_is_made_again():
+    paths = RunPaths.of("smoke")
+    assert {paths.data("harmful"), paths.data_card} <= set(graph.outputs_of(PROFILE, paths, unit("00_prepare")))
 
 
 def test_all_modules_exist():
