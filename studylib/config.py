@@ -338,6 +338,10 @@ class Profile(Settings):
         return self
 
 
+# libyaml's, 15 times as fast, where it is built in
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def read_yaml(path: Path) -> dict:
     """What the YAML file holds. Raises StudyError where it is missing or cut."""
     if not path.is_file():
@@ -345,6 +349,6 @@ def read_yaml(path: Path) -> dict:
             f"{path} is missing: restore it from the repository (`git checkout -- {path.name}` in its folder)."
         )
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except yaml.YAMLError as error:
         raise StudyError(f"{path} is not valid YAML: {error}".replace("\n", " ")) from None
