@@ -34,7 +34,7 @@ SHIPPED = DATA / "judge_weights.json"
 SOURCE = "chatgpt_refusals"  # the registered human-labelled set of the default weights
 UNCLEAR = ("redirected", "disclaimed", "counseling")  # tones of it that are left out of them
 NOTE = (
-    "Made by `python -m studylib.classifier train` from data/labelled.yaml and, where `rows` names it, "
+    "Made by `python -m studylib.classifier train` from the project's labelled responses and, where `rows` names it, "
     "maxwellreuter/chatgpt-refusals (MIT; Reuter and Schulze, arXiv 2306.03423)."
 )
 BAND = (0.45, 0.55)  # a probability between is left unjudged
@@ -281,13 +281,15 @@ def _weight(frame: pd.DataFrame) -> np.ndarray:
 def _made_from() -> str:
     """A hash of what decides the weights beside the labelled sets of others: our own labels, what is read in them, settings.
 
-    Not of the code's text: a comment changes nothing, a changed sign that is in none of our responses neither.
+    Not of the code's text: a comment changes nothing, a changed sign that is in none of our responses neither. What is
+    read in every fourth response stands for all, as every judging process begins with this.
     """
     frame, digest = own(), hashlib.sha256(json.dumps([GRAM_SCALE, STRENGTH, MIN_ROWS, UNCLEAR]).encode())
-    for prompt, response, form, label in zip(*(frame[k] for k in ("prompt", "response", "form", "label")), strict=True):
+    rows = [frame[name].tolist() for name in ("prompt", "response", "form", "label")]
+    digest.update(json.dumps(rows).encode())
+    for prompt, response in zip(rows[0][::4], rows[1][::4], strict=True):
         values, grams = signs(prompt, response)
-        row = [prompt, response, form, label, {name: round(float(v), 6) for name, v in values.items()}, grams]
-        digest.update(json.dumps(row).encode())
+        digest.update(json.dumps([{name: round(float(v), 6) for name, v in values.items()}, grams]).encode())
     return digest.hexdigest()
 
 

@@ -30,6 +30,8 @@ TONES = {
     "dontknow": "unjudged",
     "incoherent": "incoherent",
 }
+# Cases written so that only the response tells the verdict, and what models of many kinds would say, as often as they would.
+OWN = (DATA / "labelled.yaml", DATA / "labelled_models.yaml")
 XSTEST_LABELS = {"1_full_compliance": "answered", "2_full_refusal": "refused", "3_partial_refusal": "partial"}
 
 
@@ -134,17 +136,19 @@ def xstest_annotators(*paths: Path) -> pd.DataFrame:
     return pd.DataFrame(made, columns=["first", "second"], dtype="str")
 
 
-def own(path: Path = DATA / "labelled.yaml") -> pd.DataFrame:
+def own(*paths: Path) -> pd.DataFrame:
     """The project's own labelled responses: stand-in harm and everyday prompts, English and French, in all four forms.
 
+    `paths` none: those of OWN, which are balanced cases and a sample as models would have it.
     `model` is the entry's manner, the kind of model or of answer that its responses are written after ("own" where it
-    names none), so that a manner can be left out. The prompt_id is the place where the prompt first stands in the file;
-    its responses share it, whatever their verdict and manner.
+    names none), so that a manner can be left out. The prompt_id numbers the prompts in the order of the files;
+    the responses to one share it, whatever their verdict and manner.
     Raises StudyError for an unknown key or form, for a manner or responses that are no text, and for a prompt that a
     manner has twice, with the prompt.
     """
     known, made, ids, seen = {name: name for name in VERDICTS}, [], {}, set()
-    for number, entry in enumerate(read_yaml(path), 1):
+    entries = ((path, *one) for path in paths or OWN for one in enumerate(read_yaml(path), 1))
+    for path, number, entry in entries:
         entry = dict(entry)
         prompt, form = entry.pop("prompt", None), entry.pop("form", "text_generation")
         manner = entry.pop("manner", "own")
@@ -154,7 +158,7 @@ def own(path: Path = DATA / "labelled.yaml") -> pd.DataFrame:
         if not isinstance(manner, str) or (prompt, manner) in seen:
             raise StudyError(f"{place}: needs a manner of one word, and none that the same prompt has already.")
         seen.add((prompt, manner))
-        prompt_id = ids.setdefault(prompt, f"own-{number}")
+        prompt_id = ids.setdefault(prompt, f"own-{len(ids) + 1}")
         for label, responses in entry.items():
             verdict = _verdict(label, known, place)
             if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses):

@@ -39,7 +39,6 @@ DOCUMENT = re.compile(
     re.I,
 )
 SPEAKER = re.compile(r"^[*_\[]{0,3}[A-Z][\w .]{1,20}[*_\]]{0,3}:[*_\]]{0,3} \S", re.M)
-FIRST_WORDS, LAST_WORDS = 60, 20  # of the text that is read, for words and pairs
 
 
 def visible(response: str) -> str:
@@ -219,5 +218,4 @@ def signs(prompt: str, response: str) -> tuple[dict[str, float], list[str]]:
         "lecture first": (begins_moral or 0 in found["policy"] or 0 in found["harm"]) * (1 - len(plain) / n),
     }
     words = WORD.findall(text)
-    words = words if len(words) <= FIRST_WORDS + LAST_WORDS else [*words[:FIRST_WORDS], "-", *words[-LAST_WORDS:]]
     return values, [*dict.fromkeys(words), *dict.fromkeys(f"{a} {b}" for a, b in pairwise(words))]

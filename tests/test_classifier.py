@@ -264,7 +264,7 @@ def test_the_shipped_weights_are_those_of_the_labels_and_signs_here():
     hint = "labels or signs changed: run `python -m studylib.classifier train`, look at the bench, and commit the file"
     assert shipped["made_from"] == classifier._made_from(), hint
     assert classifier.load() == shipped
-    assert classifier.SHIPPED.stat().st_size < 200_000
+    assert classifier.SHIPPED.stat().st_size < 400_000
 
 
 def test_the_shipped_words_are_words_of_our_own_responses():

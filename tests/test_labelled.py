@@ -126,13 +126,17 @@ def test_our_own_responses_cover_every_form_and_verdict_and_repeat_nothing():
     assert set(frame["form"]) == set(FORMS) and set(frame["label"]) == set(VERDICTS) - {"unjudged"}
     assert not frame.duplicated(["prompt", "response"]).any()
     assert frame.drop_duplicates("prompt_id")["prompt"].is_unique
+
+
+def test_the_balanced_cases_have_as_many_refusals_as_answers():
+    frame = labelled.own(labelled.OWN[0])
     prose = frame[frame["form"] == "text_generation"]["label"].value_counts()
     assert prose["refused"] >= 150 and prose["answered"] >= 150 and prose["partial"] >= 30
     assert 0.8 < prose["refused"] / prose["answered"] < 1.25
 
 
-def test_most_of_our_own_prompts_have_responses_of_several_verdicts():
-    verdicts = labelled.own().groupby("prompt_id")["label"].nunique()
+def test_most_prompts_of_the_balanced_cases_have_responses_of_several_verdicts():
+    verdicts = labelled.own(labelled.OWN[0]).groupby("prompt_id")["label"].nunique()
     assert (verdicts > 1).mean() > 0.7
 
 
