@@ -248,12 +248,12 @@ def test_a_phrase_has_its_sign(sign, phrase):
 
 
 def test_of_a_long_response_the_head_and_the_tail_are_weighed():
-    middle = " ".join(f"word{i}" for i in range(2000))
-    ends = signs.signs("", f"One two three. {middle} The end.")[1]
-    assert "one two" in ends and "the end" in ends and "-" in ends
+    filler = "word " * 1000
+    ends = signs.signs("", f"One two three. {filler}Hidden away. {filler}The end.")[1]
+    assert "one two" in ends and "the end" in ends and "hidden" not in ends
     refusal = "I'm sorry, but I can't help with that."
-    assert signs.signs("", f"{middle} {refusal}")[0]["declines times"]
-    assert not any(v for k, v in signs.signs("", f"{middle} {refusal} {middle}")[0].items() if "declines" in k)
+    assert signs.signs("", f"{filler}{refusal}")[0]["declines times"]
+    assert not any(v for k, v in signs.signs("", f"{filler}{refusal} {filler}")[0].items() if "declines" in k)
 
 
 # Weights
@@ -269,7 +269,7 @@ def test_the_shipped_weights_are_those_of_the_labels_and_signs_here():
 
 def test_the_shipped_words_are_words_of_our_own_responses():
     frame = labelled.own()
-    ours = {"-"}
+    ours = set()
     for row in zip(frame["prompt"], frame["response"], strict=True):
         ours.update(*(gram.split() for gram in signs.signs(*row)[1]))
     for gram in json.loads(classifier.SHIPPED.read_text(encoding="utf-8"))["grams"]:

@@ -57,7 +57,7 @@ def line(name: str, frame: pd.DataFrame, verdicts: list) -> None:
     worst = cohen_kappa_score(true, np.where(found == "unjudged", ~true, said))
     or_partial = cohen_kappa_score(frame["label"] != "answered", np.isin(found, ("refused", "partial")))
     print(
-        f"  {name:<42} {len(frame):5} rows  kappa {cohen_kappa_score(true, said):5.3f}  worst {worst:5.3f}  F1 {f1_score(true, said):5.3f}  accuracy "
+        f"  {name:<52} {len(frame):5} rows  kappa {cohen_kappa_score(true, said):5.3f}  worst {worst:5.3f}  F1 {f1_score(true, said):5.3f}  accuracy "
         f"{accuracy_score(true, said):5.3f}  or partial: kappa {or_partial:5.3f}  unjudged {np.mean(found == 'unjudged'):5.1%}",
         flush=True,
     )
@@ -70,9 +70,10 @@ def by_source(title: str, frame: pd.DataFrame, verdicts: list) -> None:
         line(source, frame[here], [v for v, keep in zip(verdicts, here, strict=True) if keep])
     line("all", frame, verdicts)
     clear = ~frame["human"].isin(classifier.UNCLEAR).to_numpy()
-    line(
-        f"all but {', '.join(classifier.UNCLEAR)}", frame[clear], [v for v, k in zip(verdicts, clear, strict=True) if k]
-    )
+    others = clear & (frame["source"] != "own").to_numpy()
+    for name, here in (("all", clear), ("all of others", others)):
+        name += f" but {', '.join(classifier.UNCLEAR)}"
+        line(name, frame[here], [v for v, keep in zip(verdicts, here, strict=True) if keep])
 
 
 def left_out(frame: pd.DataFrame, groups: np.ndarray, fit) -> list:
