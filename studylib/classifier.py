@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from studylib import fetching, rules, sources
-from studylib.config import StudyError
+from studylib.config import StudyError, read_yaml
 from studylib.judges import Verdict
 from studylib.labelled import chatgpt_refusals, own
 from studylib.paths import DATA
@@ -281,10 +281,11 @@ def _weight(frame: pd.DataFrame) -> np.ndarray:
 def _made_from() -> str:
     """A hash of what decides the weights beside the labelled sets of others: our own labels, what is read in them, settings.
 
-    Not of the code's text: a comment changes nothing, a changed sign that is in none of our responses neither. What is
-    read in every fourth response stands for all, as every judging process begins with this.
+    Not of the code's text: a comment changes nothing. What the code reads in every fourth response stands for all, as
+    every judging process begins with this.
     """
-    frame, digest = own(), hashlib.sha256(json.dumps([GRAM_SCALE, STRENGTH, MIN_ROWS, UNCLEAR]).encode())
+    phrases = read_yaml(DATA / "refusals.yaml")["signs"]
+    frame, digest = own(), hashlib.sha256(json.dumps([GRAM_SCALE, STRENGTH, MIN_ROWS, UNCLEAR, phrases]).encode())
     rows = [frame[name].tolist() for name in ("prompt", "response", "form", "label")]
     digest.update(json.dumps(rows).encode())
     for prompt, response in zip(rows[0][::4], rows[1][::4], strict=True):

@@ -27,11 +27,14 @@ def export(paths: RunPaths, folder: Path) -> pd.DataFrame:
     """One row per set: whether it was written to the folder as JSON lines, and why not; with a card for `load_dataset(folder)`.
 
     Sets with a source whose licence does not let anyone pass it on stay out, empty ones too. Raises StudyError where a set is
-    damaged, or the folder holds files already.
+    damaged, the card of generated ones is missing, or the folder holds files already.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise StudyError(f"{folder} is not empty: name a new folder for the export.")
     index, found, kept = json.loads(paths.data_index.read_text(encoding="utf-8")), {}, {}
+    real = any("origins" in entry for entry in index.values())
+    if not real and not paths.data_card.is_file():
+        raise StudyError(f"{paths.data_card} is missing: `make study` makes it again.")
     for name, entry in index.items():
         closed = [one["source"] for one in entry.get("origins", []) if not one["redistributable"]]
         why = entry.get("absent") or (f"the licence of {', '.join(closed)} does not allow it" if closed else "")
@@ -41,7 +44,6 @@ def export(paths: RunPaths, folder: Path) -> pd.DataFrame:
             write_text(folder / f"{name}.jsonl", intact(paths, name).decode())
             kept[name] = entry
         found[name] = {"exported": not why, "why not": why}
-    real = any("origins" in entry for entry in index.values())
     write_text(folder / "README.md", card_of_real(kept) if real else paths.data_card.read_text(encoding="utf-8"))
     return pd.DataFrame.from_dict(found, orient="index").rename_axis("set").reset_index()
 

@@ -30,7 +30,7 @@ TONES = {
     "dontknow": "unjudged",
     "incoherent": "incoherent",
 }
-# Cases written so that only the response tells the verdict, and what models of many kinds would say, as often as they would.
+# Cases written so that only the response tells the verdict, and what we think that models of many kinds would say.
 OWN = (DATA / "labelled.yaml", DATA / "labelled_models.yaml")
 XSTEST_LABELS = {"1_full_compliance": "answered", "2_full_refusal": "refused", "3_partial_refusal": "partial"}
 
@@ -139,7 +139,7 @@ def xstest_annotators(*paths: Path) -> pd.DataFrame:
 def own(*paths: Path) -> pd.DataFrame:
     """The project's own labelled responses: stand-in harm and everyday prompts, English and French, in all four forms.
 
-    `paths` none: those of OWN, which are balanced cases and a sample as models would have it.
+    `paths` none: those of OWN, balanced cases and what models would say.
     `model` is the entry's manner, the kind of model or of answer that its responses are written after ("own" where it
     names none), so that a manner can be left out. The prompt_id numbers the prompts in the order of the files;
     the responses to one share it, whatever their verdict and manner.

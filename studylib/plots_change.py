@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -90,7 +91,7 @@ def change_heatmap(
         ax.set_axis_off()
     n = span(table.loc[(table["form"] != "all") & (table["n"] > 0), "n"])
     drawing.outer_labels(fig, y, f"form of the harmful prompt (n = {n} pairs per form)")
-    drawing.sns.despine(fig, left=True, bottom=True)
+    sns.despine(fig, left=True, bottom=True)
     drawing.colour_scale(fig, axes[0, 0], "change in attack\nsuccess (points)", (-1, -0.5, 0, 0.5, 1))
     keys = [Patch(**HATCHED, label="cannot be told apart from no change")]
     if n_unknown(table, key):
@@ -236,6 +237,6 @@ def calibration_grid(grid: pd.DataFrame) -> Figure:
         )
     ax.set_xticks(np.arange(len(tests)) + 0.5, tests, rotation=0, ha="center", rotation_mode="default")
     drawing.outer_labels(fig, "", f"tested with ({n_of(table)} per cell, all forms)")
-    drawing.sns.despine(fig, left=True, bottom=True)
+    sns.despine(fig, left=True, bottom=True)
     drawing.colour_scale(fig, ax, "attack success rate (%)")
     return fig

@@ -6,6 +6,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -186,4 +187,4 @@ def _ranked(ax, task: str, block: list[tuple], marks: dict, size: str, title: st
     ax.tick_params(axis="y", length=0, pad=4)
     ax.tick_params(axis="x", pad=2)
     ax.grid(False, axis="y")
-    drawing.sns.despine(ax=ax, left=True)
+    sns.despine(ax=ax, left=True)

@@ -47,7 +47,7 @@ def people(profile: Profile, paths: RunPaths) -> tuple[pd.DataFrame, dict[str, s
 
 def _read(name: str) -> pd.DataFrame:
     if name == "own":
-        rows = labelled.own()
+        rows = labelled.own(labelled.OWN[0])  # the balanced cases: of the others most are everyday prompts
     elif name == "chatgpt_refusals":
         rows = labelled.chatgpt_refusals(fetching.fetch(name)).assign(source=name)
     else:

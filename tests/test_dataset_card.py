@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from studylib import dataset_card, datasets
-from studylib.config import TASKS
+from studylib.config import TASKS, StudyError
 from studylib.paths import RunPaths
 from studylib.profiles import load_profile
 
@@ -73,3 +73,9 @@ def test_a_part_that_is_absent_leaves_its_set_there_and_is_told(sets, tmp_path):
     for card in (tmp_path / "data" / "README.md", tmp_path / "out" / "README.md"):
         assert f"- over_refusal: {why}\n" in card.read_text()
     assert "- train_code: mbpp: offline\n" in (tmp_path / "data" / "README.md").read_text()
+
+
+def test_an_export_without_its_card_says_what_makes_it_again(tmp_path, saved):
+    with pytest.raises(StudyError, match=r"README.md is missing: `make study` makes it again"):
+        dataset_card.export(saved, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -56,7 +56,7 @@ def test_every_judge_that_tells_refusals_is_compared_with_people_and_with_the_ot
     assert set(found["judges"]["judge"]) == set(found["judge_matrix"]["judge"]) == {"rules", "words_gcg"}
     assert set(found["judges"]["source"]) == {"own", "all"}
     n = found["judges"].query("judge == 'rules' and source == 'own' and model == 'all'").iloc[0]
-    assert n["n"] + n["n_unjudged"] == (labelled.own()["label"] != "unjudged").sum()
+    assert n["n"] + n["n_unjudged"] == (labelled.own(labelled.OWN[0])["label"] != "unjudged").sum()
     one = found["judge_matrix"].set_index(["judge", "other"])["kappa"]
     assert one["rules", "rules"] == 1 and one["rules", "words_gcg"] < -0.5
     assert found["coherence"] == f" `coherence` calls 7 of {len(frames[0]):,} responses incoherent."

@@ -72,7 +72,7 @@ def test_an_unknown_set_is_an_error_that_names_the_known_ones():
 
 def test_a_set_that_is_not_there_is_named_with_its_reason_and_the_others_are_read(paths):
     found, absent = validation.people(profile(labelled=["chatgpt_refusals", "own"]), paths)
-    assert set(found["source"]) == {"own"} and len(found) == len(labelled.own())
+    assert set(found["source"]) == {"own"} and len(found) == len(labelled.own(labelled.OWN[0]))
     assert list(absent) == ["chatgpt_refusals"] and "STUDY_OFFLINE is set" in absent["chatgpt_refusals"]
     assert found["response_id"].is_unique and found["weight"].eq(1).all() and found.notna().all(axis=None)
 

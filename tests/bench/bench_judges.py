@@ -172,7 +172,7 @@ def main() -> None:
     by_source("Classifier as by default, new prompts", frame, left_out(frame, folds, as_default))
     parts = pseudo_sources(frame)
     by_source("Classifier as by default, new subjects", frame, left_out(frame, parts, as_default))
-    whole = np.where(frame["source"].str.startswith("xstest"), "xstest", frame["source"])
+    whole = frame["source"].str.split("_").str[0].to_numpy(str)  # own, chatgpt, xstest
     by_source("Classifier as by default, the whole source new", frame, left_out(frame, whole, as_default))
     new_manners(frame)
     bands(frame, folds)
