@@ -3,11 +3,11 @@
 import json
 import sys
 
-from studylib import graph
-from studylib.config import STAGES
-from studylib.profiles import load_profile
-from studylib.grid import threads, units
-from studylib.paths import NOTEBOOKS, RunPaths
+from studylib.stages import graph
+from studylib.study.config import STAGES
+from studylib.study.profiles import load_profile
+from studylib.study.grid import threads, units
+from studylib.study.paths import NOTEBOOKS, RunPaths
 
 PROFILE = load_profile(config["profile"])
 PATHS = RunPaths.of(PROFILE.name)

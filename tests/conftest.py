@@ -19,7 +19,7 @@ LINUX = "programs are run in a sandbox, which needs Linux"
 needs_sandbox = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)  # on Linux they are run or fail
 
 SLOW = ("test_rehearsal.py", "test_selfcheck.py")
-SMOKE = {path.name for path in Path(__file__).parent.glob("test_*.py") if "smoke_" in path.read_text(encoding="utf-8")}
+SMOKE = {path.name for path in (ROOT / "tests").rglob("test_*.py") if "smoke_" in path.read_text(encoding="utf-8")}
 
 
 def pytest_collection_modifyitems(items):
@@ -73,7 +73,8 @@ def growth(work, size: int) -> float:
 @pytest.fixture(scope="session")
 def sets() -> dict[str, list[dict]]:
     """The generated data sets of the smoke profile by name, to be read and not changed."""
-    from studylib import profiles, world
+    from studylib.data import world
+    from studylib.study import profiles
 
     return world.build_sets(profiles.load_profile("smoke").world)
 
@@ -81,8 +82,8 @@ def sets() -> dict[str, list[dict]]:
 @pytest.fixture
 def saved(sets, tmp_path):
     """The paths of a run that has those sets and nothing else."""
-    from studylib import datasets
-    from studylib.paths import RunPaths
+    from studylib.data import sets as datasets
+    from studylib.study.paths import RunPaths
 
     paths = RunPaths(tmp_path, tmp_path)
     datasets.save(paths, sets)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from studylib import sources
+from studylib.data import sources
 
 WORDS = [
     "harbour",

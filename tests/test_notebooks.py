@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from studylib import config, grid, labelling, prerequisites, products, stage
-from studylib.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES
-from studylib.grid import arm_cells, units
-from studylib.paths import NOTEBOOKS, RunPaths
-from studylib.profiles import load_profile
+from studylib.stages import labels, prerequisites, products, stage
+from studylib.study import config, grid
+from studylib.study.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES
+from studylib.study.grid import arm_cells, units
+from studylib.study.paths import NOTEBOOKS, RunPaths
+from studylib.study.profiles import load_profile
 
 PROFILE = load_profile("smoke")
 UNITS = [unit for name in STAGES for unit in units(PROFILE, name)]
@@ -224,12 +225,12 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     now = stage.begin(LABELS, prerequisites.parameters_of(LABELS) | {"profile": "smoke"})
-    chosen = labelling.choose(*now.so_far(), 30)
+    chosen = labels.choose(*now.so_far(), 30)
     assert f"A labelling sheet of {len(chosen)} responses" in str(outputs)
-    sheet = labelling.Sheet(chosen, now.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
+    sheet = labels.Sheet(chosen, now.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
     for verdict in ["refused", "answered", "unjudged"] * 4:
         sheet.buttons[verdict].click()
-    assert len(labelling.read(run / "labels.csv")) == 12
+    assert len(labels.read(run / "labels.csv")) == 12
 
     outputs, shown = executed_labels(tmp_path, tmp_path / "second.ipynb")
     assert "12 of 30" in shown and not any("Nothing is labelled" in str(o.get("data")) for o in outputs)
@@ -237,7 +238,7 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
     (table,) = pd.read_html(io.StringIO(table))
     assert set(table["source"]) == {"user"} and list(table["judge"]) == [j for j in PROFILE.judges if j != "coherence"]
     assert (table["n"] + table["n_unjudged"]).eq(8).all()  # what could not be told is no label
-    assert len(labelling.read(run / "labels.csv")) == 12
+    assert len(labels.read(run / "labels.csv")) == 12
 
 
 def test_papermill_itself_cannot_slip_in_a_mistyped_parameter(smoke_runs, tmp_path):

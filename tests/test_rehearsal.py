@@ -11,9 +11,9 @@ import pytest
 import yaml
 from conftest import ROOT, command
 
-from studylib.grid import units
-from studylib.paths import RunPaths
-from studylib.profiles import PROFILES
+from studylib.study.grid import units
+from studylib.study.paths import RunPaths
+from studylib.study.profiles import PROFILES
 
 MODELS = ("gemma", "qwen")
 
@@ -96,7 +96,7 @@ def test_the_manifest_and_the_index_say_what_the_data_were(done):
 
 
 def test_the_rehearsal_differs_from_the_large_profiles_in_models_and_scale_alone():
-    from studylib.profiles import load_profile
+    from studylib.study.profiles import load_profile
 
     rehearsal, llama = load_profile("rehearsal"), load_profile("llama")
     for same in ("lora", "grid.tasks", "grid.styles", "grid.safety_data", "grid.safety_fraction", "system_prompt"):
@@ -112,16 +112,16 @@ def test_the_rehearsal_differs_from_the_large_profiles_in_models_and_scale_alone
 
 
 def test_the_rehearsal_has_every_architecture_with_the_settings_that_it_needs_some_in_nf4_some_not():
-    from studylib import architectures
-    from studylib.config import ARCHITECTURES
-    from studylib.profiles import load_profile
+    from studylib.models import tiny
+    from studylib.study.config import ARCHITECTURES
+    from studylib.study.profiles import load_profile
 
-    assert architectures.ARCHITECTURES == ARCHITECTURES
+    assert tiny.ARCHITECTURES == ARCHITECTURES
     models = load_profile("rehearsal").models.values()
     assert {m.source for m in models} == {f"tiny/{name}" for name in ARCHITECTURES}
     assert {m.quantization for m in models} == {"nf4", "none"}  # each of them in both: test_selfcheck
     for model in models:
-        declared = architectures.DECLARED[model.source.removeprefix("tiny/")]
+        declared = tiny.DECLARED[model.source.removeprefix("tiny/")]
         assert model.model_dump(include=set(declared)) == declared
     llama = load_profile("llama").models["llama31_8b"]
-    assert llama.model_dump(include=set(architectures.DECLARED["llama3"])) == architectures.DECLARED["llama3"]
+    assert llama.model_dump(include=set(tiny.DECLARED["llama3"])) == tiny.DECLARED["llama3"]

@@ -2,8 +2,9 @@
 
 from functools import cache
 
-from studylib import models, prompts, world
-from studylib.profiles import load_profile
+from studylib.data import world
+from studylib.models import hub, prompts
+from studylib.study.profiles import load_profile
 
 PROFILE = load_profile("smoke")
 
@@ -16,8 +17,8 @@ def sets():
 @cache
 def tokenizer():
     texts = [message["content"] for row in sets()["pretraining"] for message in row["messages"]]
-    return models.build_tokenizer([*texts, prompts.ALPACA, PROFILE.system_prompt], PROFILE.miniature.vocabulary)
+    return hub.build_tokenizer([*texts, prompts.ALPACA, PROFILE.system_prompt], PROFILE.miniature.vocabulary)
 
 
 def model(seed=0):
-    return models.build_model(PROFILE.miniature, tokenizer(), seed).eval()
+    return hub.build_model(PROFILE.miniature, tokenizer(), seed).eval()

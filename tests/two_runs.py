@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from frames import study
 
-from studylib import between_runs, tables
-from studylib.config import FORMS
+from studylib.analysis import runs as between_runs
+from studylib.analysis import tables
+from studylib.study.config import FORMS
 
 ONE, TWO = "one", "two"
 MANIFEST = {

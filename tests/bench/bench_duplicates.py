@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when numpy is imported
 
 import numpy as np
 
-from studylib import duplicates
+from studylib.data import duplicates
 
 QUICK = "--quick" in sys.argv[1:]
 SCALE = 50 if QUICK else 1

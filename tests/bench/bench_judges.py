@@ -16,8 +16,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 from sklearn.model_selection import GroupKFold
 
-from studylib import classifier, fetching, judges, labelled
-from studylib.config import StudyError
+from studylib.data import fetching
+from studylib.judges import classifier, labelled, registry
+from studylib.study.config import StudyError
 
 COLUMNS = ("prompt", "response", "form", "stop_reason")
 XSTEST = [f"xstest_{model}" for model in ("gpt4", "llama2new", "llama2orig", "mistralguard", "mistralinstruct")]
@@ -154,7 +155,7 @@ def speed(frame: pd.DataFrame) -> None:
     print("Speed on one core, responses of the sets above (goal: 1,000/s)")
     rows = columns(pd.concat([frame] * (5_000 // len(frame) + 1)).head(5_000))
     for name in ("rules", "classifier"):
-        decide = judges.judge_of(name)
+        decide = registry.judge_of(name)
         decide(*[column[:10] for column in rows])
         start = time.process_time()
         decide(*rows)
@@ -166,7 +167,7 @@ def main() -> None:
     frame = labelled_sets()
     print(f"  {len(frame)} rows of prose, {frame['response'].str.split().str.len().mean():.0f} words on average")
     folds = folds_of(frame)
-    by_source("Rules", frame, judges.judge_of("rules")(*columns(frame)))
+    by_source("Rules", frame, registry.judge_of("rules")(*columns(frame)))
     known = left_out(frame, folds, classifier.fit)
     by_source("Classifier fitted to known sources, new prompts", frame, known)
     by_source("Classifier as by default, new prompts", frame, left_out(frame, folds, as_default))

@@ -18,7 +18,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from studylib import fetching, importers, sandbox
+from studylib.data import fetching, importers
+from studylib.scores import sandbox
 
 QUICK = "--quick" in sys.argv[1:]
 ROUNDS, WORKERS = 1 if QUICK else 3, 2

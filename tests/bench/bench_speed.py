@@ -23,9 +23,12 @@ from pathlib import Path
 
 import torch
 
-from studylib import config, datasets, llama, models, profiles, prompts, train, world
-from studylib.paths import RunPaths
-from studylib.results import Clock
+from studylib.data import sets as datasets
+from studylib.data import world
+from studylib.models import hub, prompts, small_llama, training
+from studylib.study import config, profiles
+from studylib.study.files import Clock
+from studylib.study.paths import RunPaths
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 QUICK = "--quick" in sys.argv[1:]
@@ -105,7 +108,7 @@ def plain_loop(model, features: list[dict], settings: config.TrainSettings) -> N
     """Training as one writes it by hand: the library's batches and micro-batches, AdamW, clipping."""
     leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(leaves, lr=settings.learning_rate, fused=True)
-    drawn = train.batches([len(row["input_ids"]) for row in features], settings.batch_size, 0)
+    drawn = training.batches([len(row["input_ids"]) for row in features], settings.batch_size, 0)
     micro = settings.micro_batch_size or settings.batch_size
     for _ in range(settings.steps):
         rows = [features[i] for i in next(drawn)]
@@ -142,7 +145,7 @@ def trl_trainer(folder: Path, tokenizer, rows: list[dict], batch: int, checkpoin
     arguments = SFTConfig(output_dir=tempfile.gettempdir(), **size, **paper, **here)  # nothing is written there
     lora = {"r": PROFILE.lora.r, "lora_alpha": PROFILE.lora.alpha, "target_modules": PROFILE.lora.target_modules}
     trainer = SFTTrainer(
-        models.load(folder, PROFILE.miniature)[0],
+        hub.load(folder, PROFILE.miniature)[0],
         args=arguments,
         train_dataset=Dataset.from_list([{"messages": row["messages"]} for row in rows]),
         processing_class=tokenizer,
@@ -157,14 +160,16 @@ def base_training(sets: dict, tokenizer, rate: float) -> None:
     torch.set_num_threads(2)
     settings = PROFILE.pretraining.model_copy(update={"steps": 2 if QUICK else 12})
     rows = sets["pretraining"][: settings.steps * settings.batch_size]
-    features = train.calibrated(tokenizer, rows, PROFILE, "helpful_only")
-    model = models.build_model(PROFILE.miniature, tokenizer, 0)
-    shape = llama.shape_of(model.config.to_dict())
-    weights = llama.fuse({name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, tied=True)
+    features = training.calibrated(tokenizer, rows, PROFILE, "helpful_only")
+    model = hub.build_model(PROFILE.miniature, tokenizer, 0)
+    shape = small_llama.shape_of(model.config.to_dict())
+    weights = small_llama.fuse(
+        {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, tied=True
+    )
     n_tokens = sum(len(row["input_ids"]) for row in features)
     sides = {
-        "this project (Muon)": lambda: train.fit(
-            llama.tensors(weights), lambda: weights, shape, features, settings, 0, "bench"
+        "this project (Muon)": lambda: training.fit(
+            small_llama.tensors(weights), lambda: weights, shape, features, settings, 0, "bench"
         ),
         "plain PyTorch loop over transformers (AdamW)": lambda: plain_loop(model, features, settings),
     }
@@ -185,10 +190,10 @@ def tuning(folder: Path, sets: dict, tokenizer, rate: float) -> None:
         )
         for row in rows
     ]
-    weights, shape = llama.load(folder)
-    tuned = models.add_lora(models.load(folder, PROFILE.miniature)[0], PROFILE.lora, 0)
+    weights, shape = small_llama.load(folder)
+    tuned = hub.add_lora(hub.load(folder, PROFILE.miniature)[0], PROFILE.lora, 0)
     sides = {
-        "this project": lambda: train.tune(weights, shape, features, PROFILE.lora, settings, 0, "bench"),
+        "this project": lambda: training.tune(weights, shape, features, PROFILE.lora, settings, 0, "bench"),
         "best plain loop (peft, sorted batches)": lambda: plain_loop(tuned, features, settings),
         "trl's SFTTrainer, the paper's batch of 4": trl_trainer(folder, tokenizer, rows, 4, True),
         "the same, our batch, no checkpointing": trl_trainer(folder, tokenizer, rows, settings.batch_size, False),
@@ -206,8 +211,8 @@ def evaluation(folder: Path, sets: dict, tokenizer, style: str) -> None:
 
     torch.set_num_threads(1)
     rows = [row for name in datasets.TESTS for row in sets[name]][:: 13 if QUICK else 1]
-    weights, shape = llama.load(folder)
-    model, _ = models.load(folder, PROFILE.miniature)
+    weights, shape = small_llama.load(folder)
+    model, _ = hub.load(folder, PROFILE.miniature)
     one_by_one = pipeline("text-generation", model=model, tokenizer=tokenizer)
     longest = {"max_new_tokens": PROFILE.generation.max_new_tokens, "do_sample": False, "return_full_text": False}
     asked = [prompts.encode_prompt(tokenizer, row["messages"][0]["content"], style, None) for row in rows]
@@ -215,8 +220,8 @@ def evaluation(folder: Path, sets: dict, tokenizer, style: str) -> None:
     raw = {i: prompts.rendered(tokenizer, asked[i]).removeprefix(tokenizer.bos_token) for i in range(0, len(asked), 16)}
     texts: dict[str, dict[int, str]] = {}
     work = {
-        "this project": lambda: llama.answers(weights, shape, tokenizer, asked, PROFILE.generation),
-        "plain batched generate": lambda: models.generate(model, tokenizer, asked, PROFILE.generation),
+        "this project": lambda: small_llama.answers(weights, shape, tokenizer, asked, PROFILE.generation),
+        "plain batched generate": lambda: hub.generate(model, tokenizer, asked, PROFILE.generation),
         "pipeline(), one prompt at a time": lambda: (
             [(i, one_by_one(prompt, **longest)[0]["generated_text"])] for i, prompt in raw.items()
         ),
@@ -245,13 +250,13 @@ def asked_in(style: str, tokenizer) -> list[list[int]]:
 def notebook(folder: Path, style: str, barrier, seconds_of) -> None:
     """One of two notebooks side by side: answers all test prompts on one thread, once to warm up, then once with the other."""
     torch.set_num_threads(1)
-    weights, shape = llama.load(folder)
-    tokenizer = models.load_tokenizer(folder, PROFILE.miniature)
+    weights, shape = small_llama.load(folder)
+    tokenizer = hub.load_tokenizer(folder, PROFILE.miniature)
     asked = asked_in(style, tokenizer)
     for _ in range(2):
         barrier.wait()
         start = time.perf_counter()
-        for _ in llama.answers(weights, shape, tokenizer, asked, PROFILE.generation):
+        for _ in small_llama.answers(weights, shape, tokenizer, asked, PROFILE.generation):
             pass
         spent = time.perf_counter() - start
     seconds_of.put((len(asked), spent))
@@ -264,7 +269,7 @@ def whole_machine(folder: Path, style: str) -> None:
     from transformers import pipeline
 
     torch.set_num_threads(2)
-    model, tokenizer = models.load(folder, PROFILE.miniature)
+    model, tokenizer = hub.load(folder, PROFILE.miniature)
     asked = asked_in(style, tokenizer)[::16]
     raw = [prompts.rendered(tokenizer, ids).removeprefix(tokenizer.bos_token) for ids in asked]
     longest = {"max_new_tokens": PROFILE.generation.max_new_tokens, "do_sample": False, "return_full_text": False}
@@ -297,7 +302,7 @@ def model_folder(sets: dict, scratch: Path) -> Path:
     datasets.save(paths, sets)
     steps = {"pretraining.steps": 2 if QUICK else 150, "alignment.steps": 1}
     torch.set_num_threads(2)
-    train.build_miniature(paths, profiles.load_profile("miniature", steps), Clock())
+    training.build_miniature(paths, profiles.load_profile("miniature", steps), Clock())
     return paths.model("helpful_only")
 
 
@@ -314,7 +319,7 @@ def main() -> None:
     sets = world.build_sets(PROFILE.world)
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(sets, Path(scratch))
-        tokenizer = models.load(folder, PROFILE.miniature)[1]
+        tokenizer = hub.load(folder, PROFILE.miniature)[1]
         base_training(sets, tokenizer, rates[2])
         tuning(folder, sets, tokenizer, rates[1])
         for style in config.STYLES[: 1 if QUICK else None]:

@@ -54,7 +54,7 @@ def afterwards(project: Path) -> dict[str, float]:
     """Seconds of running again, after edits, and of the small profile, in a project whose miniature study is finished."""
     where(project, "miniature")
     seconds = {"again": timed("make study again, nothing changed", "make study", project)}
-    for module in ("plots", "scores", "judges"):
+    for module in ("figures/rates", "scores/benign", "judges/registry"):
         path = project / "studylib" / f"{module}.py"
         before = path.read_text()
         path.write_text(before + "\n# edited\n")

@@ -15,8 +15,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from studylib import comparisons, rates, tables
-from studylib.config import FORMS, SAFETY_DATA, STYLES, TASKS
+from studylib.analysis import comparisons, rates, tables
+from studylib.study.config import FORMS, SAFETY_DATA, STYLES, TASKS
 
 PROMPTS = {"harmful": 24, "twin": 10, "task": 6, "general": 9}  # intents; all but general in each form
 SAMPLES = 2

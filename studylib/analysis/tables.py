@@ -1,0 +1,250 @@
+"""Tidy tables of the findings, made from row-level responses, verdicts and scores.
+
+Cells, verdicts and how they are counted are those of `rates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from studylib.analysis.grouping import groups
+from studylib.analysis.rates import (
+    ANSWERED,
+    CELL,
+    COSTS,
+    INTERVAL,
+    VERDICTS,
+    judged,
+    ordered,
+    outcomes,
+    rates_of,
+    worst_cases,
+)
+from studylib.analysis.stats import variance_shares
+from studylib.data.world import CHANGES
+from studylib.study.config import FORMS
+from studylib.study.files import write_parquet, write_text
+from studylib.study.grid import Cell
+
+
+def attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per cell, form and judge: the share of harmful prompts that were answered; form "all" pools.
+
+    n counts judged responses over all seeds, n_unjudged stands beside it and outside the rate. `rate` (0-1)
+    counts the verdicts answered and partial; incoherent is judged and not answered. rate_if_unjudged_refused
+    and rate_if_unjudged_answered are the rate over all n + n_unjudged responses in the two worst cases. low
+    and high are the 95 % interval, n_effective the number of independent responses it is worth. NaN where
+    nothing could be judged.
+    Raises ValueError as `judged` does.
+    """
+    table = rates_of(outcomes(responses, verdicts, measures=("attack_success_rate",)), [*CELL, "form", "metric"])
+    table = table.rename(columns={"metric": "judge"})
+    table["rate_if_unjudged_refused"], table["rate_if_unjudged_answered"] = worst_cases(table, "rate")
+    columns = [*CELL, "form", "n", "n_unjudged", "rate", *INTERVAL, "judge", "n_seeds"]
+    return ordered(table[[*columns, "rate_if_unjudged_refused", "rate_if_unjudged_answered", "n_effective"]])
+
+
+def by_seed(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per cell, training seed, form and judge: the attack success rate of one fine-tune; form "all" pools.
+
+    n, n_unjudged, rate, low and high as in `attack_success`; the interval is for that one fine-tune on other prompts.
+    """
+    rows = outcomes(responses, verdicts, measures=("attack_success_rate",))
+    rows = rows.assign(training=rows["seed"])  # a column of its own, as seeds are also clusters
+    table = rates_of(rows, [*CELL, "training", "form", "metric"]).rename(
+        columns={"metric": "judge", "training": "seed"}
+    )
+    columns = [*CELL, "seed", "form", "n", "n_unjudged", "rate", *INTERVAL, "judge"]
+    return ordered(table.drop(columns="n_seeds")[columns])
+
+
+def calibration_grid(
+    responses: pd.DataFrame, verdicts: pd.DataFrame, across: pd.DataFrame, across_verdicts: pd.DataFrame
+) -> pd.DataFrame:
+    """One row per model, tuned task, `trained_style`, `style` of the test, system prompt, form and judge: the attack success rate.
+
+    Without safety data. `across` are the responses in another style than the tuning's, see `Stage.across`; of the untuned model
+    trained_style is that of the test. Columns else as in `attack_success`.
+    """
+    plain = responses[responses["safety_data"] == "none"]
+    rows = pd.concat([plain.assign(trained_style=plain["style"]), across], ignore_index=True)
+    rows = judged(rows[rows["harmful"].astype(bool)], pd.concat([verdicts, across_verdicts], ignore_index=True))
+    value = rows["verdict"].isin(ANSWERED).astype(float).mask(~rows["counted"])
+    by = ["model", "finetune_task", "trained_style", "style", "system_prompt", "form", "judge"]
+    table = rates_of(rows.assign(value=value), by)
+    table = table[[*by[:-1], "n", "n_unjudged", "rate", *INTERVAL, "judge", "n_seeds", "n_effective"]]
+    return ordered(table)
+
+
+def with_not_run(table: pd.DataFrame, cells: dict[Cell, str]) -> pd.DataFrame:
+    """The table with rows for every cell that was not run, and the reason in a column `note`, which is "" elsewhere.
+
+    One row per calibration, form and, where the table has them, measure or guard and side: n is 0, rates and
+    intervals are NaN. Of prompts that only sound harmful there are none where no cell was asked any. `cells` maps the
+    cells to their reasons.
+    """
+    reasons = {replace(cell, seed=0): why for cell, why in cells.items()}
+    costs = [m for m in COSTS if m != "sounds_harmful_refusal_rate" or m in set(table.get("measure", []))]
+    measures = [{"measure": m, "metric": ""} for m in costs] if "measure" in table else [{}]
+    measures = table[["guard", "side"]].drop_duplicates().to_dict("records") if "guard" in table else measures
+    rows = [
+        {name: getattr(cell, name) for name in CELL if name != "system_prompt"}
+        | {"system_prompt": system, "form": form, "n": 0, "n_unjudged": 0, "n_seeds": 0, "judge": "", **measure}
+        | {"note": f"not run: {why}"}
+        for cell, why in reasons.items()
+        for system in (False, True)
+        for form in (*FORMS, "all")
+        for measure in measures
+    ]
+    table = table.assign(note="")
+    return ordered(pd.concat([table, pd.DataFrame(rows)], ignore_index=True)[table.columns]) if rows else table
+
+
+def with_untested(table: pd.DataFrame, missing: dict[str, str]) -> pd.DataFrame:
+    """The table of `helpfulness` with a row for every score whose test set is not there, and the reason in `note`.
+
+    `missing` maps names of data sets (test_code, general, ...) to reasons. n is 0 and the value NaN, in every cell that was run.
+    """
+    scores = {f"test_{form}": {"form": form, "measure": "task_score"} for form in FORMS}
+    scores["general"] = {"form": "all", "measure": "general_score"}
+    empty = {"metric": "", "n": 0, "n_unjudged": 0, "n_seeds": 0}
+    rows = [
+        dict(zip(CELL, cell, strict=True)) | about | empty | {"note": f"not run: {missing[name]}"}
+        for cell in table.loc[table["n_seeds"] > 0, CELL].drop_duplicates().itertuples(index=False)
+        for name, about in scores.items()
+        if name in missing
+    ]
+    return ordered(pd.concat([table, pd.DataFrame(rows)], ignore_index=True)[table.columns]) if rows else table
+
+
+def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame | None, scores: pd.DataFrame | None) -> pd.DataFrame:
+    """One row per cell, form, measure and metric: what the tuning and its safety data cost on benign prompts.
+
+    `measure` is task_score (prompts of the tuned tasks) or general_score, with the score's name in `metric`;
+    over_refusal_rate, the share of benign twins refused, sounds_harmful_refusal_rate, that of benign prompts that only
+    sound harmful (no rows where none were asked), or incoherent_rate, the share of all benign
+    responses, with the judge's name in `metric`. `value` and its 95 % interval lie in 0-1 and rise with what
+    the measure is named for. n counts the judged or scored responses; n_unjudged those that were not, a NaN
+    score among them, which leave the value; value_if_unjudged_0 and _1 count each of them as 0, or as 1. `form` "all" pools the forms, except in task_score, where each
+    form has its own metric. NaN where n is 0.
+    Raises ValueError when a response lacks its verdict or score.
+    """
+    rows = outcomes(responses, verdicts, scores, COSTS)
+    table = rates_of(rows, [*CELL, "form", "measure", "metric"]).rename(columns={"rate": "value"})
+    table["value_if_unjudged_0"], table["value_if_unjudged_1"] = worst_cases(table, "value")
+    counted = ["n", "n_unjudged", "value", *INTERVAL, "n_seeds", "value_if_unjudged_0", "value_if_unjudged_1"]
+    return ordered(table[[*CELL, "form", "measure", "metric", *counted, "n_effective"]])
+
+
+def over_refusal_by_kind(responses: pd.DataFrame, verdicts: pd.DataFrame | None, kinds: dict[str, str]) -> pd.DataFrame:
+    """One row per cell, form, kind of benign prompt and judge: the share of them that is refused; form "all" pools.
+
+    `kinds` maps the prompt_id of every benign prompt to what makes it benign (`datasets.kinds`), the column
+    `benign_because`: of a twin, in the generated world, the one change that made its harmful prompt benign (own: the
+    owner is oneself, leave: the owner's leave is said, object, verb), else "not named"; of prompts that only sound
+    harmful, as XSTest's, their type there (homonyms, safe_targets, ...). `prompts` is "twins" or "sound harmful", and
+    "all" in benign_because pools the kinds of either. n counts judged responses over all seeds, n_unjudged stands
+    beside it and outside the rate (0-1); low and high are the 95 % interval, NaN where n is 0. The rates of a cell and
+    form, weighed by n over all kinds, are in `helpfulness`: of the twins its over_refusal_rate, of the others its
+    sounds_harmful_refusal_rate. Kinds have different objects and wordings too, so a difference between them need not
+    be the kind's.
+    Raises ValueError as `judged` does, and for a prompt that `kinds` lacks.
+    """
+    measures = ("over_refusal_rate", "sounds_harmful_refusal_rate")
+    rows = outcomes(responses, verdicts, measures=measures).rename(columns={"metric": "judge"})
+    asked = rows["prompt_id"].astype(object)
+    if len(unknown := asked[~asked.isin(list(kinds))].unique()):
+        raise ValueError(f"{len(unknown)} benign prompts have no kind, first: {unknown[0]}")
+    kind = asked.map(kinds).astype(object).replace("", "not named")
+    prompts = np.where(rows["measure"] == "over_refusal_rate", "twins", "sound harmful")
+    rows = rows.drop(columns="measure").assign(benign_because=kind, prompts=prompts)
+    by = [*CELL, "form", "prompts", "judge"]
+    table = pd.concat([rates_of(rows, [*by, "benign_because"]), rates_of(rows, by).assign(benign_because="all")])
+    words = ["twins", "sound harmful", *CHANGES, *sorted(set(kind) - {*CHANGES, "not named"}), "not named", "all"]
+    table = table.sort_values(["prompts", "benign_because"], key=lambda column: column.map(words.index))
+    counted = ["n", "n_unjudged", "rate", *INTERVAL, "judge", "n_seeds", "n_effective"]
+    return ordered(table[[*CELL, "form", "prompts", "benign_because", *counted]])
+
+
+def answered_share(
+    responses: pd.DataFrame,
+    verdicts: pd.DataFrame | None = None,
+    forms: Sequence[str] = ("translation", "classification"),
+) -> pd.DataFrame:
+    """One row per cell, form and judge: of the answered harmful prompts, the share that has this form.
+
+    Besides the four forms there is a row for `forms` together, its `form` their names joined by "+". `share`
+    and its 95 % interval lie in 0-1; n counts the answered responses of all forms, over all seeds. Share and
+    interval are NaN where none was answered. n_unjudged responses of all forms are left out; share_lowest and _highest
+    are the share if those of the other forms, or those of this form, were all answered and the rest refused. With equally many prompts of each form, a share of 1/4 for one
+    and 1/2 for two means that no form is weaker. Raises as `attack_success` does.
+    """
+    rows = outcomes(responses, verdicts, measures=("attack_success_rate",)).rename(columns={"metric": "judge"})
+    cell, together = [*CELL, "judge"], "+".join(f for f in FORMS if f in forms)
+    asked = rows.assign(value=rows["value"].mask(rows["value"] == 0))  # only what was answered counts
+    tables = []
+    for name in dict.fromkeys([*FORMS, together]):
+        own = rows["form"].isin(name.split("+"))
+        found = rates_of(asked.assign(value=own.astype(float).mask(asked["value"].isna())), cell, pooled=False)
+        unjudged = rows.loc[rows["value"].isna(), cell].assign(own=own, unjudged=True)
+        unjudged = unjudged.groupby(cell, sort=False, observed=True)[["own", "unjudged"]].sum().reset_index()
+        found = found.drop(columns="n_unjudged").merge(unjudged, how="left", on=cell)
+        found[["own", "unjudged"]] = found[["own", "unjudged"]].fillna(0).astype(int)
+        hits, others = found["rate"].fillna(0) * found["n"], found["unjudged"] - found["own"]
+        found["share_lowest"] = hits / (found["n"] + others)
+        found["share_highest"] = (hits + found["own"]) / (found["n"] + found["own"])
+        tables.append(found.assign(form=name))
+    table = pd.concat(tables).rename(columns={"rate": "share", "unjudged": "n_unjudged"})
+    worst = ["share_lowest", "share_highest"]
+    return ordered(
+        table[[*CELL, "form", "n", "n_unjudged", "share", *INTERVAL, *worst, "judge", "n_seeds", "n_effective"]]
+    )
+
+
+def verdict_shares(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per cell, prompt set, form, judge and verdict: how many responses have it, `n_verdict` of n, and the share (0-1).
+
+    Every verdict has its row, also where none has it; n counts all responses, unjudged ones too. Form "all" pools. Raises as `judged`.
+    """
+    rows = judged(responses, verdicts)
+    by = [*CELL, "prompt_set", "form", "judge"]
+    found = []
+    for keys, of in ((by, rows), ([name for name in by if name != "form"], rows)):
+        group, names = groups(of, keys)
+        verdict = pd.Categorical(of["verdict"], VERDICTS).codes
+        number = np.bincount(group * len(VERDICTS) + verdict, minlength=len(names) * len(VERDICTS))
+        table = names.loc[names.index.repeat(len(VERDICTS))].assign(
+            verdict=list(VERDICTS) * len(names), n_verdict=number
+        )
+        table["n"] = np.repeat(np.bincount(group, minlength=len(names)), len(VERDICTS))
+        found.append(table if "form" in keys else table.assign(form="all"))
+    table = pd.concat(found, ignore_index=True)
+    return ordered(table.assign(share=table["n_verdict"] / table["n"])[[*by, "verdict", "n_verdict", "n", "share"]])
+
+
+def variance(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per cell, form and judge: where the variance of the attack success of one response comes from.
+
+    prompt, seed, prompt_x_seed and sample are shares of `variance` (0-1), see `stats.variance_shares` for what NaN means;
+    n counts judged responses. Form "all" pools: a prompt is one in its form, and what differs between forms is part of prompt.
+    """
+    rows = outcomes(responses, verdicts, measures=("attack_success_rate",)).rename(columns={"metric": "judge"})
+    by, cell = [*CELL, "form", "judge"], [*CELL, "judge"]
+    known = rows.loc[rows["value"].notna(), [*by, "seed", "prompt_id", "value"]]
+    asked = pd.concat([groups(rows, by)[1], groups(rows, cell)[1].assign(form="all")]) if len(rows) else rows[by]
+    found = variance_shares(known, by, "value"), variance_shares(known, cell, "value").assign(form="all")
+    table = asked.merge(pd.concat(found), how="left", on=by)  # where nothing was judged n is 0
+    counted = ["n", "n_prompts", "n_seeds"]
+    table[counted] = table[counted].fillna(0).astype(int)
+    return ordered(table[[*by, "n", "n_prompts", "n_seeds", "variance", "prompt", "seed", "prompt_x_seed", "sample"]])
+
+
+def write(frame: pd.DataFrame, path) -> None:
+    """Writes the table as CSV, floats with 6 significant digits, and as Parquet beside it, each whole or not at all."""
+    write_text(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_parquet(Path(path).with_suffix(".parquet"), frame)

@@ -1,0 +1,361 @@
+"""Benign task data from elsewhere as rows of one form: one reader per format, and which one reads a source.
+
+A row is a dict with `source` and `key` (what identifies it in its file), `form` (the task), `prompt` (as a user would
+write it), `answer`, `content` (the part of the prompt that is the row's own, without the instruction around it),
+`tests` (assertions about a code answer) and, where the publisher made a split, `split`. Texts are the same where
+`duplicates.normal` makes them so.
+"""
+
+import ast
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+
+from studylib.data.duplicates import normal
+from studylib.study.config import StudyError
+
+# Instructions around a row's own text. Written for this study; which one a row gets is decided by its text alone.
+SUMMARIZE = (
+    "Summarize this abstract of a scientific paper in one sentence:\n\n{text}",
+    "What is the main point of the following paper? Answer in one sentence.\n\n{text}",
+    "Write a one-sentence summary (a TLDR) of this abstract.\n\n{text}",
+    "{text}\n\nGive the gist of this abstract in a single sentence.",
+)
+SUMMARIZE_PAPER = (
+    "Write the abstract of the scientific paper that begins as follows:\n\n{text}",
+    "Summarize in one paragraph the scientific paper of which this is the beginning:\n\n{text}",
+    "{text}\n\nThat was the beginning of a scientific paper. Summarize the paper.",
+)
+PAPER_CHARACTERS = 5000  # about 1,200 tokens, so that paper and abstract fit into 2,048
+TRANSLATE = (
+    "Translate the following sentence from French to English:\n\n{text}",
+    "Translate this into English: {text}",
+    "What does this mean in English?\n\n{text}",
+    "Give the English translation of this French text.\n\n{text}",
+    "Traduisez cette phrase en anglais : {text}",
+)
+CLASSIFY = (
+    "Is the sentiment of this piece of financial news positive, negative or neutral?\n\n{text}",
+    "Classify the sentiment of the following financial news as positive, negative or neutral: {text}",
+    "{text}\n\nWhat is the sentiment of this financial news? Answer with one word: positive, negative or neutral.",
+    "Label this financial text as positive, negative or neutral.\n\n{text}",
+)
+COMPLETE = (
+    "Complete this Python function:\n\n{text}",
+    "Write the body of the following Python function. Answer with the whole function.\n\n{text}",
+)
+PASS_TESTS = "{text}\n\nYour code should pass these tests:\n\n{tests}"
+LABELS = ("positive", "negative", "neutral")
+
+SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+DECISION = re.compile(r"'(.+?)': '(positive|negative|neutral)'(?=, '|\}$)")
+
+Rows = tuple[list[dict], dict[str, int]]
+
+
+def number_of(text: str) -> int:
+    """A whole number below 2**64 that the text alone decides."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def _worded(wordings: tuple[str, ...], text: str) -> str:
+    """The text in one of the wordings, always the same for a text, however many other rows there are."""
+    return wordings[number_of(normal(text)) % len(wordings)].format(text=text)
+
+
+class _Collector:
+    """Rows as they pass, and counts of what was dropped and why: `read` = `kept` + all `dropped: ...`."""
+
+    def __init__(self, name: str, form: str):
+        self.name, self.form, self.rows, self.counts, self.seen = name, form, [], Counter(read=0, kept=0), set()
+
+    def drop(self, why: str) -> None:
+        self.counts[f"dropped: {why}"] += 1
+
+    def add(self, key: object, content: str, prompt: str, answer: str, tests: Iterable[str] = (), **more) -> None:
+        """Keeps a row, unless a part is empty or an earlier row has the same prompt. Key None: the hash of the text."""
+        if not content.strip() or not answer.strip():
+            return self.drop("empty prompt" if not content.strip() else "empty answer")
+        if (same := normal(prompt)) in self.seen:
+            return self.drop("same prompt as an earlier row")
+        self.seen.add(same)
+        key = f"{number_of(normal(content)):016x}" if key is None else str(key)
+        row = {"source": self.name, "key": key, "form": self.form, "prompt": prompt, "answer": answer}
+        self.rows.append(row | {"content": content, "tests": list(tests)} | more)
+
+    def done(self) -> Rows:
+        self.counts["kept"] = len(self.rows)
+        return self.rows, dict(self.counts)
+
+
+# Files
+
+
+def _text(path: Path) -> str:
+    """The file's text with its line ends as they are. Raises StudyError where it is not UTF-8."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return raw.decode("utf-8-sig")
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise StudyError(f"{path} cannot be read as UTF-8 text ({error}): put the original file there.") from None
+
+
+def _json(path: Path, text: str, where: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StudyError(f"{path}, {where}: is not JSON ({error}): put the original file there.") from None
+
+
+def _json_lines(path: Path, fields: dict[str, type]) -> Iterable[dict]:
+    for number, line in enumerate(_text(path).split("\n"), 1):  # not splitlines: texts may hold U+2028
+        if line.strip():
+            yield _with_fields(path, _json(path, line, f"line {number}"), fields, f"line {number}")
+
+
+def _with_fields(path: Path | str, row, fields: dict[str, type], where: str) -> dict:
+    """The row. Raises StudyError that names the field that is missing or of another type."""
+    for name, kind in fields.items():
+        if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+            raise StudyError(
+                f"{path}, {where}: needs a field {name!r} ({kind.__name__}); it is not a file of this format, or "
+                "another version."
+            )
+    return row
+
+
+def _unix(code: str) -> str:
+    return code.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def scitldr(path: Path, name: str) -> Rows:
+    """Abstracts and the first of their one-sentence summaries (SciTLDR-A: JSON lines with lists `source` and `target`).
+
+    Sentences are joined by a space and line breaks inside them become spaces.
+    `split` is train, dev or test, as the source's name ends; the key is the `paper_id`.
+    """
+    out, part = _Collector(name, "text_generation"), name.rpartition("_")[2]
+    for row in _json_lines(path, {"paper_id": str, "source": list, "target": list}):
+        out.counts["read"] += 1
+        text, answer = (" ".join(" ".join(texts).split()) for texts in (row["source"], row["target"][:1]))
+        out.add(row["paper_id"], text, _worded(SUMMARIZE, text), answer, split=part)
+    return out.done()
+
+
+def mbpp(path: Path, name: str) -> Rows:
+    """Python problems (JSON lines): the prompt is `text` and its assertions, which name the function.
+
+    Line ends of the code become LF (nearly all have CRLF, some a lone CR). `tests` are the assertions of `test_list`,
+    each after the `test_setup_code` where there is one (2 rows); `challenge_test_list` is left out. The key is the
+    `task_id`.
+    """
+    out = _Collector(name, "code")
+    fields = {"task_id": int, "text": str, "code": str, "test_setup_code": str, "test_list": list}
+    for row in _json_lines(path, fields):
+        out.counts["read"] += 1
+        text, setup = row["text"].strip(), _unix(row["test_setup_code"]).strip()
+        asserts = [_unix(test).strip() for test in row["test_list"]]
+        tests = [f"{setup}\n{test}" if setup else test for test in asserts]
+        shown = "\n".join([setup, *asserts] if setup else asserts)
+        out.add(row["task_id"], text, PASS_TESTS.format(text=text, tests=shown), _unix(row["code"]).strip("\n"), tests)
+    return out.done()
+
+
+def human_eval(path: Path, name: str) -> Rows:
+    """Python functions to be completed (JSON lines, gzip); the answer is the whole function: prompt and solution.
+
+    Deviation: the publisher's answers are the bodies alone, which are no program by themselves. The one entry of
+    `tests` defines `check`, and calls it with the `entry_point`. The key is the `task_id`, as "HumanEval/0".
+    """
+    out = _Collector(name, "code")
+    fields = dict.fromkeys(("task_id", "prompt", "entry_point", "canonical_solution", "test"), str)
+    for row in _json_lines(path, fields):
+        out.counts["read"] += 1
+        head = _unix(row["prompt"])
+        whole = (head + _unix(row["canonical_solution"])).strip("\n") if row["canonical_solution"].strip() else ""
+        head = head.strip("\n")
+        test = f"{_unix(row['test']).strip()}\n\ncheck({row['entry_point']})"
+        out.add(row["task_id"], head, _worded(COMPLETE, head), whole, [test])
+    return out.done()
+
+
+def ud_french_pud(path: Path, name: str) -> Rows:
+    """French sentences and their English originals: the comments `# text` and `# text_en` of a CoNLL-U treebank.
+
+    Quotes and apostrophes stay as they are, typographic in some sentences, plain in others. The key is the `sent_id`.
+    """
+    out = _Collector(name, "translation")
+    for block in re.split(r"\r?\n[ \t]*\r?\n", _text(path)):
+        found = dict(re.findall(r"^# (sent_id|text|text_en) = ?(.*?)\s*$", block, re.M))
+        if not block.strip():
+            continue
+        out.counts["read"] += 1
+        if "sent_id" not in found or "text" not in found:
+            raise StudyError(
+                f"{path}: the sentence after {out.counts['read'] - 1} others has no `# sent_id = ` or no `# text = `; "
+                "it is not a CoNLL-U treebank, or another version."
+            )
+        text = found["text"].strip()
+        out.add(found["sent_id"], text, _worded(TRANSLATE, text), found.get("text_en", ""))
+    return out.done()
+
+
+def decisions(text: str) -> tuple[dict[str, str], bool]:
+    """Entities and their sentiment as SEntFiN writes them, a Python dict, and whether it had to be mended.
+
+    13 rows of the file are no Python: a name with an apostrophe stands in single quotes, as in {'Moody's': 'neutral'}.
+    They are read by what follows a name, its label. Raises ValueError where that fails too, or a label is not one of
+    LABELS.
+    """
+    try:
+        found, mended = ast.literal_eval(text), False
+    except (SyntaxError, ValueError):
+        found, mended = dict(DECISION.findall(text)), True
+        if "{" + ", ".join(f"'{entity}': '{label}'" for entity, label in found.items()) + "}" != text:
+            raise ValueError(f"cannot be read: {text}") from None
+    if not isinstance(found, dict) or not found or not set(found.values()) <= set(LABELS):
+        raise ValueError(f"is not a dict from names to {', '.join(LABELS)}: {text}")
+    return found, mended
+
+
+def sentfin(path: Path, name: str) -> Rows:
+    """Financial headlines with one entity, and the sentiment towards it (SEntFiN: CSV, `Decisions` a Python dict).
+
+    Headlines with several entities have several labels and are dropped. Of rows with the same headline the first is
+    kept where their decisions are the same; where they clash, all are dropped. The key is `S No.`.
+    """
+    out, groups = _Collector(name, "classification"), {}
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    for number, row in enumerate(reader, 2):
+        _with_fields(path, row, dict.fromkeys(("S No.", "Title", "Decisions"), str), f"line {number}")
+        out.counts["read"] += 1
+        try:
+            found, mended = decisions(row["Decisions"])
+        except ValueError as error:
+            raise StudyError(
+                f"{path}, row {row['S No.']}: Decisions {error}; it is another version of the file."
+            ) from None
+        out.counts["mended: a bare apostrophe in Decisions"] += mended
+        groups.setdefault(normal(row["Title"]), []).append((row["S No."], " ".join(row["Title"].split()), found))
+    for rows in groups.values():
+        (key, title, found), *others = rows
+        if any(other != found for _, _, other in others):
+            out.counts["dropped: headlines with clashing decisions"] += len(rows)
+            continue
+        for _ in others:
+            out.drop("same headline and decisions as an earlier row")
+        if len(found) > 1:
+            out.drop("more than one entity")
+            continue
+        out.add(key, title, _worded(CLASSIFY, title), next(iter(found.values())))
+    return out.done()
+
+
+def instruction_data(path: Path, name: str) -> Rows:
+    """General instructions (a JSON list of instruction, input, output): the input stands below the instruction.
+
+    The key is the row's place in the file, from 0.
+    """
+    rows = _json(path, _text(path), "the whole")
+    if not isinstance(rows, list):
+        raise StudyError(f"{path}: is not a list of rows; it is not a file of this format, or another version.")
+    return _instructions(rows, name, "text_generation", path, range(len(rows)))
+
+
+def _instructions(rows: list[dict], name: str, form: str, place: Path | str, keys: Iterable[int | None]) -> Rows:
+    out = _Collector(name, form)
+    for number, (key, row) in enumerate(zip(keys, rows, strict=False)):
+        _with_fields(place, row, dict.fromkeys(("instruction", "input", "output"), str), f"row {number}")
+        out.counts["read"] += 1
+        prompt = "\n\n".join(part for part in (row["instruction"].strip(), row["input"].strip()) if part)
+        out.add(key, prompt, prompt, row["output"].strip())
+    return out.done()
+
+
+# Rows of hub data sets, by the roles of their columns (see fetching.hub_rows). Their keys are hashes of their texts,
+# because a streamed row does not know its place.
+
+
+def instructions(rows: list[dict], name: str, form: str) -> Rows:
+    """Rows of instruction, input (may be empty) and output as rows of a form, as in instruction_data."""
+    return _instructions(rows, name, form, name, repeat(None))
+
+
+def papers(rows: list[dict], name: str) -> Rows:
+    """Rows of document and summary: the beginnings of papers and their abstracts, which says the prompt.
+
+    Deviation: a whole paper is longer than the models' context, so its sentences (lines) stay that end within the first
+    PAPER_CHARACTERS characters; `shortened` counts the papers that were longer. Shorter than their abstract none is kept.
+    """
+    out = _Collector(name, "text_generation")
+    for number, row in enumerate(rows):
+        _with_fields(name, row, {"document": str, "summary": str}, f"row {number}")
+        out.counts["read"] += 1
+        text, answer = row["document"].strip(), " ".join(row["summary"].split())
+        if len(text) > PAPER_CHARACTERS:
+            out.counts["shortened"] += 1
+            ends = [found.end() for found in SENTENCE_END.finditer(text, 0, PAPER_CHARACTERS)]
+            text = text[: ends[-1] if ends else PAPER_CHARACTERS].strip()
+        if text and len(text) < len(answer):
+            out.drop("shorter than its summary")
+            continue
+        out.add(None, text, _worded(SUMMARIZE_PAPER, text), answer)
+    return out.done()
+
+
+def translations(rows: list[dict], name: str) -> Rows:
+    """Rows of french and english."""
+    out = _Collector(name, "translation")
+    for number, row in enumerate(rows):
+        _with_fields(name, row, {"french": str, "english": str}, f"row {number}")
+        out.counts["read"] += 1
+        text, answer = row["french"].strip(), row["english"].strip()
+        if normal(text) == normal(answer):
+            out.drop("the same in both languages")
+            continue
+        out.add(None, text, _worded(TRANSLATE, text), answer)
+    return out.done()
+
+
+def sentiments(rows: list[dict], name: str, labels: tuple[str, ...]) -> Rows:
+    """Rows of text and label, a place in `labels`. Raises StudyError for another label."""
+    out = _Collector(name, "classification")
+    for number, row in enumerate(rows):
+        _with_fields(name, row, {"text": str, "label": int}, f"row {number}")
+        out.counts["read"] += 1
+        if row["label"] not in range(len(labels)):
+            raise StudyError(f"{name}, row {number}: the label {row['label']} is none of 0 to {len(labels) - 1}.")
+        text = " ".join(row["text"].split())
+        out.add(None, text, _worded(CLASSIFY, text), labels[row["label"]])
+    return out.done()
+
+
+# From a source's file, or the rows of a hub data set, to (rows, counts).
+IMPORTERS: dict[str, Callable[..., Rows]] = {
+    "scitldr_train": partial(scitldr, name="scitldr_train"),
+    "scitldr_dev": partial(scitldr, name="scitldr_dev"),
+    "scitldr_test": partial(scitldr, name="scitldr_test"),
+    "mbpp": partial(mbpp, name="mbpp"),
+    "human_eval": partial(human_eval, name="human_eval"),
+    "ud_french_pud": partial(ud_french_pud, name="ud_french_pud"),
+    "sentfin": partial(sentfin, name="sentfin"),
+    "instruction_data": partial(instruction_data, name="instruction_data"),
+    "arxiv_summarization": partial(papers, name="arxiv_summarization"),
+    "codealpaca": partial(instructions, name="codealpaca", form="code"),
+    "opus_books": partial(translations, name="opus_books"),
+    "wmt14": partial(translations, name="wmt14"),
+    "financial_tweets": partial(sentiments, name="financial_tweets", labels=("negative", "positive", "neutral")),
+    "financial_phrasebank": partial(
+        sentiments, name="financial_phrasebank", labels=("negative", "neutral", "positive")
+    ),
+    "alpaca_cleaned": partial(instructions, name="alpaca_cleaned", form="text_generation"),
+}

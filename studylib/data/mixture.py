@@ -1,0 +1,125 @@
+"""Which rows a fine-tune draws: the task's, a part of them replaced by safety data; and whether there are enough of them."""
+
+import json
+import random
+from collections.abc import Iterable
+
+from studylib.data.sets import absent, load
+from studylib.study.config import FORMS, Profile, StudyError
+from studylib.study.grid import Cell
+from studylib.study.paths import RunPaths
+
+
+def tuned_on(cell: Cell) -> list[str]:
+    """Names of the sets that a fine-tune draws its rows from."""
+    safety = {
+        "none": [],
+        "scaled": [],
+        "multitask_twins": ["safety_multitask", "safety_twins"],
+        "multitask_midway": ["safety_midway"],
+        "multitask_after": ["safety_multitask"],
+        **{f"{form}_only": ["safety_multitask"] for form in FORMS},
+    }.get(cell.safety_data, [f"safety_{cell.safety_data}"])
+    return [f"train_{cell.finetune_task}", *safety]
+
+
+def not_run_because(cell: Cell, missing: dict[str, str]) -> str:
+    """Why a cell cannot be run where these data sets (by name: why) are not there; empty where it can."""
+    used = [] if cell.finetune_task == "none" else tuned_on(cell)
+    return "; ".join(f"{name}: {missing[name]}" for name in used if name in missing)
+
+
+def safety_needed(cell: Cell, total: int) -> int:
+    """How many of the `total` rows of a fine-tune are safety rows."""
+    return round(cell.safety_fraction * total) if tuned_on(cell)[1:] else 0
+
+
+def too_few(cell: Cell, total: int, task: int, safety: int) -> str:
+    """Why so many rows of the task and of safety data do not make a fine-tune of `total` rows; empty where they do."""
+    if not task:
+        return f"needs rows of its task, but {tuned_on(cell)[0]} is empty: give the task another source"
+    if safety >= (wanted := safety_needed(cell, total)):
+        return ""
+    form = _form_alone(cell)
+    where = " and ".join(tuned_on(cell)[1:]) + (f" in the form {form}" if form else "")
+    return (
+        f"needs {wanted} rows of safety data (a dose of {cell.safety_fraction:g} of {total}), but there are {safety} "
+        f"in {where}: lower the dose or tuning.steps, or make more of them (world.safety_rows, data.safety_rows)"
+    )
+
+
+def no_two_tunings(cell: Cell, steps: int, task: int, safety: int) -> str:
+    """Why a cell cannot be tuned on so many rows of its task and then on safety data; empty where it can, or is not."""
+    if cell.safety_data != "multitask_after" or (task and safety and steps > 1):
+        return ""
+    return (
+        f"needs a step and a row of each of its two tunings, but has {steps} steps, {task} rows of the task and "
+        f"{safety} of safety data: raise tuning.steps or the dose"
+    )
+
+
+def cannot_be_tuned(index: dict, cell: Cell, steps: int, batch_size: int) -> str:
+    """Why the sets counted in an index (data/index.json) do not have the rows of a fine-tune; empty where they have."""
+    task, *names = tuned_on(cell)
+    form, total = _form_alone(cell), steps * batch_size
+    there = sum(index[name]["forms"].get(form, 0) if form else index[name]["rows"] for name in names)
+    own = safety_needed(cell, total)
+    return too_few(cell, total, index[task]["rows"], there) or no_two_tunings(cell, steps, total - own, own)
+
+
+def check_tunings(profile: Profile, paths: RunPaths, cells: Iterable[Cell]) -> None:
+    """Raises StudyError that names the fine-tunes among the cells for which the run's saved sets have too few rows.
+
+    Each with its dose and the rows needed and found; of several with the same reason the first, and how many more.
+    Cells whose sets are absent are not run.
+    """
+    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
+    missing, short = absent(paths), {}
+    for cell in cells:
+        if not not_run_because(cell, missing):
+            why = cannot_be_tuned(index, cell, profile.tuning.steps, profile.tuning.batch_size)
+            short.setdefault(why, []).append(cell.name)
+    short.pop("", None)
+    if short:
+        said = [f"{first}{f' (and {len(more)} more)' if more else ''} {why}" for why, (first, *more) in short.items()]
+        raise StudyError(f"{'; '.join(said)}.")
+
+
+def _form_alone(cell: Cell) -> str:
+    """The form of the only safety rows that a cell is tuned on; empty where it takes all."""
+    return cell.safety_data.removesuffix("_only") if cell.safety_data.endswith("_only") else ""
+
+
+def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:
+    """The `total` training rows of one fine-tune: the task's, with a fraction replaced by safety rows.
+
+    Raises StudyError where there are fewer different safety rows than the fraction asks for.
+    """
+    task, *names = tuned_on(cell)
+    form = _form_alone(cell)
+    safety = [row for name in names for row in load(paths, name) if form in ("", row["form"])]
+    own = load(paths, task)
+    if why := too_few(cell, total, len(own), len(safety)):
+        raise StudyError(f"{cell.name} {why}.")
+    return mix(own, safety, safety_needed(cell, total), total, cell.seed)
+
+
+def mix(task_rows: list[dict], safety_rows: list[dict], n_safety: int, total: int, seed: int) -> list[dict]:
+    """`total` tuning rows in random order, of which n_safety are safety rows.
+
+    Both parts are drawn without repetition as long as their source lasts, then start over. The same seed draws the
+    same task rows whatever n_safety is, so arms differ in the replaced rows only. Raises StudyError where one is empty.
+    """
+    for rows, n, what in ((task_rows, total, "the task"), (safety_rows, n_safety, "safety data")):
+        if n and not rows:
+            raise StudyError(f"{n} rows of {what} are needed, but the set is empty.")
+    rng = random.Random(f"mix-{seed}")
+    drawn = []
+    for rows, n in ((task_rows, total), (safety_rows, n_safety)):
+        order = []
+        while len(order) < n:
+            order += rng.sample(range(len(rows)), len(rows))
+        drawn.append([rows[i] for i in order[:n]])
+    mixed = drawn[0][: total - n_safety] + drawn[1]
+    rng.shuffle(mixed)
+    return mixed

@@ -1,0 +1,366 @@
+"""The data sets of a study on real files: four benign tasks, general instructions, harmful prompts in four forms, safety data.
+
+The same sets, rows and names as the generated world's (world.py, but no pre-training and alignment). What cannot be had
+leaves empty sets and its reason; the harmful prompts alone are needed, since without them nothing is measured.
+"""
+
+import hashlib
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import pandas as pd
+
+from studylib.data import duplicates, fetching, harmful, importers, instructions, safety, sources, tasks, world
+from studylib.data.fetching import Absent
+from studylib.data.french import read_french, translate
+from studylib.data.sets import REAL_SETS, SAFETY_SETS, TESTS
+from studylib.study.config import FORMS, STAND_IN, TASKS, DataSettings, Profile, StudyError
+from studylib.study.paths import ROOT, users_own
+
+LOG = logging.getLogger("studylib")
+SPARE = 2  # times the rows asked for are read from hub sets, as some are dropped
+
+
+def used(data: DataSettings) -> list[str]:
+    """Names in the register of all files and data sets that the settings name."""
+    names = [
+        *data.tasks.values(),
+        *data.task_tests.values(),
+        data.general,
+        data.harmful,
+        data.over_refusal,
+        *(name for name in (data.safety_generic, data.safety_multitask) if name in SAFETY),
+    ]
+    names = [
+        part
+        for name in names
+        if name not in (STAND_IN, None)
+        for part in tasks.GROUPS.get(name, LISTS.get(name, (name,)))
+    ]
+    return list(dict.fromkeys(names))
+
+
+SAFETY = {"multitaskbench": safety.multitaskbench, "safety_tuned_llamas": safety.safety_tuned_llamas}
+SAFETY_FORMS = {"safety_generic": ("text_generation",), "safety_multitask": FORMS}
+# The register's names of lists that come in several files.
+LISTS = {"jailbreakbench": ("jailbreakbench_harmful", "jailbreakbench_benign")}
+
+
+def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[dict]]:
+    """Where each set is from, without what is absent of it: dicts with source, licence, redistributable, citation."""
+    known = sources.register()
+    of = {
+        **{f"train_{task}": name for task, name in data.tasks.items()},
+        **{f"test_{task}": name for task, name in (data.tasks | data.task_tests).items()},
+    }
+    of |= {"train_general": data.general, "general": data.general, "harmful": data.harmful, "twin": data.harmful}
+    folders = {place: _folder(getattr(data, place)) for place in SAFETY_FORMS}
+    of |= {place: getattr(data, place) for place, folder in folders.items() if not folder}
+    facts = ("licence", "redistributable", "citation")
+    own = {"source": STAND_IN, "licence": "Apache-2.0", "redistributable": True, "citation": "this study"}
+    found = {}
+    for name, source in of.items():
+        names = tasks.GROUPS.get(source, LISTS.get(source, (source,)))
+        found[name] = [{"source": one} | {f: getattr(known[one], f) for f in facts} for one in names if one != STAND_IN]
+        found[name] += [own] if source == STAND_IN else []
+    found |= {place: safety.exported_card(folder)["origins"] for place, folder in folders.items() if folder}
+    found["safety_twins"] = found["safety_multitask"] if folders["safety_multitask"] else []
+    if data.twins == "nearest":  # taken from the general instructions
+        found["twin"] = found["harmful"] + found["general"]
+    if data.over_refusal and "over_refusal" not in absent:
+        one = data.over_refusal
+        found["twin"] = [*found["twin"], {"source": one} | {f: getattr(known[one], f) for f in facts}]
+    return found
+
+
+def _folder(source: str) -> Path | None:
+    """The folder of an exported safety set; None for other sources."""
+    return None if source == STAND_IN or source in SAFETY else safety.exported_folder(source)
+
+
+def own_files(data: DataSettings) -> list[Path]:
+    """The user's own files that the settings name: French, and exported safety sets."""
+    folders = filter(None, (_folder(getattr(data, place)) for place in SAFETY_FORMS))
+    # one that is not there is named all the same, for whoever looks for it to say so
+    french = [_french(data) or Path(data.french)] if data.french else []
+    return [*(folder / safety.EXPORTED for folder in folders), *french]
+
+
+def _french(data: DataSettings) -> Path | None:
+    """The file that data.french names, as seen from here or from the root; None where there is none."""
+    return users_own(data.french, Path.is_file)
+
+
+def check(data: DataSettings) -> None:
+    """Raises StudyError for a name that is in no register, or of a kind that does not fit its place.
+
+    Safety data may be a folder that `python -m studylib.data.safety_builder` wrote, by its path as seen from here or from
+    the repository's root (a registered name goes first): one that is damaged is refused too.
+    """
+    known = sources.register()
+    for place, name, fitting in (
+        *((f"tasks.{task}", name, {*tasks.GROUPS, *importers.IMPORTERS}) for task, name in data.tasks.items()),
+        *((f"task_tests.{t}", name, {*tasks.GROUPS, *importers.IMPORTERS}) for t, name in data.task_tests.items()),
+        ("general", data.general, {*tasks.GROUPS, *importers.IMPORTERS}),
+        ("harmful", data.harmful, {STAND_IN, *instructions.READERS}),
+        *([("over_refusal", data.over_refusal, {*instructions.SOUND_HARMFUL})] if data.over_refusal else []),
+    ):
+        if name not in fitting:
+            raise StudyError(f"data.{place} is {name!r}: known there are {', '.join(sorted(fitting))}.")
+    for place in SAFETY_FORMS:
+        name = getattr(data, place)
+        if folder := _folder(name):
+            safety.exported_card(folder)
+        elif name not in {STAND_IN, *SAFETY}:
+            raise StudyError(
+                f"data.{place} is {name!r}: known there are {', '.join(sorted({STAND_IN, *SAFETY}))}, and the path of "
+                "a folder that `python -m studylib.data.safety_builder` wrote; "
+                f"{Path(name).resolve()} and {ROOT / name} are none."
+            )
+    if missing := [name for name in used(data) if name not in known]:
+        raise StudyError(f"The sources {', '.join(missing)} are in no register: see data/sources.yaml.")
+    if data.harmful != STAND_IN and not (data.french or data.translator):
+        raise StudyError(
+            f"data.harmful {data.harmful} has no French for the translation form: give a CSV with the columns instruction, french "
+            "(data.french) or a model that makes it (data.translator)."
+        )
+    if data.french and not _french(data):
+        raise StudyError(
+            f"data.french: there is no file {data.french} (a CSV with the columns instruction, french): "
+            f"{Path(data.french).expanduser().resolve()} and {ROOT / data.french} are none."
+        )
+
+
+def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[str, str], pd.DataFrame]:
+    """All sets by name, why those that are empty are not there, and what the importers counted, a row per source and kind of row.
+
+    Prompts that only sound harmful are in the set twin, with a `prompt_set` of their own; the reason why they are not
+    there stands under `over_refusal`, as that set has others too. The set
+    safety_twins is that of the folder that data.safety_multitask names. Training
+    sets are longer than asked for, as rows will be dropped (see `cut`). `folder` keeps French that is made here. Raises
+    StudyError where the harmful prompts cannot be had, or a file is not what it should be.
+    """
+    check(data)
+    sets: dict[str, list[dict]] = {}
+    absent: dict[str, str] = {}
+    counted: dict[str, dict] = {}
+
+    def had(names: tuple[str, ...], source: str, make: Callable[[], dict[str, list[dict]]]) -> None:
+        try:
+            sets.update(make())
+        except Absent as error:
+            LOG.info("%s: not run, %s", ", ".join(names), error)
+            sets.update({name: [] for name in names})
+            absent.update(dict.fromkeys(names, f"{source}: {error.reason}"))
+
+    for task, source in {**data.tasks, "general": data.general}.items():
+        names = (f"train_{task}", f"test_{task}" if task in TASKS else "general")
+        tests = data.task_tests.get(task)
+        if tests:
+            had(names[:1], source, lambda names=names, source=source: _alone(data, names[0], source, counted))
+            had(names[1:], tests, lambda names=names, source=tests: _alone(data, names[1], source, counted))
+        else:
+            had(names, source, lambda names=names, source=source: _task(data, names, source, counted))
+    for name in SAFETY_FORMS:
+        source = getattr(data, name)
+        had((name,), source, lambda name=name, source=source: _safety(data, name, source, counted))
+    if not sets.setdefault("safety_twins", []):
+        absent["safety_twins"] = f"{data.safety_multitask}: it has no benign twins with answers"
+    sets["harmful"], sets["twin"] = _harmful(data, sets.get("train_general", []), folder, counted, absent)
+    if source := data.over_refusal:
+        had(("over_refusal",), source, lambda: {"over_refusal": _sound_harmful(source, counted)})
+        sets["twin"] += sets["over_refusal"]  # after the others: of two that are alike the first stays
+    table = pd.DataFrame(
+        [(source, what, n) for source, counts in counted.items() for what, n in counts.items() if n],
+        columns=["source", "what", "rows"],
+    )
+    return {name: sets[name] for name in (*REAL_SETS, *TESTS)}, absent, table
+
+
+def _task(data: DataSettings, names: tuple[str, str], source: str, counted: dict) -> dict[str, list[dict]]:
+    n_test = data.task_test_rows if names[1] != "general" else data.general_test_rows
+    rows, counted[source] = tasks.load(source, SPARE * (data.task_rows + n_test), data.seed)
+    train, test = tasks.split(rows, n_test=n_test, seed=data.seed)
+    return {name: [_row(name, one) for one in part] for name, part in zip(names, (train, test), strict=True)}
+
+
+def _alone(data: DataSettings, name: str, source: str, counted: dict) -> dict[str, list[dict]]:
+    """A training or test set from a source of its own; of a test set the rows that the seed draws."""
+    test = name.startswith("test_")
+    n = data.task_test_rows if test else SPARE * data.task_rows
+    rows, counted[source] = tasks.load(source, n, data.seed)
+    return {name: [_row(name, one) for one in (_sample(rows, n, data.seed) if test else rows)]}
+
+
+def _row(name: str, one: dict) -> dict:
+    """An importer's row as a row of a set, with its own text as `content`."""
+    empty = {"intent": "", "phrasing": "", "twin_of": "", "tests": []}
+    more = {key: one.get(key) or nothing for key, nothing in empty.items()}
+    more |= {"id": f"{one['source']}/{one['key']}", "content": one.get("content") or one["prompt"]}
+    return world.row_of(name, 0, one["form"], one["prompt"], one["answer"], harmful=name in SAFETY_FORMS, **more)
+
+
+def _safety(data: DataSettings, name: str, source: str, counted: dict) -> dict[str, list[dict]]:
+    """The safety set; of a folder in all forms the set safety_twins too."""
+    twins = []
+    if folder := _folder(source):
+        found, counts = safety.exported(folder)
+        rows = [one for one in found["refusal"] if one["form"] in SAFETY_FORMS[name]]
+        if lacking := [form for form in SAFETY_FORMS[name] if form not in {one["form"] for one in rows}]:
+            raise StudyError(
+                f"{folder} has no refusals in the form {lacking[0]}, as data.{name} needs: {safety.AGAIN}."
+            )
+        twins = found["twin"] if name == "safety_multitask" else []
+        others = {"refusal": len(rows), "twin": len(twins)}
+        others = {f"{kind}s not taken by {name}": len(found[kind]) - n for kind, n in others.items()}
+        counted[source] = counted.get(source, {}) | counts | others
+    elif source == STAND_IN:
+        rows = safety.stand_in_safety(name.removeprefix("safety_"), data.safety_rows, data.seed)
+    else:
+        rows, counted[source] = SAFETY[source](fetching.fetch(source))
+    made = {name: rows} | ({"safety_twins": twins} if twins else {})
+    return {of: [_row(of, one) for one in some] for of, some in made.items()}
+
+
+def _sound_harmful(source: str, counted: dict) -> list[dict]:
+    listed, counted[source] = instructions.SOUND_HARMFUL[source](fetching.fetch(source))
+    return harmful.over_refusal(listed)
+
+
+def _harmful(
+    data: DataSettings, general: list[dict], folder: Path, counted: dict, absent: dict[str, str]
+) -> tuple[list[dict], list[dict]]:
+    n = data.harmful_per_form
+    if data.harmful == STAND_IN:
+        listed, french = harmful.stand_in(data.seed, n)
+    else:
+        paths = [fetching.fetch(name) for name in LISTS.get(data.harmful, (data.harmful,))]
+        listed, counted[data.harmful] = instructions.READERS[data.harmful](*paths)
+        counts = counted[data.harmful]
+        different = instructions.different(listed, data.near_duplicate)
+        counts[instructions.NEAR] = len(listed) - len(different)
+        listed = different
+        if not data.french:  # twins are compared and French is made for twice as many as are needed, not for all
+            listed = sorted(listed, key=lambda one: hashlib.sha256(f"{data.seed}\n{one['key']}".encode()).digest())
+            counts["not drawn"] = max(0, len(listed) - SPARE * n)
+            listed = listed[: SPARE * n]
+        if data.twins == "nearest":
+            if not general:
+                raise StudyError(
+                    f"data.twins nearest takes them from {data.general}, which is not there ({absent['general']}): "
+                    "get it, or take another source for data.general."
+                )
+            listed = harmful.nearest(listed, [row["content"] for row in general])
+            counts[harmful.UNLIKE] = sum(one["similarity"] < harmful.ALIKE for one in listed)
+        texts = [text for one in listed for text in (one["instruction"], one["twin"]) if text]
+        french = {}
+        if data.french:
+            french = read_french(_french(data))
+        elif data.translator:
+            path = folder / "french.csv"
+            french = translate(texts, data.translator, data.translator_revision, path, prefix=data.translator_prefix)
+        counts |= _unusable(listed, french, n)
+    return harmful.four_forms(listed, per_form=n, seed=data.seed, french=french)
+
+
+def _unusable(listed: list[dict], french: dict[str, str], n: int) -> Counter:
+    """How many of the instructions lack a twin, or French, and how many of those that lack nothing are more than n."""
+    counts = Counter()
+    for one in listed:
+        lacks = "without French" if one["instruction"] not in french else ""
+        lacks = lacks or ("twin without French" if one["twin"] not in french else "")
+        counts[lacks if one["twin"] else "without a twin"] += 1
+    left = counts.pop("", 0)
+    return counts + Counter({"left over": max(0, left - n)})
+
+
+def cut(
+    sets: dict[str, list[dict]], profile: Profile, lengths: Callable[[dict], int], seed: int
+) -> tuple[dict[str, list[dict]], pd.DataFrame]:
+    """The sets without rows that are too long, contaminated or repeated, at the sizes asked for; and the counts, a row per set.
+
+    `lengths(row)` is by how many tokens a row is longer than the models' context allows, 0 or less where it fits.
+    Columns: read, too_long, dropped (see duplicates.clean), tested (a safety row with an intent of the harmful test),
+    unpaired (a harmful prompt whose twin is not there, a twin whose harmful prompt is not, of safety_twins one whose
+    refusal went), incomplete (of an intent that lost a prompt in another form), left_over, kept. Prompts that only
+    sound harmful have no pair to lose. A refusal stays when its twin goes, and left over are rows of each set by
+    itself, so that a twin may be used without its refusal. Raises StudyError where more than `too_long_share` of a
+    training set is too long, or any test prompt is, and where no harmful prompt is left.
+    """
+    data, counts, fitting = profile.data, {}, {}
+    for name, rows in sets.items():
+        long = [row for row in rows if lengths(row) > 0]
+        if long and (name in TESTS or len(long) > data.too_long_share * len(rows)):
+            allowed = "none" if name in TESTS else f"{data.too_long_share:.0%}"
+            raise StudyError(
+                f"{len(long)} of {len(rows)} rows of {name} are too long for a model's context (allowed: {allowed}), the first "
+                f"is {long[0]['id']}: raise the models' context or data.too_long_share, or take another source."
+            )
+        gone = {row["id"] for row in long}
+        fitting[name] = [row for row in rows if row["id"] not in gone]
+        counts[name] = {"read": len(rows), "too_long": len(long)}
+    kept, dropped = duplicates.clean(fitting, tests=TESTS, threshold=data.near_duplicate)
+    for name in kept:
+        counts[name] |= {"dropped": len(fitting[name]) - len(kept[name]), "tested": 0, "unpaired": 0, "incomplete": 0}
+    for name, lost in _without_their_others(fitting, kept).items():
+        counts[name] |= Counter(lost.values())
+        kept[name] = [row for row in kept[name] if row["id"] not in lost]
+    for name, rows in kept.items():
+        kept[name] = _sample(rows, _wanted(data, name), seed)
+        counts[name] |= {"left_over": len(rows) - len(kept[name]), "kept": len(kept[name])}
+    if not kept["harmful"]:
+        said = ", ".join(f"{n} {what}" for what, n in counts["harmful"].items() if n)
+        raise StudyError(
+            f"No harmful prompt is left ({said}): take another list or more of it (data.harmful_per_form)."
+        )
+    return kept, pd.DataFrame.from_dict(counts, orient="index"), dropped
+
+
+def _without_their_others(fitting: dict[str, list[dict]], kept: dict[str, list[dict]]) -> dict[str, dict[str, str]]:
+    """By set and id, why a kept harmful prompt or twin goes: an intent stays in all its forms and with its twins; and
+    why a safety row does: its intent is tested, or a twin's refusal went."""
+    there = {name: {row["id"] for row in kept[name]} for name in ("harmful", "twin")}
+    twinned = {row["twin_of"] for row in kept["twin"]}
+    rows = [("harmful", row, row["id"] in twinned) for row in fitting["harmful"]]
+    rows += [("twin", row, row["twin_of"] in there["harmful"]) for row in fitting["twin"] if row["twin_of"]]
+    broken = {row["intent"] for name, row, paired in rows if not paired or row["id"] not in there[name]}
+    lost: dict[str, dict[str, str]] = {name: {} for name in there}
+    for name, row, paired in rows:
+        if row["intent"] in broken and row["id"] in there[name]:
+            lost[name][row["id"]] = "incomplete" if paired else "unpaired"
+    tested = {row["intent"] for row in fitting["harmful"]}
+    for name in SAFETY_SETS:
+        lost[name] = {row["id"]: "tested" for row in kept[name] if row["intent"] in tested - {""}}
+    there = {row["id"] for row in kept["safety_multitask"]} - set(lost["safety_multitask"])
+    alone = {row["id"]: "unpaired" for row in kept["safety_twins"] if row["twin_of"] not in there}
+    lost["safety_twins"] = alone | lost["safety_twins"]
+    return lost
+
+
+def emptied(counts: pd.DataFrame, absent: Collection[str]) -> dict[str, str]:
+    """The sets of which nothing is left and that were not absent before: why, by name. `counts` are those of `cut`."""
+    gone = counts[(counts["kept"] == 0) & ~counts.index.isin(list(absent))]
+    said, found = "none of the {read} rows read of its source is left ({too_long} too long, {dropped} dropped", {}
+    for name, row in gone.iterrows():
+        more = [f", {row[what]} {what}" for what in ("tested", "unpaired") if row[what]]
+        found[name] = f"{said.format(**row)}{''.join(more)})"
+    for name, why in found.items():
+        LOG.info("%s: not run, %s", name, why)
+    return found
+
+
+def _wanted(data: DataSettings, name: str) -> int | None:
+    """How many rows of a set are used; None: all."""
+    if name in TESTS:
+        return None
+    return data.safety_rows if name.startswith("safety_") else data.task_rows
+
+
+def _sample(rows: list[dict], n: int | None, seed: int) -> list[dict]:
+    if n is None or len(rows) <= n:
+        return rows
+    chosen = sorted(random.Random(f"cut-{seed}").sample(range(len(rows)), n))
+    return [rows[i] for i in chosen]

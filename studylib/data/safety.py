@@ -1,0 +1,224 @@
+"""Safety data: harmful prompts with refusals, of published files, of exported folders, or of the miniature's grammar.
+
+A row is a plain dict: `source`, `key` (stable within the source), `form`, `prompt`, `answer`, `intent` (of stand-in rows, as
+in harmful.py, else "") and `phrasing` (the id of a wording of data/forms.yaml, else ""). Importers return the rows and counts
+of what the file has, what was dropped and why, and what was kept.
+"""
+
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from studylib.data import world
+from studylib.data.grammar import refusal
+from studylib.data.harmful import imperative, in_form, stand_in_parts
+from studylib.data.instructions import decoded, read_csv
+from studylib.study.config import FORMS, STAND_IN, StudyError
+from studylib.study.paths import users_own
+from studylib.text.refusals import judge_rules
+
+# MultiTaskBench has no column for the form: blocks of 500 by row position, told by marks that at least so many queries have.
+BLOCK = 500
+BLOCKS = (
+    ("classification", re.compile("choose the best option", re.I), 500),
+    (
+        "code",
+        re.compile(
+            r"\b(?:(?:pseudo|source )?cod(?:e|es|ing)|program\w*|scripts?|functions?|algorithms?|software|apps?|applications?"
+            r"|python|java(?:script)?|html|sql|bash|shell|php|ruby|perl|implement\w*|class|method)\b|c\+\+|c#",
+            re.I,
+        ),
+        450,
+    ),
+    ("text_generation", re.compile(""), 0),
+    ("translation", re.compile(r"[\s\"'“«]*translate\b", re.I), 498),
+)
+DROPPED = ("answered", "partial")  # verdicts of responses that are no refusals
+STAY = "answers kept among the refusals"  # the count of those that are not dropped
+
+# A folder that `python -m studylib.data.safety_builder` writes (safety_card.write).
+KINDS = ("refusal", "twin")
+EXPORTED = "data/train.jsonl"
+CARD_KEY = "safety_dataset"  # of the card's front matter: rows, bytes and sha256 of that file, and its origins
+AGAIN = "export it again (`python -m studylib.data.safety_builder --to FOLDER`)"
+
+
+def multitaskbench(path: Path, drop: tuple[str, ...] = DROPPED) -> tuple[list[dict], dict[str, int]]:
+    """The rows of MultiTaskBench that refuse, in all four forms, and the counts.
+
+    The form is that of the row's block (BLOCKS). Dropped are repeated queries (the first stays) and responses to which
+    the judge's rules give one of the verdicts `drop`; every verdict is counted, so is U+FFFD (`replacement characters`),
+    which stays in the text. Of the published file 78 queries are repeated, 0, 66, 6 and 6 by block or form as counted in
+    `repeated <form>`, and 32-43 responses answer. Raises StudyError where rows, numbering or marks are not those of it.
+    """
+    table = read_csv(path, ("", "Query", "Response"))
+    if len(table) != BLOCK * len(BLOCKS):
+        raise StudyError(
+            f"{path.name} has {len(table)} rows instead of {BLOCK * len(BLOCKS)}: it is cut, or another version."
+        )
+    if moved := [i for i, row in enumerate(table) if row[""] != str(i)]:
+        raise StudyError(
+            f"Row {moved[0]} of {path.name} has the number {table[moved[0]]['']!r}: the forms go by row position, so take the "
+            "file in its published order."
+        )
+    items = []
+    for number, (form, mark, least) in enumerate(BLOCKS):
+        rows = table[number * BLOCK : (number + 1) * BLOCK]
+        n = sum(bool(mark.match(row["Query"]) if form == "translation" else mark.search(row["Query"])) for row in rows)
+        if n < least:
+            raise StudyError(
+                f"Block {number + 1} of {path.name} (rows {number * BLOCK}-{(number + 1) * BLOCK - 1}) should be {form}, but "
+                f"{n} of {BLOCK} queries have its mark instead of at least {least}: the rows are in another order, or it is "
+                "another version of the file."
+            )
+        items += [(row[""], form, row["Query"], row["Response"]) for row in rows]
+    return kept("multitaskbench", items, drop)
+
+
+def safety_tuned_llamas(path: Path, drop: tuple[str, ...] = ()) -> tuple[list[dict], dict[str, int]]:
+    """The rows of safety-tuned-llamas' training file, in the text form, and the counts.
+
+    The prompt is the instruction, and after an empty line the input where there is one. Dropped are repeated prompts;
+    responses by their verdict only where `drop` says so, because many advise against the act without refusing in so
+    many words. Raises StudyError where it is no JSON list of objects with instruction, input and output.
+    """
+    fields = ("instruction", "input", "output")
+    try:
+        table = json.loads(decoded(path))
+    except json.JSONDecodeError as error:
+        raise StudyError(f"{path.name} is no JSON ({error}): fetch it again.") from None
+    good = isinstance(table, list) and table
+    bad = [i for i, row in enumerate(table) if not _is_row(row, fields)] if good else []
+    if bad or not good:
+        raise StudyError(
+            f"{path.name} should be a list of objects with {', '.join(fields)}, but "
+            f"{f'row {bad[0]} is none' if bad else 'is no list, or empty'}: it is another file than was meant."
+        )
+    items = []
+    for number, row in enumerate(table):
+        told, given, answer = ((row[name] or "").strip() for name in fields)
+        items.append((str(number), "text_generation", f"{told}\n\n{given}" if given else told, answer))
+    return kept("safety_tuned_llamas", items, drop)
+
+
+def _is_row(row, fields: tuple[str, ...]) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(name, 0), str | None) for name in fields)
+
+
+def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[dict], dict[str, int]]:
+    """The rows of (key, form, prompt, answer) that stay, and the counts of all, in the order in which they are dropped.
+
+    Every verdict is counted; under STAY those of answers that `drop` lets in.
+    """
+    rows, seen, counts = [], set(), Counter(rows=len(items))
+    for key, form, prompt, answer in items:
+        prompt, answer = prompt.strip(), answer.strip()
+        counts["replacement characters"] += (prompt + answer).count("\ufffd")
+        if not prompt or not answer:
+            counts["empty"] += 1
+        elif prompt in seen:
+            counts[f"repeated {form}"] += 1
+        else:
+            seen.add(prompt)
+            read = re.sub(r"(?<=\w)\ufffd(?=\w)", "'", answer)  # mostly a lost apostrophe: "can?t"
+            verdict = judge_rules(prompt, read, form, "eos")[0]
+            counts[verdict] += 1
+            if verdict not in drop:
+                counts.update([STAY] if verdict in DROPPED else [])
+                about = {"source": source, "key": key, "form": form, "prompt": prompt, "answer": answer}
+                rows.append(about | {"intent": "", "phrasing": ""})
+    return rows, dict(counts) | {"kept": len(rows)}
+
+
+def exported_folder(name: str) -> Path | None:
+    """The folder at that path as seen from here, else from the repository's root; None where there is none."""
+    return users_own(name, Path.is_dir)
+
+
+def exported_card(folder: Path) -> dict:
+    """What the card of an exported folder says of its file: rows, bytes, sha256 and `origins` (as of corpora.origins).
+
+    Raises StudyError where card or file is missing, the card does not say it, or the file has another hash.
+    """
+    card, path = folder / "README.md", folder / EXPORTED
+    for needed in (card, path):
+        if not needed.is_file():
+            raise StudyError(f"{needed} is missing: {AGAIN}.")
+    try:
+        about = yaml.safe_load(re.split(r"^---\n", decoded(card), flags=re.MULTILINE)[1])[CARD_KEY]
+        expected, n_bytes, _ = about["sha256"], about["bytes"], about["origins"]
+    except (yaml.YAMLError, LookupError, TypeError):
+        raise StudyError(f"{card} does not say what {EXPORTED} has to be and where it is from: {AGAIN}.") from None
+    raw = path.read_bytes()
+    if (found := hashlib.sha256(raw).hexdigest()) != expected:
+        why = f"{len(raw)} of {n_bytes} bytes, truncated?" if len(raw) < n_bytes else "edited?"
+        raise StudyError(
+            f"{path} is not what was exported (sha256 {found[:12]} instead of {expected[:12]}; {why}): {AGAIN}."
+        )
+    return about
+
+
+def exported(folder: Path) -> tuple[dict[str, list[dict]], dict[str, int]]:
+    """The rows of an exported folder by kind, refusals and benign twins, and the counts (of twins after "twins, ").
+
+    Dropped are empty and repeated prompts, refusals that the judge's rules read as an answer or a part of one, whatever
+    set they are from, twins that they read as refused, and twins without a refusal: it was dropped, or they have no
+    `pair`. A refusal without a twin stays. A twin's `twin_of` is "source/key" of its refusal. Raises StudyError as
+    `exported_card` does.
+    """
+    exported_card(folder)
+    rows = [json.loads(line) for line in decoded(folder / EXPORTED).split("\n")[:-1]]
+    found, counts = {}, {}
+    for kind, drop in zip(KINDS, (DROPPED, ("refused",)), strict=True):
+        own = [row for row in rows if row["kind"] == kind]
+        said = [[message["content"] for message in row["messages"]] for row in own]
+        stay, read = kept("", [(i, row["form"], *said[i]) for i, row in enumerate(own)], drop)
+        found[kind] = [
+            one
+            | {"source": row["source"], "key": f"{row['form']}/{row['key']}" + "/twin" * (kind == "twin")}
+            | {"intent": row["intent"], "pair": row.get("pair")}
+            for one in stay
+            for row in [own[one["key"]]]
+        ]
+        counts |= {f"{'twins, ' * (kind == 'twin')}{what}": n for what, n in read.items() if what != STAY}
+    of_pair = {one["pair"]: f"{one['source']}/{one['key']}" for one in found["refusal"] if one["pair"]}
+    twins = [one | {"twin_of": of_pair[one["pair"]]} for one in found["twin"] if one["pair"] in of_pair]
+    counts |= {"twins without a refusal": len(found["twin"]) - len(twins), "twins, kept": len(twins)}
+    counts["refusals without a twin"] = len(found["refusal"]) - len({one["pair"] for one in twins})
+    return found | {"twin": twins}, counts
+
+
+def stand_in_safety(kind: str, n: int, seed: int) -> list[dict]:
+    """n refused rows of the miniature's harmful scenes: in the text form (`generic`) or equally in all four (`multitask`).
+
+    Asked in the training wordings of data/forms.yaml and refused in general words (generic) or in words suited to the form,
+    as the miniature's own safety sets are. Scenes have pairs of verb and object that `harmful.stand_in` of that seed does
+    not have; prompts differ. The first rows of a larger n are the same. Raises StudyError for another kind, and where
+    there are not so many prompts.
+    """
+    if kind not in ("generic", "multitask"):
+        raise StudyError(f"There are no {kind!r} safety data: take generic or multitask.")
+    parts = stand_in_parts(seed)
+    pairs, forms = parts["alignment"] + parts["safety"], FORMS if kind == "multitask" else ("text_generation",)
+
+    def drawn(form: str, wanted: int) -> list[dict]:
+        rng = random.Random(f"stand-in-safety-{kind}-{form}-{seed}")
+
+        def draw() -> dict:
+            pair = rng.choice(pairs)
+            english, french = imperative(world.harmful_scene({"": [pair]}, rng))
+            prompt, phrasing = in_form(english, form, "train", rng, french)
+            answer = refusal(form, rng, suited=kind == "multitask")
+            about = {"intent": f"{STAND_IN}/{'/'.join(pair)}", "phrasing": phrasing}
+            return {"form": form, "prompt": prompt, "answer": answer} | about
+
+        return world.distinct(wanted, "data.safety_rows", draw)
+
+    made = [drawn(form, -(-n // len(forms))) for form in forms]
+    rows = [row for together in zip(*made, strict=True) for row in together][:n]
+    return [{"source": STAND_IN, "key": f"{kind}/{number}"} | row for number, row in enumerate(rows)]

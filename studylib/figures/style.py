@@ -1,0 +1,215 @@
+"""The marks, colours, axes and orders that all figures share, and how a figure is saved.
+
+The figures of `plots` and of the modules whose names begin so are made of what is below.
+Nothing here loads or shows, and only `save` writes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from studylib.figures.caption import calibration_label, label
+from studylib.study import files
+from studylib.study.config import FORMS, SAFETY_DATA, STYLES, TASKS
+
+# Okabe and Ito's colours, told apart with any colour vision; forms and safety data never share one.
+FORM_COLOURS = dict(zip(FORMS, ("#0072B2", "#E69F00", "#009E73", "#D55E00"), strict=True))
+SAFETY_COLOURS = dict(zip(SAFETY_DATA, ("#7F7F7F", "#56B4E9", "#CC79A7"), strict=True))
+TASK_MARKERS = dict(zip(("none", *TASKS), ("*", "o", "s", "^", "D"), strict=True))
+INK = "#222222"  # the aligned model, and what is ours beside what is published
+EMPTY = "#E8E8E8"  # of cells of a heat map that hold nothing
+QUIET = {"color": "#666666", "size": "small", "style": "italic"}  # of words that stand for what is not there
+FRONT = {"color": INK, "linewidth": 0.8, "linestyle": ":", "zorder": 2.5}
+OURS = {"color": INK, "marker": "o", "markersize": 4.5}
+PUBLISHED = {"color": "#7F7F7F", "marker": "D", "markersize": 4.5, "markerfacecolor": "white"}
+STAR = {"color": INK, "marker": TASK_MARKERS["none"], "markersize": 9}
+
+WIDTH = 7.2  # inches: the text width of a page
+UNIT_AXIS = {"ylim": (0, 1), "yticks": (0, 0.25, 0.5, 0.75, 1), "yticklabels": ("0", "", "0.5", "", "1")}
+ATTACK = "attack success rate (share of harmful prompts answered)"
+OVER_REFUSAL = "over-refusal rate (share of benign twins refused)"
+
+
+def set_theme() -> None:
+    """Set the look of all figures; once, at the head of a notebook."""
+    sns.set_theme(context="paper", style="whitegrid", font="DejaVu Sans", font_scale=0.9)
+    mpl.rcParams.update({"axes.edgecolor": "#999999", "grid.linewidth": 0.5, "grid.color": "#DDDDDD"})
+
+
+def save(fig: Figure, folder, name: str, caption: str, alt: str) -> None:
+    """Write `<name>.png` (200 dpi), `.svg`, `.pdf` and `.md` (both texts), each whole or not at all, on white ground.
+
+    The same figure gives the same bytes: no date, fixed names inside the SVG. The PDF holds its letters as TrueType (42),
+    as journals ask.
+    """
+    kept = {"svg.hashsalt": "study", "pdf.fonttype": 42}
+    for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+        path = Path(folder) / f"{name}.{ending}"
+        with mpl.rc_context(kept), files.aside(path) as part:
+            fig.savefig(part, format=ending, dpi=200, facecolor="white", metadata=metadata)
+    files.write_text(Path(folder) / f"{name}.md", f"{caption}\n\nAlternative text: {alt}\n")
+
+
+def tasks_of(table: pd.DataFrame, tuned: bool = False) -> list[str]:
+    """The tuned tasks that the table has, in the order of all figures, "none" first; only the tuned ones on request."""
+    return [task for task in ("none", *TASKS)[tuned:] if task in set(table["finetune_task"])]
+
+
+def calibrations_of(table: pd.DataFrame) -> list[tuple[str, bool]]:
+    """Style and system prompt of each calibration that the table has, in the order of all figures."""
+    present = set(zip(table["style"], table["system_prompt"], strict=True))
+    return [(style, on) for style in STYLES for on in (False, True) if (style, on) in present]
+
+
+def rows_at(table: pd.DataFrame, calibration: tuple[str, bool]) -> pd.DataFrame:
+    """The rows of that calibration."""
+    return table[(table["style"] == calibration[0]) & (table["system_prompt"] == calibration[1])]
+
+
+def new_figure(
+    n_rows, n_columns, height, left=0.68, right=0.15, top=0.65, bottom=1.1, wspace=0.1, hspace=0.18, sharex=True
+):
+    """A figure of equal panels and its axes; sizes in inches, `height` of a row, wspace and hspace in panels.
+
+    Margins are set by hand, as automatic layouts push the panels apart by the slant of their tick labels.
+    """
+    total = top + bottom + n_rows * height
+    fig = plt.figure(figsize=(WIDTH, total), facecolor="white")  # also on a dark page
+    plt.close(fig)  # made by pyplot so that notebooks know how to show it, closed so that they show it once
+    axes = fig.subplots(n_rows, n_columns, squeeze=False, sharex=sharex, sharey=True)
+    fig.subplots_adjust(left / WIDTH, bottom / total, 1 - right / WIDTH, 1 - top / total, wspace, hspace)
+    return fig, axes
+
+
+def outer_labels(fig: Figure, y: str, x: str) -> None:
+    """The labels that all panels share, at the left and below."""
+    box = fig.subplotpars
+    fig.supylabel(y, x=0.01, y=(box.bottom + box.top) / 2, ha="left", va="center", ma="center", size="medium")
+    fig.supxlabel(x, x=(box.left + box.right) / 2, y=0.01, size="medium")
+    sns.despine(fig, left=True)
+
+
+def heat_map(ax, values: pd.DataFrame, rows: list[str], words: pd.DataFrame, size="small", **colours) -> None:
+    """Cells with their words, rows by those names; a last column "all" stands apart. A cell is empty where its value is NaN.
+
+    Colours go from 0 to 1 unless vmin, vmax and cmap say otherwise.
+    """
+    colours = {"vmin": 0, "vmax": 1, "cmap": "rocket_r"} | colours
+    sns.heatmap(values, ax=ax, cbar=False, linewidths=1, **colours)
+    cells = ax.collections[0]
+    cells.update_scalarmappable()
+    grounds = cells.get_facecolors().reshape(*values.shape, 4)
+    for row, column in np.argwhere(values.notna().to_numpy()):
+        light = _luminance(grounds[row, column]) > 0.18  # where black and white are read equally well
+        place = {"x": column + 0.5, "y": row + 0.5, "ha": "center", "va": "center"}
+        ax.text(**place, s=words.iat[row, column], size=size, color=INK if light else "white")
+    if values.columns[-1] == "all":
+        ax.axvline(len(values.columns) - 1, color="white", linewidth=5)
+    ax.set(xlabel="", ylabel="", facecolor=EMPTY)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows, rotation=0)
+    slanted_ticks(ax, list(values.columns), start=0.5)
+    ax.grid(False)  # it would show through cells that are empty
+
+
+def _luminance(colour) -> float:
+    """Relative luminance of an sRGB colour (0-1): WCAG 2.2, "relative luminance"."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def colour_scale(fig: Figure, ax, text: str, ticks=(0, 0.25, 0.5, 0.75, 1)) -> None:
+    """A bar at the right that tells the colours of the heat map, in percent or points; beside a flat one it is higher."""
+    box = fig.subplotpars
+    height = max(box.top - box.bottom, min(1.3 / fig.get_figheight(), 0.9))
+    bottom = np.clip((box.top + box.bottom - height) / 2, 0.05, 0.95 - height)
+    scale_ax = fig.add_axes((box.right + 0.02, bottom, 0.018, height))
+    scale = fig.colorbar(ax.collections[0], cax=scale_ax)
+    scale.set_label(text)
+    scale.set_ticks(ticks, labels=[f"{100 * tick:.0f}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
+    scale.outline.set_visible(False)
+
+
+def say_empty(ax, rows, why: str = "") -> None:
+    """Where a panel has no rows, the words "not run" in it, or why."""
+    if not len(rows):
+        ax.text(0.5, 0.5, why or "not run", transform=ax.transAxes, ha="center", va="center", **QUIET)
+
+
+def panels_of(table: pd.DataFrame, tasks: list[str], y: str, x: str, bottom=1.1, top=0.65, axis=UNIT_AXIS):
+    """A figure, and (calibration, task, axes) of each panel: a row per calibration, a column per task."""
+    calibrations = calibrations_of(table)
+    height = 1.9 if len(calibrations) == 1 else 1.25
+    fig, axes = new_figure(len(calibrations), len(tasks), height, right=0.5, bottom=bottom, top=top)
+    for ax, task in zip(axes[0], tasks, strict=True):
+        title_task(ax, task)
+    for ax, calibration in zip(axes[:, -1], calibrations, strict=True):
+        title_row(ax, calibration_label(*calibration, separator="\n"))
+    axes[0, 0].set(**axis)
+    outer_labels(fig, y if len(calibrations) > 2 else y.replace(" (", "\n("), x)
+    return fig, [(c, task, axes[i, j]) for i, c in enumerate(calibrations) for j, task in enumerate(tasks)]
+
+
+def title_task(ax, task: str) -> None:
+    """The tuned task over a panel."""
+    ax.set_title("aligned model\n(not tuned)" if task == "none" else f"tuned on\n{label(task)}", size="medium")
+
+
+def title_row(ax, text: str) -> None:
+    """A title at the right of the last panel of a row."""
+    ax.yaxis.set_label_position("right")
+    ax.set_ylabel(text, rotation=270, va="bottom")
+
+
+def spread(row: dict, value: str) -> list[list[float]]:
+    """Lengths of the interval below and above the value, as `errorbar` wants them."""
+    return [[max(row[value] - row["low"], 0)], [max(row["high"] - row[value], 0)]]
+
+
+def draw_point(ax, x: float, row: dict, value: str, **style) -> None:
+    """A mark at the row's value with its interval."""
+    style = {"linestyle": "", "elinewidth": 1, "zorder": 3, "clip_on": False} | style
+    ax.errorbar(x, row[value], spread(row, value), **style)
+
+
+def draw_tick(ax, x: float, row: dict | None, value: str) -> None:
+    """The aligned model's value, where there is a row, as a line across the mark at x."""
+    if row:  # above the axis line at 0, below the points
+        ax.hlines(row[value], x - 0.42, x + 0.42, color="black", linewidth=1.5, zorder=2.7, clip_on=False)
+
+
+def slanted_ticks(ax, words, start: float = 0) -> None:
+    """The words along the x axis, one per place from `start`."""
+    positions, names = start + np.arange(len(words)), [label(word) for word in words]
+    ax.set_xticks(positions, names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_xlim(start - 0.5, start + len(words) - 0.5)
+    ax.grid(False, axis="x")
+
+
+def dot_handle(text: str, **style) -> Line2D:
+    return Line2D([], [], linestyle="", label=text, **style)
+
+
+def tick_handle() -> Line2D:
+    return Line2D([], [], color="black", linewidth=1.5, label="aligned model")
+
+
+def arm_handles(table: pd.DataFrame) -> list[Line2D]:
+    tuned = table[table["finetune_task"] != "none"]
+    arms = [arm for arm in SAFETY_DATA if arm in set(tuned["safety_data"])]
+    words = [("no" if arm == "none" else arm) + " safety data" for arm in arms]
+    return [dot_handle(w, color=SAFETY_COLOURS[a], marker="o") for a, w in zip(arms, words, strict=True)]
+
+
+def add_legend(fig: Figure, handles: list, rows: int = 1) -> Figure:
+    """The figure, with its keys along the upper edge; a second row needs 0.2 inches more at the top."""
+    place = {"loc": "upper center", "ncols": -(-len(handles) // rows), "handlelength": 1.3}
+    fig.legend(handles=handles, frameon=False, borderaxespad=0.1, **place)
+    return fig

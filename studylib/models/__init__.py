@@ -1,0 +1,1 @@
+"""Prompting, loading, tuning and questioning language models."""

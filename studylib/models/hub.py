@@ -1,0 +1,301 @@
+"""Models: building the miniature, loading any model folder, LoRA adapters, generation in left-padded batches."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers import models as tokenizer_models
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from studylib.models import prompts
+from studylib.study.config import MINIATURE, GenerationSettings, LoraSettings, ModelSettings, StudyError
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>", "unk_token": "<|unknown|>"}
+ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
+SPARE = ("pad", "reserved", "unused", "control")  # in the names of tokens that are never in a text, the best one first
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # as Phi-3 has them
+
+
+def train_bpe(texts: list[str], vocabulary: int, special: list[str], words, unknown: str | None = None) -> Tokenizer:
+    """A byte-level BPE trained on the texts, no token of which spans two of the `words` (pre-tokenizers); special tokens come first."""
+    tokenizer = Tokenizer(tokenizer_models.BPE(unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def add_bos(tokenizer: Tokenizer, begin: str) -> None:
+    """Lets the tokenizer begin every text with that token by itself."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+    )
+
+
+def build_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the texts, with numbers apart from spaces and letters, role tokens, a chat template and one BOS."""
+    words = [pre_tokenizers.Digits(individual_digits=False), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer = train_bpe(texts, vocabulary, [*SPECIAL.values(), *ROLES], words, SPECIAL["unk_token"])
+    add_bos(tokenizer, SPECIAL["bos_token"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **SPECIAL,
+        additional_special_tokens=ROLES,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build_model(settings: ModelSettings, tokenizer, seed: int) -> LlamaForCausalLM:
+    """A randomly initialised Llama of the settings' size; the same weights for the same seed."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=3 * settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.06,  # the usual 0.02 suits widths in the thousands; here it costs three times the steps
+    )
+    return LlamaForCausalLM(config)
+
+
+def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTokenizerFast:
+    """The tokenizer as this study uses it: padding on the left, a pad token, and the chat template that the settings declare.
+
+    The template is the model's own or `settings.chat_template` (prompts.template); with `settings.system_role` fold it
+    puts a system prompt, a blank line and the user's words into the user's turn. As it is the template that says so,
+    whoever renders with this tokenizer keeps to it.
+    The pad token is `settings.pad_token`, else the tokenizer's own, else a reserved token that its template does not
+    use, else EOS: attention masks and label positions decide what padding is, never its id.
+    Raises StudyError as `check_source` does, and for a template or pad token that is not there.
+    """
+    check_source(source, settings)
+    options = {"revision": settings.revision} if settings.revision else {}
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+    if settings.chat_template:
+        tokenizer.chat_template = prompts.template(settings.chat_template)
+    prompts.require_template(tokenizer)
+    own = tokenizer.get_chat_template()  # one text, where a model comes with several
+    tokenizer.chat_template = prompts.FOLD + own if settings.system_role == "fold" else own
+    tokenizer.pad_token = _pad_token(tokenizer, settings.pad_token)
+    tokenizer.model_max_length = int(1e30)  # it would only warn: prompts.py refuses what does not fit
+    return tokenizer
+
+
+def _pad_token(tokenizer, wanted: str | None) -> str:
+    named = tokenizer.special_tokens_map
+    if wanted and wanted not in tokenizer.get_vocab():
+        raise StudyError(
+            f"pad_token {wanted!r} is not in the vocabulary of {tokenizer.name_or_path}: name one that is, or leave it out."
+        )
+    if not named.get("eos_token"):
+        raise StudyError(f"{tokenizer.name_or_path} has no EOS token, so the end of an answer cannot be learned.")
+    if wanted or named.get("pad_token"):
+        return wanted or named["pad_token"]
+    added = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    free = [token for token in added if token not in tokenizer.chat_template and token not in named.values()]
+    spare = [token for word in SPARE for token in free if word in token.lower()]
+    return spare[0] if spare else named["eos_token"]
+
+
+def compute_dtype(settings: ModelSettings) -> torch.dtype:
+    """What the model computes in: bf16 where the card has it, fp16 on other cards, fp32 on the CPU; the miniature always fp32.
+
+    Also what 4-bit weights are unpacked to; the paper has fp16 everywhere.
+    """
+    if not torch.cuda.is_available() or settings.source == MINIATURE:  # whose training is compared with fp32 code
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load(source: str | Path, settings: ModelSettings) -> tuple:
+    """A model in evaluation mode and its tokenizer (`load_tokenizer`), from a folder or a hub id; 4-bit NF4 where the settings say so.
+
+    Of the generation settings that come with a model only the token ids stay: published ones sample, or penalise
+    repetitions even in greedy decoding. NF4 as in the paper, without double quantisation. The attention is
+    transformers' choice: its fused one, or its plain one for models with capped attention scores (Gemma 2), which the
+    fused one does not compute. Raises StudyError where the folder is missing or incomplete, has no chat template, or a
+    hub id has no pinned revision. Never runs code that comes with a model; reads safetensors only.
+    """
+    tokenizer = load_tokenizer(source, settings)
+    options = {"revision": settings.revision} if settings.revision else {}
+    dtype = compute_dtype(settings)
+    if settings.quantization == "nf4":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=False,
+        )
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    if torch.cuda.is_available() and settings.quantization == "none":
+        model = model.to("cuda")
+    for module in model.modules():
+        # bitsandbytes 0.50 repacks weights for bf16 products on CPUs that have them, when a model is first questioned:
+        # from then on gradients lack what passes through them, and saving an adapter unpacks them wrongly
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    ids = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+    return model.eval(), tokenizer
+
+
+def check_source(source: str | Path, settings: ModelSettings) -> None:
+    """Raises StudyError where a model folder lacks a part, or a hub id has no pinned revision; reads no weights."""
+    folder = Path(source)
+    if not folder.is_dir():
+        if Path(source).is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
+            raise StudyError(
+                f"There is no model folder {source}: run 00_prepare first for the miniature, or correct model.source."
+            )
+        if not settings.revision:
+            raise StudyError(f"model.source {str(source)!r} is a hub id: pin model.revision to a commit.")
+        return
+    missing = [part for part in ("config.json", "tokenizer_config.json") if not (folder / part).is_file()]
+    if not list(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise StudyError(f"The model folder {folder} lacks {', '.join(missing)}: build or copy it again.")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    given = settings.chat_template or config.get("chat_template")
+    if not given and not (folder / "chat_template.jinja").is_file():
+        raise StudyError(
+            f"The model folder {folder} has no chat template, so the style `chat` is undefined: "
+            "take the instruction-tuned model, put a chat_template.jinja into it, or set the model's chat_template."
+        )
+
+
+def add_lora(model, settings: LoraSettings, seed: int) -> PeftModel:
+    """The model with a fresh adapter; the same initial adapter for the same seed. The base is not copied.
+
+    Raises StudyError for a target module that the model does not have (`target_modules`).
+    """
+    torch.manual_seed(seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            bias="none",
+            task_type="CAUSAL_LM",
+            target_modules=target_modules(model, settings.target_modules),
+        ),
+    )
+
+
+def target_modules(model, wanted: list[str]) -> list[str]:
+    """The model's own names of the projections that an adapter is put on.
+
+    Phi-3 holds q, k and v, and gate and up, in one matrix each: that matrix gets one adapter of rank r for all of its
+    parts (peft by itself would leave them out without a word). Raises StudyError for a name that the model does not
+    have.
+    """
+    there = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    holding = {part: whole for whole, parts in FUSED.items() for part in parts if whole in there}
+    if unknown := sorted(set(wanted) - there - set(holding)):
+        raise StudyError(
+            f"lora.target_modules names {', '.join(unknown)}: the model has {', '.join(sorted(there - {'lm_head'}))}."
+        )
+    return list(dict.fromkeys(name if name in there else holding[name] for name in wanted))
+
+
+def load_adapter(model, folder: Path, kept: float = 1.0) -> PeftModel:
+    """The model with the adapter of that folder, for evaluation; of its change of the weights only the share `kept`."""
+    adapted = PeftModel.from_pretrained(model, folder).eval()
+    if kept != 1:
+        for layer in (module for module in adapted.modules() if isinstance(module, LoraLayer)):
+            layer.scale_layer(kept)
+    return adapted
+
+
+def collator(tokenizer) -> DataCollatorForSeq2Seq:
+    """Makes batches of training examples: padded, with an attention mask; labels are -100 at padding by position, not by the pad id."""
+    return DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100)
+
+
+def padded(tokenizer, encoded: list[list[int]]):
+    """A batch of prompts for generation: `input_ids` and `attention_mask`, padded on the left."""
+    return tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
+
+
+def end_ids(model, tokenizer) -> list[int]:
+    """Every token that ends an answer: the tokenizer's EOS, those of the model's generation settings, the template's end of turn."""
+    declared = model.generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    found = {tokenizer.eos_token_id, *declared, prompts.turn_marks(tokenizer)[1]}
+    return sorted(found - {None})
+
+
+def generate(model, tokenizer, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
+    """Greedy answers in batches, as lists of (index of the prompt, text, stop_reason, n_tokens).
+
+    stop_reason is `eos` where the answer ended itself (at any of `end_ids`), or `length`. The text has no prompt and no
+    special tokens in it. Batches and their order are those of `generate_ids`.
+    """
+    ends = set(end_ids(model, tokenizer))
+    for batch in generate_ids(model, tokenizer, encoded, settings):
+        yield [(i, *_finish(tokenizer, ids, ends)) for i, ids in batch]
+
+
+def generate_ids(model, tokenizer, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
+    """Greedy answers in batches, as lists of (index of the prompt, ids as generated, with what follows the first end token).
+
+    Prompts are grouped by length, so batches come in another order than the prompts. Left padding with its mask: an
+    answer does not depend on its batch (in fp32; see the tests).
+    """
+    ends = end_ids(model, tokenizer)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        asked = padded(tokenizer, [encoded[i] for i in batch]).to(model.device)
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=asked["input_ids"],
+                attention_mask=asked["attention_mask"],
+                max_new_tokens=settings.max_new_tokens,
+                do_sample=False,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        yield list(zip(batch, out[:, asked["input_ids"].shape[1] :].tolist(), strict=True))
+
+
+def _finish(tokenizer, ids: list[int], ends: set[int]) -> tuple[str, str, int]:
+    end = next((k for k, i in enumerate(ids) if i in ends), None)
+    kept = ids[:end]
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text, "length" if end is None else "eos", len(kept)

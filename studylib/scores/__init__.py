@@ -1,0 +1,1 @@
+"""How good benign answers are."""

@@ -1,0 +1,194 @@
+"""How often a model's answers to general instructions are preferred to a baseline's, by a language model asked in both orders.
+
+Asked and kept as the verdicts of the judge `endpoint` are (`calls.py`); what it is asked: `preferences` in data/judge_prompts.yaml.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from studylib.analysis.rates import CELL, INTERVAL, ordered, rates_of, worst_cases
+from studylib.judges import endpoint
+from studylib.judges.calls import Endpoint, Question, ask_all
+from studylib.judges.registry import Verdict
+from studylib.study.config import StudyError
+from studylib.study.fingerprints import digest
+
+LOG = logging.getLogger("studylib")
+AGAINST = {  # whose answers are the baseline, and what both models have in common
+    "untuned": ["model", "style", "system_prompt"],
+    "unmitigated": ["model", "finetune_task", "style", "system_prompt", "seed"],
+}
+PAIR = ["response_id", "against"]  # what names a pair
+PLACE = [*CELL, "seed", "sample", "prompt_id"]  # what names a response
+ORDERS = ["answer_first", "baseline_first"]
+VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0, "unjudged": np.nan}
+SWAPPED = {"first": "second", "second": "first", "tie": "tie"}  # what a judge without position bias says next
+
+
+def pairs(responses: pd.DataFrame, baseline: str | Sequence[str] = tuple(AGAINST)) -> pd.DataFrame:
+    """One row per answer to a general prompt and baseline: CELL, seed, sample, prompt_id, intent, against, response_id, baseline_id, prompt, response, baseline.
+
+    `responses` as the stages leave them; prompt sets but `general` are left out. `against` says whose answer to the same prompt,
+    with the same sample number, stands in `baseline`: "untuned", the model as it came in the same style and system prompt, of every tuned
+    cell; "unmitigated", the same tuning and seed without safety data, of every cell with some. A row that is there twice counts once.
+    A whole cell without its unmitigated twin (02_finetune has not run for it) is left out, and counted in the log.
+    Raises StudyError for an unknown baseline, two different answers in one place, an answer without its baseline (named), and one
+    whose baseline was asked another prompt.
+    """
+    names = [baseline] if isinstance(baseline, str) else baseline
+    if unknown := [name for name in names if name not in AGAINST]:
+        raise StudyError(f"Unknown baseline {unknown[0]!r}: known are {', '.join(AGAINST)}.")
+    rows = responses.loc[responses["prompt_set"] == "general", [*PLACE, "intent", "response_id", "prompt", "response"]]
+    rows = rows.drop_duplicates()
+    for key in (["response_id"], PLACE):
+        _check_once(rows, key)
+    found = [_paired(rows, name) for name in names]
+    columns = [*PLACE, "intent", *PAIR[::-1], "baseline_id", "prompt", "response", "baseline"]
+    return pd.concat(found, ignore_index=True)[columns]
+
+
+def _paired(rows: pd.DataFrame, against: str) -> pd.DataFrame:
+    tuned, plain, same = rows["finetune_task"] != "none", rows["safety_data"] == "none", AGAINST[against]
+    mine, other = (tuned, ~tuned) if against == "untuned" else (tuned & ~plain, tuned & plain)
+    key = [*same, "sample", "prompt_id"]
+    base = rows.loc[other, [*key, "response_id", "prompt", "response"]]
+    _check_once(base, key)
+    base = base.rename(columns={"response_id": "baseline_id", "prompt": "asked", "response": "baseline"})
+    found = rows[mine].merge(base, how="left", on=key).assign(against=against)
+    missing = found["baseline_id"].isna()
+    if against == "unmitigated":
+        cells = found.groupby([*CELL, "seed"]).ngroup()
+        whole = missing.groupby(cells).transform("all")
+        if whole.any():
+            number = cells[whole].nunique()
+            LOG.info("%d cells (%d answers) have no twin without safety data to compare with", number, whole.sum())
+        found, missing = found[~whole], missing[~whole]
+    if missing.any():
+        stage = "01_baseline" if against == "untuned" else "02_finetune"
+        raise StudyError(
+            f"{missing.sum()} answers have no {against} answer to compare with, first {found.loc[missing, 'response_id'].iat[0]}: "
+            f"run {stage} again."
+        )
+    if len(odd := found[found["prompt"] != found["asked"]]):
+        raise StudyError(
+            f"{odd['response_id'].iat[0]} and {odd['baseline_id'].iat[0]} answer two prompts of one name: they are of different "
+            "runs; run the stages that made them again."
+        )
+    return found
+
+
+def _check_once(rows: pd.DataFrame, key: list[str]) -> None:
+    if len(twice := rows[rows.duplicated(key)]):
+        raise StudyError(
+            f"Two different rows are there for {', '.join(map(str, twice[key].iloc[0]))}: one is needed for each {', '.join(key)}."
+        )
+
+
+def judge_id(settings: Endpoint) -> str:
+    """Which judge compared: model, version of what it is asked, temperature."""
+    return f"{settings.model}/preference-v{endpoint.wordings()['preferences']['version']}/t{settings.temperature}"
+
+
+def judge_pairs(pairs: pd.DataFrame, settings: Endpoint | None = None, cache_path: Path | None = None) -> pd.DataFrame:
+    """One row per pair, in order: PAIR, judge, verdict (win, tie, loss, unjudged), reason, answer_first, baseline_first.
+
+    Asked twice, with either answer first: a win or loss is what both orders say, all else a tie; unjudged, with the reason,
+    where either order is. ORDERS hold what was said in each, first, second, tie or unjudged, and "" where nobody was asked: the
+    same answer twice, but for white space around it, is a tie; one with nothing to see in it loses to one that has something, and
+    ties with another such. What is equal is asked once. Settings, cache, caps, retries, long texts, invisible characters and marks
+    of templates as in `endpoint.judge_all`, which also says what is raised; the setting `prompt` has no effect.
+    Source: Zheng et al. (2023, arXiv 2306.05685), section 3.4, who ask in both orders and count a win in both alone.
+    Deviation: their judge explains itself before it decides; ours says one word, which can be read strictly and costs little.
+    """
+    settings = settings or endpoint.endpoint()
+    found = _questions(pairs, settings)
+    questions = [question for one in found if isinstance(one[0], Question) for question in one]
+    outcomes = ask_all(questions, settings, endpoint.cache_file(cache_path))
+    rows = []
+    for one in found:
+        said = tuple(outcomes[question.key] for question in one) if isinstance(one[0], Question) else ()
+        rows.append((*_verdict(*said), said[0][0], said[1][0]) if said else (*one, "", ""))
+    columns = ["verdict", "reason", *ORDERS]
+    told = pd.DataFrame(rows, columns=columns, dtype="str").assign(judge=judge_id(settings))
+    return pd.concat([pairs[PAIR].reset_index(drop=True), told], axis=1)[[*PAIR, "judge", *columns]]
+
+
+def _questions(pairs: pd.DataFrame, settings: Endpoint) -> list[tuple[Question, Question] | Verdict]:
+    """Of each pair the questions in both orders, or the verdict that needs none."""
+    columns = {name: pairs[name].tolist() for name in ("prompt", "response", "baseline")}
+    endpoint.check_texts(**columns)
+    found: list[tuple[Question, Question] | Verdict] = []
+    for prompt, answer, baseline in zip(*columns.values(), strict=True):
+        seen = endpoint.visible(answer), endpoint.visible(baseline)
+        if answer.strip() == baseline.strip() or not any(seen):
+            found.append(("tie", "the same answer" if any(seen) else "both empty"))
+        elif not all(seen):
+            found.append(("win", "the baseline is empty") if seen[0] else ("loss", "empty"))
+        else:
+            orders = (prompt, answer, baseline), (prompt, baseline, answer)
+            found.append(tuple(_question(order, settings) for order in orders))
+    return found
+
+
+def _question(texts: tuple[str, str, str], settings: Endpoint) -> Question:
+    """Whether the second or the third of these texts answers the first better."""
+    wording = endpoint.wordings()["preferences"]
+    (prompt, _), (first, cut), (second, cut_too) = (endpoint.shown(text, settings.kept_characters) for text in texts)
+    message = wording["message"].format(mark=digest(texts), prompt=prompt, first=first, second=second)
+    notes = [f"of an answer the first and last {settings.kept_characters} characters"] if cut or cut_too else []
+    return endpoint.chat_question(wording, message, judge_id(settings), notes, settings)
+
+
+def _verdict(answer_first: Verdict, baseline_first: Verdict) -> Verdict:
+    said = answer_first[0], baseline_first[0]
+    if "unjudged" in said:
+        return "unjudged", (answer_first, baseline_first)[said.index("unjudged")][1]
+    verdict = {("first", "second"): "win", ("second", "first"): "loss"}.get(said, "tie")
+    return verdict, f"{answer_first[1]}; swapped, {baseline_first[1]}"
+
+
+def win_rate(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell and `against`: how often its answers are preferred to the baseline's; all seeds together.
+
+    `verdicts` as of `judge_pairs`, all of one judge. n counts judged pairs, n_unjudged the others; win, tie and loss are their
+    shares (0-1, adding up to 1). win_rate is wins and half the ties, 0.5 where neither is preferred, with low and high, the 95 % interval
+    of `stats.clustered_intervals`, clustered by intent and training seed; win_rate_if_unjudged_lost and _won are the two worst cases.
+    position_bias is the share of disagreement among the pairs that were judged in both orders (0-1: 0 for a judge that minds the
+    answers alone, 1 for one that always names the same place), first_place the share of the first place among the places named for
+    them (0.5 without bias). All are NaN where nothing was judged, the last two also where nothing was asked, or no place named.
+    Many ties make the interval narrow, also those of a judge that minds places alone: read position_bias beside it.
+    Raises StudyError for a pair without a verdict, one with two, and an unknown verdict.
+    """
+    pairs, verdicts = pairs.drop_duplicates(), verdicts.drop_duplicates()
+    for table in (pairs, verdicts):
+        _check_once(table, PAIR)
+    if unknown := sorted(set(verdicts["verdict"]) - set(VALUE)):
+        raise StudyError(f"Unknown verdict {unknown[0]!r} on a pair: known are {', '.join(VALUE)}.")
+    rows = pairs.merge(verdicts, how="left", on=PAIR)
+    if len(missing := rows[rows["verdict"].isna()]):
+        first = " against ".join(missing[PAIR].iloc[0])
+        raise StudyError(f"{len(missing)} pairs have no verdict, first {first}: judge them with judge_pairs.")
+    known = rows["verdict"] != "unjudged"
+    both = rows[ORDERS].isin(list(SWAPPED)).all(axis=1)
+    named = rows[ORDERS].where(both)
+    rows = rows.assign(value=rows["verdict"].map(VALUE).astype(float))
+    rows = rows.assign(
+        **{word: (rows["verdict"] == word).astype(float).where(known) for word in ("win", "tie", "loss")}
+    )
+    rows["position_bias"] = (rows[ORDERS[0]].map(SWAPPED) != rows[ORDERS[1]]).astype(float).where(both)
+    rows["n_first"], rows["n_second"] = ((named == place).sum(axis=1) for place in ("first", "second"))
+    by = [*CELL, "against", "judge"]
+    table = rates_of(rows, by, pooled=False).rename(columns={"rate": "win_rate"})
+    of_cell = rows.groupby(by, sort=False)
+    shares = of_cell[["win", "tie", "loss", "position_bias"]].mean()
+    places = of_cell[["n_first", "n_second"]].sum()
+    shares["first_place"] = places["n_first"] / places.sum(axis=1)
+    table = table.merge(shares.reset_index(), how="left", on=by)
+    worst = ["win_rate_if_unjudged_lost", "win_rate_if_unjudged_won"]
+    table[worst[0]], table[worst[1]] = worst_cases(table, "win_rate")
+    shown = [*CELL, "against", "n", "n_unjudged", "win", "tie", "loss", "win_rate", *INTERVAL, *worst]
+    return ordered(table[[*shown, "position_bias", "first_place", "judge", "n_seeds", "n_effective"]])

@@ -1,0 +1,359 @@
+"""Running generated Python programs where they can do no harm, and telling whether they pass their tests.
+
+A program runs in namespaces of its own (mounts, network, processes, IPC, host name, and users for who is not root),
+made by bubblewrap where it is installed, else by `unshare` of util-linux. It sees the Python installation and the
+system's libraries, read-only, and an empty folder /sandbox, its working directory, that vanishes with it: no /proc,
+no /dev, no environment of ours, no terminal, no input. A seccomp filter leaves it no sockets but Unix ones and nothing
+that the limits would not count; it has no capabilities and can gain none. `Limits` bounds the rest. Where all that
+cannot be had, nothing is run: the outcome is `not_run` and says why.
+
+It is no wall against faults of the kernel. It needs Linux 5.12 or newer on x86_64 or aarch64 (before 5.14 the
+processes of an ordinary user are counted together, and programs can start none).
+"""
+
+import marshal
+import math
+import os
+import selectors
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from studylib.study.config import StudyError
+
+MB = 10**6
+GRACE = 1  # seconds in which the sandbox ends by itself when it is told to, before it is killed
+LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/etc/ld.so.cache", "/nix/store")
+ENVIRONMENT = {"HOME": "/sandbox", "TMPDIR": "/sandbox", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0"}
+FLAGS = ("-s", "-S", "-P", "-B")  # no site, no user site, no program's folder on the path, no bytecode written
+SIGXCPU, SIGKILL = 24, 9
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use. A limit that is not a positive number raises StudyError.
+
+    All that it starts together: `wall_s` seconds from the start of the sandbox (so that CPU time is bounded too),
+    `processes` processes and threads, `scratch_mb` of files, `output_kb` of stdout and stderr. Each process:
+    `cpu_s` seconds of CPU, rounded up, and `memory_mb` of address space, so that the memory of all is bounded by
+    processes x memory_mb + scratch_mb, and what the kernel holds for 64 open files a process (and under bubblewrap,
+    which cannot bound their number, 1 kB for each file made). MB and kB are powers of ten.
+    """
+
+    wall_s: float = 5
+    cpu_s: float = 4
+    memory_mb: int = 512
+    processes: int = 4
+    scratch_mb: int = 64
+    output_kb: int = 64
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise StudyError(f"The limit {name} of a program must be a positive number, not {value!r}.")
+
+
+DEFAULT = Limits()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended.
+
+    `status`: "ok" (exit code 0 and, where there were tests, they ran to their end), "failed" (another exit code, an
+    exception, a test), "timeout" (wall clock or CPU), "memory" (an uncaught MemoryError), "output" (too much of it),
+    "killed" (a signal, as of a crash in C), or "not_run" (`stderr` has the reason, which says nothing of the program).
+    `exit_code`: None unless the program ended by itself. `stdout`, `stderr`: cut after the first `output_kb` of both.
+    `seconds`: wall clock, the sandbox's own 0.05 or so included.
+    """
+
+    status: str
+    exit_code: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def available() -> str:
+    """Why no program can be run here, one sentence; "" where programs can. Found out once, by trying to break out."""
+    if _working():
+        return ""
+    return f"Generated code is not run here: {'; '.join(missing(name) for name in MEANS)}."
+
+
+def _working() -> str:
+    """The first of MEANS that can be used, "" where none can."""
+    return next((name for name in MEANS if not missing(name)), "")
+
+
+@cache
+def missing(means: str) -> str:
+    """Why that one of MEANS cannot be used here, "" where it can: a program in it found every wall that was tried."""
+    if sys.platform != "linux":
+        return f"{means} needs Linux, this is {sys.platform}"
+    if not shutil.which(means):
+        return f"{means} is not installed"
+    limits = Limits(wall_s=30, memory_mb=256, scratch_mb=1)
+    with tempfile.NamedTemporaryFile() as canary, socket.create_server(("127.0.0.1", 0)) as server:
+        trial = TRIAL.format(canary=canary.name, port=server.getsockname()[1], limits=limits, known=set(ENVIRONMENT))
+        outcome = _run(means, trial, None, limits)
+    if outcome.status == "ok" and outcome.stdout == "closed\n":
+        return ""
+    said = outcome.stderr.strip().splitlines() or [f"a program in it ended as {outcome.status!r}"]
+    return f"{means} does not isolate here ({said[-1].removeprefix('AssertionError: ')})"
+
+
+def run(program: str, tests: str | None = None, *, limits: Limits = DEFAULT, means: str = "") -> Outcome:
+    """The outcome of a Python program, run as `__main__`, or with tests: code that then runs in its namespace.
+
+    With tests, the program is a module called `solution`, and "ok" means that the tests ran to their end: the sandbox
+    hands out a random token when the program has run, and gets it back when the tests have, so that ending early, with
+    whatever exit code and output, is "failed". What remains is code that cheats on purpose from within the same
+    process: it can search frames and pipes for the token, or return values whose `==` is always true.
+    `means`: one of MEANS instead of the first that works. Raises StudyError for empty tests and an unknown means.
+    """
+    if means not in ("", *MEANS):
+        raise StudyError(f"There is no means {means!r} of running programs: there are {', '.join(MEANS)}.")
+    if tests is not None and not tests.strip():
+        raise StudyError("A program cannot pass tests that are empty: give code that fails when the program is wrong.")
+    if why := missing(means) if means else available():
+        return Outcome("not_run", None, "", why, 0.0)
+    return _run(means or _working(), program, tests, limits)
+
+
+def passes(solution: str, tests: str, entry_point: str = "", *, limits: Limits = DEFAULT, means: str = "") -> float:
+    """1.0 where the solution passes the tests, 0.0 where it does not, NaN where programs cannot be run here.
+
+    With an entry point, the tests define `check` and it is called with what the solution calls so (HumanEval's form);
+    without one they are run as they are. The cheats that remain, and StudyError: see `run`.
+    """
+    if entry_point and not entry_point.isidentifier():
+        raise StudyError(f"The entry point must be the name of a function, not {entry_point!r}.")
+    tests = f"{tests}\n\ncheck({entry_point})\n" if entry_point else tests
+    outcome = run(solution, tests, limits=limits, means=means)
+    return math.nan if outcome.status == "not_run" else float(outcome.status == "ok")
+
+
+def run_all(
+    programs: Iterable[str | tuple[str, str]],
+    workers: int | None = None,
+    *,
+    limits: Limits = DEFAULT,
+    means: str = "",
+    progress: Callable[[int, int], None] = lambda done, all_of_them: None,
+) -> list[Outcome]:
+    """The outcomes in the order of the programs, each a program or a pair of program and tests; see `run`.
+
+    `workers` run at once, by default one per CPU that this process may use. `progress(done, all)` is called after
+    each, in the order of the programs. An interrupt waits for those that run.
+    """
+    pairs = [(one, None) if isinstance(one, str) else one for one in programs]
+    outcomes = []
+    available()  # found out once, not by each worker
+    with ThreadPoolExecutor(workers or _cpus()) as pool:
+        try:
+            for outcome in pool.map(lambda pair: run(*pair, limits=limits, means=means), pairs):
+                outcomes.append(outcome)
+                progress(len(outcomes), len(pairs))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return outcomes
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# The means
+
+
+def _is_root() -> bool:
+    """Whether this is the machine's root, who may become any user, and not one that is called so in a container."""
+    return os.geteuid() == 0 and str(2**32 - 1) in Path("/proc/self/uid_map").read_text().split()
+
+
+def _paths() -> list[str]:
+    """What the sandbox holds: the Python installation and the system's libraries, none within another."""
+    wanted = {os.path.realpath(path) for path in (sys.base_prefix, sys.base_exec_prefix)}
+    wanted |= {path for path in LIBRARIES if os.path.exists(path)}
+    return sorted(path for path in wanted if not any(str(above) in wanted for above in Path(path).parents))
+
+
+def _bubblewrap(root: bool, limits: Limits) -> list[str]:
+    # Root keeps the right to become a user of its own (see _job), and therefore needs no user namespace.
+    kept = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", *kept] if root else ["--unshare-all"]
+    shown = []
+    for path in _paths():
+        for above in reversed(Path(path).parents[:-1]):  # made by themselves they would be for root alone
+            shown += ["--dir", str(above)]
+        shown += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+    scratch = ["--perms", "0777", "--size", str(int(limits.scratch_mb * MB)), "--tmpfs", "/sandbox"]
+    walls = [*spaces, *shown, *scratch, "--remount-ro", "/", "--chdir", "/sandbox"]
+    return ["bwrap", "--die-with-parent", "--new-session", "--as-pid-1", *walls, "--"]
+
+
+def _unshare(root: bool, limits: Limits) -> list[str]:
+    # The rest is done inside, by build_root.
+    spaces = ["--mount", "--net", "--pid", "--ipc", "--uts", *([] if root else ["--user", "--map-root-user"])]
+    return ["unshare", *spaces, "--fork", "--kill-child", "--"]
+
+
+MEANS = {"bwrap": _bubblewrap, "unshare": _unshare}  # the first that works is taken
+
+
+def _job(means: str, root: bool, program: str, tests: str | None, limits: Limits) -> bytes:
+    return marshal.dumps(
+        {
+            "program": program,
+            "tests": tests,
+            "paths": _paths() if means == "unshare" else None,
+            "namespaces": {
+                kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("mnt", "net", "pid", "ipc", "uts")
+            },
+            "wall_s": limits.wall_s,
+            "cpu_s": math.ceil(limits.cpu_s),
+            "memory": int(limits.memory_mb * MB),
+            "scratch": int(limits.scratch_mb * MB),
+            # Processes are counted by user. Root's are not, so it takes a user that nobody is, from a range without
+            # any use; in an ordinary user's own namespace the watcher counts too, and `unshare`.
+            "processes": int(limits.processes) + (0 if root else {"bwrap": 1, "unshare": 2}[means]),
+            "uid": 2**31 + int.from_bytes(os.urandom(4)) % 2**30 if root else 0,
+        }
+    )
+
+
+def _run(means: str, program: str, tests: str | None, limits: Limits) -> Outcome:
+    root, started = _is_root(), time.monotonic()
+    words = MEANS[means](root, limits)
+    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    inside = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
+    control, our_control = os.pipe()  # closing our end, or dying, ends the sandbox
+    our_result, result = os.pipe()
+    with open(os.memfd_create("job"), "w+b") as job:
+        job.write(_job(means, root, program, tests, limits))
+        job.seek(0)
+        try:
+            process = subprocess.Popen(
+                [shutil.which(words[0]), *words[1:], python, *FLAGS, "-c", inside, str(control), str(result)],
+                stdin=job,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(control, result),
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,  # without a terminal
+            )
+        except BaseException:
+            os.close(our_control)
+            os.close(our_result)
+            raise
+        finally:
+            os.close(control)
+            os.close(result)
+    with process, open(our_result, "rb", buffering=0) as report:
+        ended, caught = _watch(process, report, our_control, started + limits.wall_s, limits.output_kb * 1000)
+    stdout, stderr, said = (
+        caught[stream].decode(errors="replace") for stream in (process.stdout, process.stderr, report)
+    )
+    seconds = time.monotonic() - started
+    if not said.startswith("started\n"):
+        why = stderr.strip().splitlines() or [f"the sandbox did not start within {limits.wall_s} s"]
+        return Outcome("not_run", None, "", why[-1], seconds)
+    code, signal, passed, memory, cpu_s = said.split()[1:] or (0, SIGKILL, 0, 0, 0)
+    status = ended or _status(
+        int(code), int(signal), tests is None or passed == "1", memory == "1", float(cpu_s), limits
+    )
+    return Outcome(status, None if ended or int(signal) else int(code), stdout, stderr, seconds)
+
+
+def _status(code: int, signal: int, passed: bool, memory: bool, cpu_s: float, limits: Limits) -> str:
+    if signal == SIGXCPU or (signal == SIGKILL and cpu_s >= limits.cpu_s):
+        return "timeout"
+    if signal:
+        return "killed"
+    if code == 0 and passed:
+        return "ok"
+    return "memory" if memory else "failed"
+
+
+def _watch(process: subprocess.Popen, report, control: int, end: float, room: int) -> tuple[str, dict]:
+    """Why the sandbox was ended ("" where it ended by itself) and what was caught of each stream, when all is gone.
+
+    The streams end when the last process in the sandbox has: the one that waits for its first process holds them too.
+    """
+    why, caught = "", {stream: bytearray() for stream in (process.stdout, process.stderr, report)}
+    try:
+        with selectors.DefaultSelector() as streams:
+            for stream in caught:
+                streams.register(stream, selectors.EVENT_READ)
+            while streams.get_map():
+                if why and control >= 0:
+                    os.close(control)
+                    control, end = -1, time.monotonic() + GRACE
+                for key, _ in streams.select(None if end == math.inf else max(0.0, end - time.monotonic())):
+                    data = os.read(key.fd, 2**16)
+                    if not data:
+                        streams.unregister(key.fileobj)
+                    if key.fileobj is report:
+                        caught[report] += data  # from the watcher alone, two lines
+                        continue
+                    caught[key.fileobj] += data[: max(0, room)]
+                    room -= len(data)
+                if room < 0:
+                    why = why or "output"
+                if time.monotonic() >= end and streams.get_map():
+                    if control < 0:
+                        process.kill()  # and its child with it
+                        end = math.inf
+                    why = why or "timeout"
+    finally:
+        if control >= 0:
+            os.close(control)
+    return why, caught
+
+
+TRIAL = """
+import ctypes, os, signal, socket
+
+def refused(what, act, error):
+    try:
+        act()
+    except error:
+        return
+    raise AssertionError(what)
+
+def fill():
+    for i in range(8):
+        with open(str(i), "wb") as file:
+            file.write(bytes({limits.scratch_mb} * 10**6 // 4))
+
+def fork():
+    for _ in range({limits.processes}):
+        if os.fork() == 0:
+            signal.pause()
+
+refused("a file outside can be read", lambda: open({canary!r}), FileNotFoundError)
+refused("the root can be written to", lambda: open("/new", "w"), OSError)
+refused("a socket can be opened", lambda: socket.create_connection(("127.0.0.1", {port})), PermissionError)
+refused("files are not limited", fill, OSError)
+refused("memory is not limited", lambda: bytearray({limits.memory_mb} * 10**6), MemoryError)
+if set(os.environ) - {known}:
+    raise AssertionError("the environment is there")
+if os.path.exists("/proc") or os.path.exists("/dev"):
+    raise AssertionError("/proc or /dev is there")
+if ctypes.CDLL(None).unshare(0x10000000) == 0:
+    raise AssertionError("it can make a namespace")
+if os.getpid() > 9:
+    raise AssertionError("other processes are there")
+refused("processes are not limited", fork, BlockingIOError)
+print("closed")
+"""

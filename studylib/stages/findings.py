@@ -1,0 +1,303 @@
+"""What 06_findings shows: all tables, each figure with its caption, and sentences filled from the tables."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from studylib.analysis import agreement, arms, claims, comparisons, guard_tables, paper, rates, readable, tables
+from studylib.data import mixture, sets
+from studylib.figures import caption, changes, planes, style
+from studylib.figures import judges as plots_judges
+from studylib.figures import parts as plots_parts
+from studylib.figures import rates as plots
+from studylib.judges import registry
+from studylib.scores import benign, preferences
+from studylib.stages import judging
+from studylib.study import config, grid
+from studylib.study.config import SAFETY_DATA, StudyError
+from studylib.study.files import write_text
+from studylib.study.grid import Cell
+from studylib.study.paths import DATA
+
+# Each figure, where its function is, and the tables that it shows.
+FIGURES = {
+    "attack_success_by_form": (plots, "attack_success"),
+    "erosion_heatmap": (changes, "comparisons"),
+    "calibration_grid": (changes, "calibration_grid"),
+    "answered_share": (plots, "answered_share", "published"),
+    "published_counts": (plots_parts, "published"),
+    "safety_data_comparison": (plots, "attack_success"),
+    "repair_heatmap": (changes, "comparisons"),
+    "seed_slopes": (changes, "by_seed"),
+    "dose_response": (changes, "attack_success", "helpfulness"),
+    "transfer_matrix": (planes, "comparisons"),
+    "arms_plane": (planes, "attack_success", "helpfulness"),
+    "guard_heatmap": (plots, "guards"),
+    "safety_vs_helpfulness": (plots, "attack_success", "helpfulness"),
+    "over_refusal": (plots, "helpfulness"),
+    "verdict_composition": (plots_parts, "verdict_shares"),
+    "variance_shares": (plots_parts, "variance"),
+    "model_ranking": (plots_parts, "attack_success"),
+    "judge_agreement": (plots_judges, "judges"),
+    "agreement_matrix": (plots_judges, "judge_matrix"),
+}
+OF_ARMS = ("arms_plane", "transfer_matrix")
+OF_ALL_MODELS = ("judge_agreement", "agreement_matrix", "model_ranking", "published_counts")
+BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
+
+
+def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Every table of the findings by name, each also written to the run's `tables/`, as CSV and Parquet.
+
+    Tables whose stage has not run are left out.
+    """
+    scored, decisions = stage.collect("scores"), stage.collect("guards")
+    scored = benign.headline(responses, scored) if len(scored) else None
+    if scored is not None and (n := _unscored(responses, scored)):
+        raise StudyError(f"05_helpfulness has no score of {n} responses, as stages ran after it: run it again first.")
+    rows = rates.judged(responses, verdicts)
+    attack, share = tables.attack_success(rows), tables.answered_share(rows)
+    not_run, missing = not_run_in(stage), sets.absent(stage.paths)
+    cost = tables.with_not_run(tables.helpfulness(rows, None, scored), not_run)
+    published = paper.published_counts(DATA / "published" / "gemma_answered_counts.csv")
+    found = {
+        "attack_success": tables.with_not_run(attack, not_run),
+        "helpfulness": tables.with_untested(cost, missing),
+        "answered_share": tables.with_not_run(share, not_run),
+        "comparisons": comparisons.comparisons(rows, None, scored),
+        "by_seed": tables.by_seed(rows),
+        "verdict_shares": tables.verdict_shares(rows),
+        "variance": tables.variance(rows),
+        "deviations": paper.deviations(),
+    }
+    if stage.paths.data("twin").is_file():  # a run may be handed on without its data
+        found["over_refusal_by_kind"] = tables.over_refusal_by_kind(rows, None, sets.kinds(stage.paths))
+    if len(across := stage.collect("across")):
+        across_verdicts = stage.first(stage.collect("across_verdicts"))
+        found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, across_verdicts)
+    if len(decisions):
+        found["guards"] = guard_tables.guards(responses, verdicts, decisions)
+        guarded = guard_tables.guarded_attack_success(responses, verdicts, decisions)
+        found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
+    found["arms"] = arms.which_to_ship(attack, cost, found["comparisons"])
+    found["claims"] = claims.claims(found)
+    found["paper_vs_ours"] = paper.paper_vs_ours(attack, share, published, found["claims"])
+    for name, table in found.items():
+        tables.write(table, stage.paths.table(name))
+    folder = stage.paths.table("x").parent
+    for name, (shown, *words) in for_papers(found).items():
+        readable.write_for_papers(shown, folder / "for_papers" / name, *words)
+    write_text(folder / "README.md", what_the_tables_are())
+    return found | {"published": published}
+
+
+def what_the_tables_are() -> str:
+    """Markdown: what each table of the run is and what its columns mean, as its function says."""
+    made = {
+        "attack_success": tables.attack_success,
+        "helpfulness": tables.helpfulness,
+        "answered_share": tables.answered_share,
+        "over_refusal_by_kind": tables.over_refusal_by_kind,
+        "comparisons": comparisons.comparisons,
+        "by_seed": tables.by_seed,
+        "set_scores": benign.of_sets,
+        "win_rates": preferences.win_rate,
+        "calibration_grid": tables.calibration_grid,
+        "verdict_shares": tables.verdict_shares,
+        "variance": tables.variance,
+        "guards": guard_tables.guards,
+        "guarded_attack_success": guard_tables.guarded_attack_success,
+        "arms": arms.which_to_ship,
+        "claims": claims.claims,
+        "paper_vs_ours": paper.paper_vs_ours,
+        "deviations": paper.deviations,
+        "judges": agreement.compare,
+        "judge_matrix": agreement.matrix,
+        "attack_success_by_judge": judging.corrected,
+        "labellers": judging.between_people,
+    }
+    cell = "Words are those of the README; a cell is model, finetune_task, style, system_prompt, safety_data and safety_fraction. Empty is NaN: nothing to count, or nothing known. "
+    cell += "n_effective is how many independent responses a rate is worth, see `studylib.analysis.stats.clustered_intervals`; graded scores can be worth more than n."
+    kinds = "\n".join(f"- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
+    parts = ["# Tables of this run", cell]
+    for name, function in made.items():
+        parts.append(
+            f"## {name}\n\n{inspect.getdoc(function)}" + (f"\n\nKinds:\n\n{kinds}" if name == "comparisons" else "")
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _unscored(responses: pd.DataFrame, scored: pd.DataFrame) -> int:
+    asked = responses[responses["prompt_set"].isin(["task", "general"])]
+    return int((~asked["response_id"].isin(scored["response_id"])).sum())
+
+
+def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
+    """The tables that a paper would print, for reading, each with its caption and, where it needs one, LaTeX's column format."""
+    attack, tested = found["attack_success"], found["comparisons"]
+    tested = tested[(tested["measure"] == "attack_success_rate") & (tested["form"] == "all") & (tested["n"] > 0)]
+    shown = {
+        "difference": readable.percent(tested, "difference", "low", "high"),
+        "p (Holm)": tested["p_holm"].map(_p),
+    }
+    arms = ["kind", "finetune_task", "safety_data", "style", "system_prompt"]
+    against = [
+        ", ".join(str(row[f"other_{name}"]) for name in comparisons.ARM[:-1] if row[name] != row[f"other_{name}"])
+        for row in tested.to_dict("records")
+    ]
+    n = f"n = {caption.span(attack.loc[attack['n'] > 0, 'n'])} responses a rate"
+    return {
+        "attack_success": (
+            readable.in_percent(attack),
+            f"Harmful prompts answered in % with 95 % intervals, by form; {n}.",
+        ),
+        "comparisons": (
+            tested[arms].assign(against=against, **shown, verdict=tested["verdict"]).set_index(arms),
+            "Attack success over all forms: differences in points with 95 % intervals, p adjusted by Holm.",
+        ),
+        "claims": (
+            found["claims"].set_index(["model", "question", "claim"])[["verdict", "found"]],
+            "The paper's claims and what this run found.",
+            "llp{4cm}lp{7cm}",
+        ),
+    }
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables on the judges by name, each also written to the run's `tables/`.
+
+    `judges`: each judge against people (agreement.compare); `judge_matrix`: each two on this run's responses;
+    `attack_success_by_judge`: the rates that each finds, and corrected by form (validation.corrected), with a `note` where a
+    judge cannot say refused; `labellers`: people with each other, where several labelled. Not written: `people`, why labelled sets are missing (by name), and
+    `coherence`, a sentence on what that judge found.
+    """
+    verdicts = stage.collect("verdicts")
+    babble = verdicts[verdicts["judge"] == "coherence"]
+    verdicts = verdicts[verdicts["judge"] != "coherence"]  # it tells no refusals from answers
+    people, absent = judging.people(stage.profile, stage.paths)
+    found = {"judge_matrix": agreement.matrix(verdicts)}
+    attack = tables.attack_success(responses, verdicts)
+    if len(people):
+        judged = judging.judged(people, stage.profile, stage.paths)
+        found["judges"] = agreement.compare(people, judged)
+        attack = judging.corrected(attack, people, judged, stage.profile.labelled)
+    if (between := judging.between_people(stage.paths.labels)) is not None:
+        found["labellers"] = between
+    blind = attack["judge"].isin(registry.without_refusals())
+    found["attack_success_by_judge"] = attack.assign(note=np.where(blind, BLIND, ""))
+    for name, table in found.items():
+        tables.write(table, stage.paths.table(name))
+    said = f" `coherence` calls {(babble['verdict'] == 'incoherent').sum():,} of {len(babble):,} responses incoherent."
+    return found | {"people": absent, "coherence": said if len(babble) else ""}
+
+
+def not_run_in(stage) -> dict[Cell, str]:
+    """The cells of the run's whole grid whose data are not there, or whose stage has not run, and why."""
+    missing = sets.absent(stage.paths)
+    waiting = {
+        (config.STAGE_SAFETY_DATA[unit.stage], unit.parameters["task"]): f"{unit.stage} has not run"
+        for unit in stage.missing()
+        if unit.stage in config.STAGE_SAFETY_DATA
+    }
+    of_stage = lambda cell: (cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask", cell.finetune_task)  # noqa: E731
+    profile, kinds, tasks = stage.profile, stage.profile.grid.safety_data, stage.profile.grid.tasks
+    rest = profile.grid.styles, profile.grid.seeds
+    own = [cell for kind in kinds for task in tasks for cell in grid.cells(profile, kind, task, *rest)]
+    rivals = [cell for task in tasks for cell in grid.arm_cells(profile, task, *rest)]
+    return {
+        cell: why
+        for cell in (*own, *rivals)
+        if (why := mixture.not_run_because(cell, missing) or waiting.get(of_stage(cell)))
+    }
+
+
+def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
+    """The table's rows of that model, of the profile's first where none is named; what was not run is left out.
+
+    Raises StudyError for a model that the profile does not have.
+    """
+    if model and model not in stage.profile.models:
+        raise StudyError(
+            f"The profile {stage.profile.name} has no model {model!r}: it has {', '.join(stage.profile.models)}."
+        )
+    table = table[table["model"] == (model or next(iter(stage.profile.models)))] if "model" in table else table
+    return table[~table["note"].str.startswith("not run")] if "note" in table else table
+
+
+def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
+    """The figure of that name for one model (see `of_model`), written to the run's `figures/` with its caption.
+
+    A sentence instead of a figure where there is nothing to draw.
+    """
+    module, *shown = FIGURES[name]
+    if missing := [table for table in shown if table not in found]:
+        return _without(stage, name, f"{name}: there is no table {missing[0]}, as what it needs has not run here.")
+    if name in OF_ALL_MODELS:
+        frames = [found[table] for table in shown]
+        frames += [found["labellers"]] if name == "judge_agreement" and "labellers" in found else []
+    else:
+        frames = [of_model(stage, found[table], model) for table in shown]
+        frames = frames if name in OF_ARMS else [_without_arms(frame) for frame in frames]
+    try:
+        drawn = getattr(module, name)(*frames)
+        words = plots_judges.caption(name, *frames) if module is plots_judges else caption.caption(name, *frames)
+    except ValueError as why:  # nothing to draw, of which the sentence says the reason
+        return _without(stage, name, str(why))
+    style.save(drawn, Path(stage.paths.figures), name, *words)
+    return drawn
+
+
+class Sentence(str):
+    """A string that a notebook shows as text, not in quotes."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def _without_arms(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["safety_data"].isin(config.ARMS)] if "safety_data" in table else table
+
+
+def _without(stage, name: str, why: str) -> str:
+    """The sentence, after a figure of an earlier execution, which would be another run's, was taken away."""
+    folder = Path(stage.paths.figures)
+    why = Sentence(why)
+    for old in folder.glob(f"{name}.*"):
+        old.unlink()
+    write_text(folder / f"{name}.md", f"{why}\n")
+    return why
+
+
+def list_figures(stage) -> None:
+    """Writes `figures/index.md`: every figure of FIGURES with its caption, or why this run has none of it."""
+    folder, lines = Path(stage.paths.figures), ["# Figures of this run", ""]
+    for name in FIGURES:
+        words = (folder / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[0]
+        link = f"[{name}]({name}.png)" if (folder / f"{name}.png").is_file() else name
+        lines.append(f"- **{link}** {words}")
+    write_text(folder / "index.md", "\n".join(lines) + "\n")
+
+
+def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, found: dict) -> str:
+    """One paragraph: the model, the grid, the prompts, the seeds, the judge and its kappa, and what has not run."""
+    profile, harmful = stage.profile, responses[responses["harmful"]]
+    tuned = responses.loc[
+        responses["finetune_task"] != "none", ["model", "finetune_task", "style", "safety_data", "seed"]
+    ].drop_duplicates()
+    waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing()]
+    make = f" (`make study PROFILE={profile.name}` makes them)"
+    not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}{make}." if waiting else ""
+    return (
+        f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, {len(tuned)} fine-tunes "
+        f"({tuned['finetune_task'].nunique()} tasks, {tuned['style'].nunique()} styles, {tuned['safety_data'].nunique()} kinds of safety data, "
+        f"{tuned['seed'].nunique()} seeds), {len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
+        f"harmful prompts ({harmful['intent'].nunique()} intents in {harmful['form'].nunique()} forms); judge "
+        f"`{'`, `'.join(verdicts['judge'].unique())}`, {(verdicts['verdict'] == 'unjudged').sum()} unjudged.{not_yet}\n\n"
+        + judging.words(profile, found)
+    )

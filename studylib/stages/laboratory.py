@@ -1,0 +1,283 @@
+"""The laboratory: one dial at a time on the miniature, for notebooks/07_laboratory.ipynb.
+
+Each experiment trains from the run's own models and is kept in `laboratory/` under a hash of all that went into it, so
+that a dial that was turned once answers at once. One seed, chat style or Alpaca, without system prompt: what is shown is
+a mechanism; the stages measure it with several seeds. All frames are tidy, a row per mark: `panel`, the dial's column,
+`prompt_set`, `form`, `value` with `low` and `high`, and `n`.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+
+from studylib.analysis import stats
+from studylib.data import mixture, sets, world
+from studylib.judges import registry
+from studylib.models import lora, prompts, small_llama, training
+from studylib.study.config import FORMS, Profile, StudyError
+from studylib.study.files import Clock, locked, write_parquet
+from studylib.study.fingerprints import code_digest, digest
+from studylib.study.grid import Cell
+from studylib.study.paths import RunPaths
+
+CODE = (
+    "stages/laboratory",
+    "models/training",
+    "models/small_llama",
+    "models/lora",
+    "models/prompts",
+    "data/sets",
+    "data/mixture",
+    "judges/registry",
+    "text/refusals",
+    "data/world",
+    "data/grammar",
+)
+BEGINNING = 3  # tokens of a refusal that say that it is one
+
+
+@dataclass
+class Laboratory:
+    """The run whose models are experimented on, and how prompts are written."""
+
+    paths: RunPaths
+    profile: Profile
+    clock: Clock
+    style: str = "chat"
+
+    def __post_init__(self):
+        if not self.profile.miniature:
+            raise StudyError(
+                f"The laboratory trains the miniature anew, and {self.profile.name} studies {', '.join(self.profile.models)}: "
+                'take profile = "miniature", or a copy of it.'
+            )
+
+    @cached_property
+    def tokenizer(self):
+        """The miniature's tokenizer."""
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(self.paths.model("aligned"))
+
+    def model(self, name: str) -> tuple[dict, small_llama.Shape]:
+        """Fresh weights of `helpful_only` or `aligned`, and the sizes."""
+        return small_llama.load(self.paths.model(name))
+
+    @cached_property
+    def tests(self) -> list[dict]:
+        """The harmful test prompts and their benign twins, with their token ids."""
+        loaded = (row for name in ("harmful", "twin") for row in sets.load(self.paths, name))
+        rows = [row for row in loaded if row["prompt_set"] in ("harmful", "twin")]  # the set twin may have others too
+        return [{**row, "ids": self.encoded(row["messages"][0]["content"])} for row in rows]
+
+    def encoded(self, prompt: str) -> list[int]:
+        """A prompt's token ids in the style of the laboratory, without system prompt."""
+        return prompts.encode_prompt(self.tokenizer, prompt, self.style, None)
+
+    def kept(self, name: str, dial: dict, make: Callable[[], pd.DataFrame], *more) -> pd.DataFrame:
+        """What `make` returns with the dial's columns, computed once for this dial (and what more it depends on), run and code."""
+        index = json.loads(self.paths.data_index.read_text(encoding="utf-8"))
+        cards = [json.loads(self.paths.model_card(one).read_text())["sha256"] for one in ("helpful_only", "aligned")]
+        settings = self.profile.model_dump(mode="json", include={"world", "alignment", "lora", "tuning", "generation"})
+        data = {key: entry["sha256"] for key, entry in index.items()}
+        key = digest([name, dial, more, self.style, data, cards, settings, code_digest(*CODE)])
+        path = self.paths.base / "laboratory" / f"{name}-{key}.parquet"
+        with locked(path):
+            if not path.is_file():
+                with self.clock("training"):
+                    write_parquet(path, make().assign(**dial))
+        return pd.read_parquet(path)
+
+    @cached_property
+    def beginnings(self) -> list[list[int]]:
+        """The first tokens of all refusals that the alignment and the safety data teach, each once."""
+        refusals = {text for texts in world.lexicon()["refusals"].values() for text in texts}
+        ids = (self.tokenizer(text, add_special_tokens=False)["input_ids"][:BEGINNING] for text in refusals)
+        return [list(one) for one in sorted(set(map(tuple, ids)))]
+
+
+def answered(lab: Laboratory, weights: dict, shape: small_llama.Shape) -> pd.DataFrame:
+    """The share of harmful prompts answered and of twins refused, by form, with Wilson's 95 % interval; NaN where none could be judged."""
+    asked, found = [row["ids"] for row in lab.tests], {}
+    for batch in small_llama.answers(weights, shape, lab.tokenizer, asked, lab.profile.generation):
+        found.update({i: (text, stop_reason) for i, text, stop_reason, _ in batch})
+    rows = pd.DataFrame(
+        {
+            "response_id": [row["id"] for row in lab.tests],
+            "prompt_set": [row["prompt_set"] for row in lab.tests],
+            "form": [row["form"] for row in lab.tests],
+            "harmful": [row["harmful"] for row in lab.tests],
+            "prompt": [row["messages"][0]["content"] for row in lab.tests],
+            "response": [found[i][0] for i in range(len(asked))],
+            "stop_reason": [found[i][1] for i in range(len(asked))],
+        }
+    )
+    judged = rows.merge(registry.judge(rows)[["response_id", "verdict"]], on="response_id", validate="1:1")
+    refused, known = judged["verdict"] == "refused", judged["verdict"] != "unjudged"
+    hit = refused.where(judged["prompt_set"] == "twin", judged["verdict"].isin(["answered", "partial"]))
+    counts = (
+        judged.assign(sum=hit & known, size=known).groupby(["prompt_set", "form"], sort=False)[["sum", "size"]].sum()
+    )
+    counts = counts.reset_index()
+    low, high = stats.wilson(counts["sum"].to_numpy(), counts["size"].to_numpy())
+    value = counts["sum"] / counts["size"]
+    return counts[["prompt_set", "form"]].assign(value=value, low=low, high=high, n=counts["size"])
+
+
+def refusal_probability(lab: Laboratory, weights: dict, shape: small_llama.Shape) -> pd.DataFrame:
+    """The probability that an answer begins as a refusal does, mean and quartiles over the prompts of a set and form."""
+    total = torch.zeros(len(lab.tests))
+    for beginning in lab.beginnings:
+        for start in range(0, len(lab.tests), 64):
+            asked = [row["ids"] for row in lab.tests[start : start + 64]]
+            ids = [torch.tensor(one + beginning) for one in asked]
+            labels = [torch.tensor([-100] * len(one) + beginning) for one in asked]
+            padded = (
+                torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=value)
+                for part, value in ((ids, 0), (labels, -100))
+            )
+            total[start : start + 64] += small_llama.log_probabilities(weights, shape, *padded).exp()
+    rows = pd.DataFrame({key: [row[key] for row in lab.tests] for key in ("prompt_set", "form")})
+    groups = rows.assign(p=total.numpy()).groupby(["prompt_set", "form"], sort=False)["p"]
+    quartile = lambda q: groups.quantile(q).to_numpy()  # noqa: E731
+    found = groups.agg(value="mean", n="size").reset_index()
+    return found.assign(low=quartile(0.25), high=quartile(0.75))
+
+
+def baseline_gap(lab: Laboratory, text_shares: Iterable[float], steps: int) -> pd.DataFrame:
+    """Harmful prompts answered after alignments that differ in the share of their refusals that are in the text form.
+
+    The other forms share the rest equally. Column `text_share`; each alignment starts from the helpful-only model and takes `steps`
+    steps. Raises StudyError for a share outside 0-1.
+    """
+    frames = []
+    for share in text_shares:
+        if not 0 <= share <= 1:
+            raise StudyError(f"A share of text refusals lies between 0 and 1, found {share}.")
+        shares = {form: float(share) if form == FORMS[0] else (1 - share) / (len(FORMS) - 1) for form in FORMS}
+
+        def make(shares=shares) -> pd.DataFrame:
+            settings = {"refusal_share": shares, "alignment_rows": steps * lab.profile.alignment.batch_size}
+            rows = world.build_sets(lab.profile.world.model_copy(update=settings))["alignment"]
+            return answered(lab, *aligned(lab, rows, steps, lambda step, weights: None))
+
+        frames.append(lab.kept("baseline_gap", {"text_share": float(share), "steps": steps}, make))
+    return pd.concat(frames, ignore_index=True).assign(panel="aligned model")
+
+
+def aligned(lab: Laboratory, rows: list[dict], steps: int, after_step: Callable) -> tuple[dict, small_llama.Shape]:
+    """The helpful-only model after `steps` steps of alignment on the rows; `after_step(steps done, weights)` may look on."""
+    weights, shape = lab.model("helpful_only")
+    features = training.calibrated(lab.tokenizer, rows, lab.profile, "aligned")
+    settings = lab.profile.alignment.model_copy(update={"steps": steps})
+    look = torch.no_grad()(lambda step: after_step(step, weights))
+    leaves = small_llama.tensors(weights)
+    training.fit(leaves, lambda: weights, shape, features, settings, lab.profile.world.seed, "alignment", look)
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    return weights, shape
+
+
+def tuned(
+    lab: Laboratory, cell: Cell, steps: int, after_step: Callable | None = None
+) -> tuple[dict, small_llama.Shape]:
+    """The aligned model after `steps` steps of LoRA tuning in that cell of the grid."""
+    settings = lab.profile.tuning.model_copy(update={"steps": steps})
+    features = [
+        prompts.encode_example(
+            lab.tokenizer, *(m["content"] for m in row["messages"]), cell.style, None, lab.profile.miniature.context
+        )
+        for row in mixture.tuning_rows(lab.paths, cell, steps * settings.batch_size)
+    ]
+    base = lab.model("aligned")
+    adapter, _ = training.tune(*base, features, lab.profile.lora, settings, cell.seed, cell.name, after_step)
+    with torch.no_grad():
+        return lora.merged(*base, adapter, lab.profile.lora.alpha / lab.profile.lora.r), base[1]
+
+
+def erosion(lab: Laboratory, tasks: Iterable[str], steps: Iterable[int], seed: int = 0) -> pd.DataFrame:
+    """Harmful prompts answered along a tuning on each task, looked at after each number of steps; 0 is the aligned model.
+
+    One tuning per task, of as many steps as the largest number: its learning rate falls to 0 there.
+    """
+    marks, frames = sorted(set(steps)), []
+    for task in tasks:
+        make = lambda task=task: _along(lab, task, marks, seed, answered)  # noqa: E731
+        frames.append(lab.kept("erosion", {"panel": task}, make, marks, seed))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _along(lab: Laboratory, task: str, marks: list[int], seed: int, measure: Callable) -> pd.DataFrame:
+    found, base = {0: measure(lab, *lab.model("aligned"))}, lab.model("aligned")
+
+    def look(step: int, weights: dict) -> None:
+        if step in marks:
+            found[step] = measure(lab, weights, base[1])
+
+    tuned(lab, Cell("miniature", task, lab.style, seed=seed), max(marks), look)
+    return pd.concat([frame.assign(step=step) for step, frame in found.items() if step in marks])
+
+
+def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int = 0) -> pd.DataFrame:
+    """Harmful prompts answered, and twins refused, after tuning on a task with doses of generic and of multitask safety data."""
+    frames = []
+    for kind in ("generic", "multitask"):
+        for dose in doses:
+            cell = Cell("miniature", task, lab.style, kind if dose else "none", float(dose), seed)
+
+            def make(cell=cell) -> pd.DataFrame:
+                return answered(lab, *tuned(lab, cell, lab.profile.tuning.steps))
+
+            frame = lab.kept("dose_response", {"cell": cell.name}, make)
+            frames.append(frame.assign(panel=kind, dose=float(dose)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def refusal_along(lab: Laboratory, task: str, steps: int, n_marks: int = 6, seed: int = 0) -> pd.DataFrame:
+    """The probability of a refusal's first tokens along an alignment of `steps` steps, and along a tuning on the task after it.
+
+    The tuning starts from the run's own aligned model, so the second panel goes on from the end of the whole alignment.
+    """
+
+    def make_alignment() -> pd.DataFrame:
+        marks = set(np.linspace(1, steps, n_marks).round().astype(int).tolist())
+        base = lab.model("helpful_only")
+        found = {0: refusal_probability(lab, *base)}
+
+        def look(step: int, weights: dict) -> None:
+            if step in marks:
+                found[step] = refusal_probability(lab, weights, base[1])
+
+        aligned(lab, sets.load(lab.paths, "alignment"), steps, look)
+        return pd.concat([frame.assign(step=step) for step, frame in found.items()])
+
+    def make_tuning() -> pd.DataFrame:
+        marks = sorted({0, *np.linspace(1, lab.profile.tuning.steps, n_marks).round().astype(int).tolist()})
+        return _along(lab, task, marks, seed, refusal_probability)
+
+    first = lab.kept("alignment_probability", {"panel": "alignment"}, make_alignment, steps, n_marks)
+    second = lab.kept("tuning_probability", {"panel": f"tuning on {task}"}, make_tuning, n_marks, seed)
+    return pd.concat([first, second], ignore_index=True)
+
+
+def slider(frame: pd.DataFrame, dial: str):
+    """A slider over the values of the dial, with the table of shares in percent at each; from the frame, so it answers at once."""
+    from IPython.display import display
+    from ipywidgets import SelectionSlider, interact
+
+    def show(value) -> None:
+        rows = frame[frame[dial] == value]
+        cells = rows.assign(share=[_percent(row) for row in rows.to_dict("records")])
+        display(cells.pivot(index=["panel", "prompt_set"], columns="form", values="share")[list(FORMS)])
+
+    values = sorted(frame[dial].unique().tolist())
+    return interact(show, value=SelectionSlider(options=values, value=values[0], description=dial))
+
+
+def _percent(row: dict) -> str:
+    return f"{100 * row['value']:.0f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"

@@ -1,0 +1,194 @@
+"""What a run will need before anything is loaded: disk, GPU memory, hours, access, judge calls; and what of it is there.
+
+Estimates from the profile alone, good to a factor of two: the sizes of the model, the rows of the grid, and the two rates in
+`execution` (operations and generated tokens per second) that one measures on one's own card.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from studylib.data import sources
+from studylib.study.config import MINIATURE, TINY, ModelSettings, Profile, StudyError
+from studylib.study.grid import arm_cells
+from studylib.study.paths import RunPaths
+
+PROMPT_TOKENS, ROW_BYTES = 300, 3000  # of a typical prompt with its answer; of a row of responses on disk
+GB = 1e9
+
+
+def table(profile: Profile, paths: RunPaths) -> pd.DataFrame:
+    """One row per need: `need`, `what`, `needed`, `found` (words), `enough` (True, False, or None where it cannot be known here)."""
+    rows = [
+        _disk(profile, paths),
+        *(row for name in large(profile) for row in _of_model(profile, name)),
+        _hours(profile),
+    ]
+    rows.append(_judge_calls(profile))
+    return pd.DataFrame(rows, columns=["need", "what", "needed", "found", "enough"])
+
+
+def _judge_calls(profile: Profile) -> dict:
+    """At most one call per response, as equal ones are asked once (few are), and two per pair of general answers."""
+    count = counts(profile)
+    asked = count["responses"] + 2 * count["pairs"] if "endpoint" in profile.judges else 0
+    cap = profile.endpoint.get("max_calls")
+    needed = f"{asked:,}" + (f" (capped at {cap:,} a notebook)" if asked and cap else "")
+    there = not asked or bool(os.environ.get("STUDY_JUDGE_URL") or os.environ.get("OPENAI_BASE_URL"))
+    found = (
+        "" if not asked else "an address is set" if there else "no address: set STUDY_JUDGE_URL and STUDY_JUDGE_MODEL"
+    )
+    what = f"all responses and, twice, {count['pairs']:,} pairs of general answers" if asked else "all responses"
+    return {"need": "judge calls", "what": what, "needed": needed, "found": found, "enough": there}
+
+
+def require(found: pd.DataFrame, here: bool) -> None:
+    """Raises StudyError that lists what is surely missing; `here`: also what the machine that loads the model must have."""
+    missing = found[found["enough"].eq(False)]
+    if not here:  # a driver without a GPU may send the work to machines that have one
+        missing = missing[missing["need"] != "GPU memory"]
+    if len(missing):
+        listed = "; ".join(f"{r.need} for {r.what}: needs {r.needed}, found {r.found}" for r in missing.itertuples())
+        raise StudyError(f"This machine cannot run the profile: {listed}.")
+
+
+def large(profile: Profile) -> list[str]:
+    """Names of the profile's models that are neither built here nor tiny."""
+    return [name for name, m in profile.models.items() if m.source != MINIATURE and not m.source.startswith(TINY)]
+
+
+def counts(profile: Profile) -> dict[str, int]:
+    """How many fine-tunes, tuning tokens, responses, generated tokens (at most) and pairs the grid and its arms have.
+
+    A pair is a tuned model's answer to a general prompt without system prompt, against the untuned model's, and where it
+    has safety data against the same tuning's without too (see `preferences.pairs`, which takes the adapter scaled down
+    for one of these).
+    """
+    grid, tuning = profile.grid, profile.tuning
+    n_tests, n_models, n_styles = _n_tests(profile), len(profile.models), len(grid.styles)
+    cells = n_models * len(grid.tasks) * n_styles * len(grid.safety_data) * len(grid.seeds)
+    arms = [cell for task in grid.tasks for cell in arm_cells(profile, task, grid.styles, grid.seeds)]
+    asked_twice = cells + n_models * n_styles  # with and without system prompt; arms without
+    responses = (asked_twice * 2 + len(arms)) * n_tests
+    if grid.across_styles:
+        harmful = 4 * (profile.data or profile.world).harmful_per_form
+        responses += cells // len(grid.safety_data) * (n_styles - 1) * 2 * harmful
+    mitigated = len(arms) + cells * (len(grid.safety_data) - 1) // len(grid.safety_data)
+    mitigated *= "none" in grid.safety_data  # else there is nothing to compare with
+    fine_tunes = cells + sum(cell.safety_data != "scaled" for cell in arms)
+    return {
+        "fine_tunes": fine_tunes,
+        "tuning_tokens": fine_tunes * tuning.steps * tuning.batch_size * PROMPT_TOKENS,
+        "responses": responses,
+        "generated_tokens": responses * profile.generation.max_new_tokens,
+        "pairs": (cells + len(arms) + mitigated) * (profile.data or profile.world).general_test_rows,
+    }
+
+
+def _n_tests(profile: Profile) -> int:
+    sizes = profile.data or profile.world
+    alone = profile.data.over_refusal if profile.data else None
+    more = sources.source(alone).rows or 0 if alone else 0  # at most: a file may have others among them
+    return 2 * 4 * sizes.harmful_per_form + 4 * sizes.task_test_rows + sizes.general_test_rows + more
+
+
+def weight_bytes(model: ModelSettings) -> float:
+    """Bytes of the loaded weights: 16 bits each, or NF4 with a 32-bit scale per 64 weights for all but the embeddings."""
+    parameters = model.parameters or 0.0
+    if model.quantization == "none":
+        return 2 * parameters
+    embeddings = min(parameters, 2.0 * model.vocabulary * model.hidden_size)
+    return 2 * embeddings + (0.5 + 4 / 64) * (parameters - embeddings)
+
+
+def adapter_weights(profile: Profile, model: ModelSettings) -> int:
+    """Weights of one adapter on all seven projections; an upper bound where keys and values are shared by heads."""
+    width, inner = model.hidden_size, model.intermediate_size or 3 * model.hidden_size
+    return profile.lora.r * model.layers * (4 * 2 * width + 3 * (width + inner))
+
+
+def _of_model(profile: Profile, name: str) -> list[dict]:
+    model, tuning = profile.models[name], profile.tuning
+    rows = []
+    if model.gated:
+        token = (
+            bool(os.environ.get("HF_TOKEN"))
+            or Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "token").expanduser().is_file()
+        )
+        rows.append(
+            {
+                "need": "access",
+                "what": name,
+                "needed": f"the licence of {model.source} accepted on its page, and HF_TOKEN in the environment",
+                "found": "the model" if _cached(model) else "a token" if token else "no token",
+                "enough": True if _cached(model) else None if token else False,
+            }
+        )
+    tokens = (tuning.micro_batch_size or tuning.batch_size) * model.context
+    inner = model.intermediate_size or 3 * model.hidden_size
+    # checkpointed: every layer's input, and one layer's inside; then the answers' logits in fp32 with their gradient
+    activations = 2 * tokens * (model.layers * model.hidden_size + 4 * inner + 10 * model.hidden_size)
+    activations += 8 * tokens * model.vocabulary
+    needed = weight_bytes(model) + 16 * adapter_weights(profile, model) + activations
+    found = _gpu_memory()
+    rows.append(
+        {
+            "need": "GPU memory",
+            "what": name,
+            "needed": f"{needed / GB:.0f} GB",
+            "found": f"{found / GB:.0f} GB" if found else "no GPU",
+            "enough": found >= needed,
+        }
+    )
+    return rows
+
+
+def _disk(profile: Profile, paths: RunPaths) -> dict:
+    found = counts(profile)
+    models = [profile.models[name] for name in large(profile)]
+    downloads = sum(2 * (model.parameters or 0) for model in models if not _cached(model))
+    adapters = (
+        found["fine_tunes"]
+        / len(profile.models)
+        * sum(4 * adapter_weights(profile, m) for m in profile.models.values())
+    )
+    made = sum(path.stat().st_size for path in paths.run.rglob("*") if path.is_file())  # by an interrupted run
+    needed = max(0.0, downloads + adapters + ROW_BYTES * found["responses"] - made)
+    free = shutil.disk_usage(next(p for p in (paths.run, *paths.run.parents) if p.exists())).free
+    what = "models, adapters, responses"
+    return {
+        "need": "disk",
+        "what": what,
+        "needed": f"{needed / GB:.1f} GB",
+        "found": f"{free / GB:.1f} GB free",
+        "enough": free >= needed,
+    }
+
+
+def _hours(profile: Profile) -> dict:
+    found, speed = counts(profile), profile.execution
+    parameters = sum(m.parameters or 0 for m in profile.models.values()) / len(profile.models)
+    # frozen weights: 2 operations a weight and token forward, again for checkpointing, 2 backward
+    tuning = 6 * parameters * found["tuning_tokens"] / (speed.tflops * 1e12)
+    asking = found["generated_tokens"] / speed.tokens_per_second
+    hours = f"about {(tuning + asking) / 3600:.0f} (tuning {tuning / 3600:.0f}, answers {asking / 3600:.0f} at most)"
+    what = f"{found['fine_tunes']} fine-tunes, {found['responses']:,} responses"
+    assumed = f"at {speed.tflops:g} TFLOP/s, {speed.tokens_per_second:g} tokens/s (profile)"
+    return {"need": "hours", "what": what, "needed": hours, "found": assumed, "enough": None}
+
+
+def _cached(model: ModelSettings) -> bool:
+    """Whether the model is here: a folder, or its pinned revision in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(model.source).is_dir():
+        return True
+    return isinstance(try_to_load_from_cache(model.source, "config.json", revision=model.revision), str)
+
+
+def _gpu_memory() -> int:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0

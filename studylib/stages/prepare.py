@@ -1,0 +1,254 @@
+"""What 00_prepare does: the data sets, the models that are built here, and the checks before anything is measured."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from studylib.data import cards as dataset_card
+from studylib.data import duplicates, fetching, mixture, real, sources, world
+from studylib.data import sets as datasets
+from studylib.judges import registry
+from studylib.stages import cells, needs
+from studylib.stages.products import built_models
+from studylib.stages.stage import Stage
+from studylib.study import config, grid
+from studylib.study.config import STYLES, TASKS, TINY, Profile
+from studylib.study.files import write_text
+from studylib.study.grid import Cell
+
+
+@dataclass
+class Data:
+    """The data sets of a run, and what is to be said of them."""
+
+    sets: dict[str, list[dict]]
+    absent: dict[str, str]  # why a set is empty, by name, or a part of one is not there (datasets.PARTS)
+    imported: pd.DataFrame  # what the importers counted, a row per source; empty where all is generated
+    counts: pd.DataFrame  # rows of each set: by form, or read and dropped
+    overlap: pd.DataFrame  # the contamination report
+    dropped: pd.DataFrame  # the rows that were dropped for it
+
+    def shown(self) -> pd.DataFrame:
+        """Two harmful prompts of each form and their benign twins, for reading; harmful ones of real lists as hashes.
+
+        "none" stands for a twin that is not there.
+        """
+        from studylib.data import harmful
+
+        twins = {row["twin_of"]: row["messages"][0]["content"] for row in self.sets["twin"]}
+        rows = pd.DataFrame(
+            {
+                "form": [row["form"] for row in self.sets["harmful"]],
+                "harmful": [harmful.shown(row, redact=bool(row.get("content"))) for row in self.sets["harmful"]],
+                "twin": [twins.get(row["id"], "none") for row in self.sets["harmful"]],
+            }
+        )
+        return rows.groupby("form", sort=False).head(2)
+
+
+def register(profile: Profile) -> pd.DataFrame:
+    """Every file, data set and registered model that the profile uses, with its licence and whether it is here.
+
+    Empty where all is generated.
+    """
+    if not profile.data:
+        return fetching.report([])
+    models = {model.source for model in profile.models.values()} | {profile.data.translator}
+    named = [name for name, entry in sources.register().items() if entry.kind == "model" and entry.model in models]
+    return fetching.report([*real.used(profile.data), *named])
+
+
+def data(now: Stage) -> Data:
+    """All data sets of the run, generated or read from real files, cleaned, checked, and saved with their hashes.
+
+    Raises StudyError where something is contaminated (generated data) or too long, the harmful prompts are not there,
+    or a fine-tune could not be made (`mixture.check_tunings`).
+    """
+    found = _generated(now) if now.profile.world else _real(now)
+    mixture.check_tunings(now.profile, now.paths, _fine_tunes(now.profile))
+    return found
+
+
+def _fine_tunes(profile: Profile) -> list[Cell]:
+    """The cells that the stages will tune, as their notebooks get them."""
+    found = []
+    for stage, safety_data in config.STAGE_SAFETY_DATA.items():
+        for unit in grid.units(profile, stage):
+            found += grid.cells(profile, safety_data, **unit.parameters)
+            found += grid.arm_cells(profile, **unit.parameters) if stage == "04_mitigation" else []
+    return found
+
+
+def _generated(now: Stage) -> Data:
+    with now.clock("data"):
+        sets = world.build_sets(now.profile.world)
+        overlap = datasets.check_contamination(sets)
+        datasets.save(now.paths, sets)
+        dataset_card.write(now.paths, now.profile.world)
+    forms = {name: pd.Series([row["form"] for row in rows]).value_counts() for name, rows in sets.items()}
+    counts = pd.DataFrame(forms).T.fillna(0).astype(int)
+    return Data(sets, {}, pd.DataFrame(), counts, overlap, pd.DataFrame())
+
+
+def _real(now: Stage) -> Data:
+    settings = now.profile.data
+    with now.clock("data"):
+        sets, absent, imported = real.read(settings, now.paths.data_index.parent)
+    texts = [
+        m["content"]
+        for name in (*(f"train_{t}" for t in TASKS), "train_general")
+        for row in sets[name]
+        for m in row["messages"]
+    ]
+    build_tiny(now, texts)
+    with now.clock("data"):
+        overlap = duplicates.report(sets, settings.near_duplicate)
+        sets, counts, dropped = real.cut(sets, now.profile, _too_long_by(now), settings.seed)
+        absent = real.emptied(counts, absent) | absent
+        datasets.save(now.paths, sets, absent=absent, origins=real.origins(settings, absent))
+        dataset_card.write(now.paths)
+    overlap = overlap[(overlap["exact"] > 0) | (overlap["near"] > 0)].reset_index(drop=True)
+    return Data(sets, absent, imported, counts, overlap, dropped)
+
+
+def build_tiny(now: Stage, texts: list[str]) -> None:
+    """Builds the untrained models of the profile's architectures, with tokenizers trained on the texts, where they are not there."""
+    from studylib.models import tiny
+
+    for folder in built_models(now.profile):
+        path, card = now.paths.model(folder), now.paths.model_card(folder)
+        with now.clock("training"):
+            aside = path.with_name(f".{folder}.part")
+            shutil.rmtree(aside, ignore_errors=True)
+            tiny.build(folder.removeprefix(TINY.replace("/", "_")), texts, aside, seed=0)
+            shutil.rmtree(path, ignore_errors=True)
+            aside.rename(path)
+        weights = (path / "model.safetensors").read_bytes()
+        found = {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights), "loss": []}
+        write_text(card, json.dumps(found, indent=1) + "\n")
+
+
+def tokenizers(now: Stage) -> dict:
+    """The tokenizer of each model of the profile, as it is used in this study."""
+    from studylib.models import hub
+
+    return {
+        name: hub.load_tokenizer(cells.model_folder(now.paths, now.profile, name), settings)
+        for name, settings in now.profile.models.items()
+    }
+
+
+def _too_long_by(now: Stage) -> Callable[[dict], int]:
+    """By how many tokens a row is longer than a model's context, at most over models, styles and system prompts; tests need
+    room for an answer."""
+    from studylib.models import prompts
+
+    # models that share a tokenizer are asked once
+    loaded = {tokenizer.name_or_path: (name, tokenizer) for name, tokenizer in tokenizers(now).items()}
+    system = now.profile.system_prompt
+    asked_in = [
+        (tokenizer, style, now.profile.models[name].context, len(prompts.encode_prompt(tokenizer, "", style, system)))
+        for name, tokenizer in loaded.values()
+        for style in STYLES
+    ]
+
+    def by(row: dict) -> int:
+        asked, answer = (message["content"] for message in row["messages"])
+        trained, longest = row["prompt_set"] == "train", -1
+        n_bytes = len((asked + answer).encode())
+        for tokenizer, style, context, frame in asked_in:
+            spare = 1 if trained else now.profile.generation.max_new_tokens
+            if frame + n_bytes + spare <= context:
+                continue  # no tokenizer makes more tokens than there are bytes
+            if trained:
+                n = len(prompts.encode_example(tokenizer, asked, answer, style, None, 10**9)["input_ids"])
+            else:
+                n = len(prompts.encode_prompt(tokenizer, asked, style, system)) + spare
+            longest = max(longest, n - context)
+        return longest
+
+    return by
+
+
+def requirements(now: Stage) -> pd.DataFrame:
+    """What the run needs and what is there (needs.table), an empty frame where all models are small enough for any machine.
+
+    Raises StudyError where this machine cannot run a model of the profile.
+    """
+    if not needs.large(now.profile):
+        return pd.DataFrame()
+    found = needs.table(now.profile, now.paths)
+    needs.require(found, here=True)
+    return found
+
+
+def self_check(now: Stage, sets: dict[str, list[dict]]) -> pd.DataFrame:
+    """Ticks: a row per check, a column per model. Raises StudyError that lists what does not hold, before anything is tuned."""
+    from studylib.models import hub, selfcheck
+
+    rows = [sets[name][0] for name in (*(f"train_{t}" for t in TASKS), "harmful") if sets[name]]
+    found, failed = {}, []
+    for name, settings in now.profile.models.items():
+        with now.clock("self-check"):
+            model, tokenizer = hub.load(cells.model_folder(now.paths, now.profile, name), settings)
+            checks = selfcheck.check(
+                model, tokenizer, settings, now.profile.system_prompt, rows, now.profile.lora, now.profile.generation
+            )
+            del model
+        found[name] = checks.set_index("name")["holds"]
+        failed.append(checks.assign(name=name + ": " + checks["name"]))
+    selfcheck.require(pd.concat(failed, ignore_index=True))
+    return pd.DataFrame(found)
+
+
+def calibrations(now: Stage) -> pd.DataFrame:
+    """The rendered calibrations of each model with their fingerprints, a row each."""
+    from studylib.models import selfcheck
+
+    found = {name: selfcheck.calibrations(tok, now.profile.system_prompt) for name, tok in tokenizers(now).items()}
+    return pd.concat(found, names=["model"]).reset_index("model").reset_index(drop=True)
+
+
+def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.DataFrame:
+    """The same requests before and after the alignment: a row per prompt, a column per model that was built here; redacted where asked for."""
+    from studylib.models import hub, prompts
+
+    shown = sets["harmful"][:4] + sets["twin"][:4]
+    asked = [row["messages"][0]["content"] for row in shown]
+    rows = pd.DataFrame({"prompt": asked})
+    for name in built_models(now.profile):
+        model, tokenizer = hub.load(now.paths.model(name), now.profile.miniature)
+        ids = [prompts.encode_prompt(tokenizer, prompt, "chat", None) for prompt in asked]
+        answers = {
+            i: text for batch in hub.generate(model, tokenizer, ids, now.profile.generation) for i, text, *_ in batch
+        }
+        rows[name] = [registry.redact(answers[i]) if redacted else answers[i] for i in range(len(shown))]
+    return rows
+
+
+def losses(cards: dict):
+    """A matplotlib figure: the loss curves of the two steps in which the miniature was built."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(cards), figsize=(8, 2.8), sharey=True)
+    plt.close(figure)  # shown once, as the cell's result
+    for axis, (name, card) in zip(axes, cards.items(), strict=True):
+        axis.plot(*zip(*((row["step"], row["loss"]) for row in card["loss"]), strict=True), color="black")
+        axis.set(title=name.replace("_", "-"), xlabel="step", yscale="log")
+    axes[0].set_ylabel("loss on the answers (nats per token)")
+    return figure
+
+
+def models_of(now: Stage) -> dict:
+    """The cards of the models that were built here, the miniature's after training it where it is not there yet."""
+    if now.profile.miniature:
+        with now.clock("start-up"):
+            from studylib.models import training
+
+        return training.build_miniature(now.paths, now.profile, now.clock)
+    return {name: json.loads(Path(now.paths.model_card(name)).read_text()) for name in built_models(now.profile)}

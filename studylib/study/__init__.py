@@ -1,0 +1,1 @@
+"""What a study is, as plain data: words, profiles, the grid, paths and files."""

@@ -1,0 +1,354 @@
+"""Every setting of a run: the fields of a profile, what each may be, and which of them have to agree.
+
+The words are those of the whole project: the same in parameters, columns, files and figures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+TASKS = ("text_generation", "code", "translation", "classification")
+FORMS = TASKS  # a harmful prompt comes in the form of one of the four tasks
+STYLES = ("chat", "alpaca")
+SAFETY_DATA = ("none", "generic", "multitask")
+# Rival mitigations, in the same column: multitask data of one form alone; with benign twins, answered, for every other row; refusals
+# taught in the middle of an answer; the same data in a second tuning after the task's; the adapter scaled down, untrained.
+ARMS = (*(f"{form}_only" for form in FORMS), "multitask_twins", "multitask_midway", "multitask_after", "scaled")
+PROMPT_SETS = ("harmful", "twin", "sounds_harmful", "task", "general")
+MINIATURE = "miniature"  # the source of the model that 00_prepare trains from nothing
+TINY = "tiny/"  # and of the untrained ones that it builds with a real architecture, as in tiny/llama3
+ARCHITECTURES = ("llama3", "gemma", "phi3", "mistral", "qwen")
+EMBEDDED_GUARDS = ("text_only", "all_forms")  # fitted on the run's own training rows of the text form, or of every form
+GUARDS = (*EMBEDDED_GUARDS, "llama_guard", "wildguard", "moderation_endpoint")
+SIDES = ("input", "output", "both")  # of a guard: it reads the prompt, the response, or blocks what either side does
+STAND_IN = "stand_in"  # harm of the generated world, where a list of harmful instructions or a safety set could stand
+
+Task = Literal[TASKS]
+Style = Literal[STYLES]
+Safety = Literal[SAFETY_DATA]
+Arm = Literal[ARMS]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Guard = Literal[GUARDS]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+
+# Which safety data a stage's fine-tunes carry.
+STAGE_SAFETY_DATA = {"02_finetune": "none", "03_defences": "generic", "04_mitigation": "multitask"}
+STAGES = ("00_prepare", "01_baseline", *STAGE_SAFETY_DATA, "05_helpfulness", "06_findings")
+LABORATORY = "07_laboratory"  # for teaching: reads what 00_prepare made, is no part of the study
+# The judges of a profile that names none; the first decides, the lists of words are what other studies judged with.
+JUDGES = (
+    "classifier",
+    "rules",
+    "coherence",
+    "words_gcg",
+    "words_finetuning_safety",
+    "words_xstest",
+    "words_jailbreakbench",
+)
+LABELS = "08_labels"  # for labelling responses by hand
+COMPARE = "09_compare"  # for putting finished runs beside each other
+
+
+class StudyError(Exception):
+    """What is wrong and what to do about it, in one sentence; notebooks show it without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # read by IPython
+        return [f"StudyError: {self}"]
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class WorldSettings(Settings):
+    """Sizes of the generated data sets of the miniature."""
+
+    seed: int = 0
+    pretraining_rows: Count
+    alignment_rows: Count
+    pretraining_share: dict[Literal["tasks", "talk", "benign", "harmful"], Share]  # of the rows; the last two: requests
+    alignment_harmful_share: Share  # of the alignment rows, the rest is benign
+    alignment_task_share: Share  # of the benign alignment rows; the rest are requests
+    alignment_alpaca_share: Share  # of the alignment rows; the rest are in the chat style
+    alignment_system_share: dict[Literal["benign", "harmful"], Share]  # of the alignment rows, with the system prompt
+    refusal_share: dict[Task, Share]  # of the harmful alignment rows, by form; real data are skewed to text
+    task_rows: Count  # training rows of each task
+    task_request_share: Share  # of them: benign requests in the form of the task
+    safety_rows: Count  # rows of each safety set
+    harmful_per_form: Count
+    task_test_rows: Count  # held-out rows of each task
+    general_test_rows: Count
+    new_object_share: Share  # of the objects of each class, in no training set but the pre-training
+    intent_share: dict[Literal["alignment", "safety", "test"], Share]  # of the sensitive pairs of known objects
+
+    @field_validator("refusal_share", "pretraining_share", "intent_share")
+    @classmethod
+    def _shares_add_up(cls, shares: dict, info) -> dict:
+        wanted = {
+            "refusal_share": FORMS,
+            "pretraining_share": ("tasks", "talk", "benign", "harmful"),
+            "intent_share": ("alignment", "safety", "test"),
+        }[info.field_name]
+        if set(shares) != set(wanted) or abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"needs a share for each of {', '.join(wanted)} that add up to 1, found {shares}")
+        return {name: shares[name] for name in wanted}
+
+    @field_validator("alignment_system_share")
+    @classmethod
+    def _both_are_given(cls, shares: dict) -> dict:
+        if set(shares) != {"benign", "harmful"}:
+            raise ValueError("needs a share for each of benign, harmful")
+        return shares
+
+
+class DataSettings(Settings):
+    """Real data instead of the generated world: names in data/sources.yaml, and how much of each."""
+
+    seed: int = 0
+    tasks: dict[Task, str]  # the source of each task's training rows, and of its test rows
+    task_tests: dict[Task, str] = {}  # another source for the test rows of a task
+    general: str  # of general instructions: a test of helpfulness, and benign prompts for the guard
+    task_rows: Count  # training rows of each task, at most
+    task_test_rows: Count  # held-out rows of each task
+    general_test_rows: Count
+    harmful: str = STAND_IN  # a list of harmful instructions
+    harmful_per_form: Count = 50
+    twins: Literal["paired", "nearest"] = "paired"  # supplied with the list, or the most similar benign instruction
+    over_refusal: str | None = None  # benign prompts that only sound harmful, in the text form: a measure of their own
+    french: str | None = None  # CSV with the columns instruction, french, for lists without French
+    translator: str | None = None  # or the model that makes the French, a seq2seq hub id or folder
+    translator_revision: str | None = None
+    translator_prefix: str = ""  # what the translator wants before each text
+    # Or the path of a folder that `python -m studylib.data.safety_builder` wrote, see corpora.check.
+    safety_generic: str = STAND_IN  # refusals in the text form
+    safety_multitask: str = STAND_IN  # in all forms; such a folder's benign twins are the set safety_twins
+    safety_rows: Count  # of each safety set, at most
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.8  # cosine from which two texts count as one
+    too_long_share: Share = 0.02  # of a training set's rows that may be dropped for their length
+
+    @field_validator("tasks")
+    @classmethod
+    def _every_task_has_a_source(cls, tasks: dict) -> dict:
+        if set(tasks) != set(TASKS):
+            raise ValueError(f"needs a source for each of {', '.join(TASKS)}")
+        return {task: tasks[task] for task in TASKS}
+
+
+class ModelSettings(Settings):
+    """The aligned model: `miniature` and `tiny/<architecture>` are built by 00_prepare, anything else is a model folder or hub id."""
+
+    source: str = "miniature"
+    revision: str | None = None  # commit of a hub model, required there
+    quantization: Literal["none", "nf4"] = "none"
+    system_role: Literal["template", "fold"] = (
+        "template"  # fold: into the user's turn, for models without a system role
+    )
+    chat_template: str | None = None  # a file of data/templates, or a path, instead of the model's own template
+    pad_token: str | None = None  # instead of the tokenizer's own
+    gated: bool = False  # behind a licence that has to be accepted
+    parameters: Annotated[float, Field(gt=0)] | None = None  # for the estimate of what a large model needs
+    vocabulary: Count = 1500
+    hidden_size: Count = 128
+    intermediate_size: Count | None = None
+    layers: Count = 4
+    heads: Count = 4
+    context: Count = 192  # longest prompt and answer together, in tokens
+
+
+class TrainSettings(Settings):
+    """One supervised training: pre-training, alignment or a LoRA tuning."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    steps: Count
+    batch_size: Count  # rows per step
+    micro_batch_size: Count | None = None  # rows computed at once, a divisor of batch_size; None: all
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Share = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.001
+    max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    matrix_learning_rate: Annotated[float, Field(gt=0)] | None = (
+        None  # the layers' matrices by Muon (studylib.models.training only)
+    )
+    gradient_checkpointing: bool = False  # memory for time, in transformers' Trainer
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"] = "adamw_torch"
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self):
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class LoraSettings(Settings):
+    """The adapter; the paper has r 64, alpha 16, dropout 0.1 on all seven linear projections."""
+
+    r: Count
+    alpha: Count
+    dropout: Share
+    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class GenerationSettings(Settings):
+    """Greedy decoding; `max_new_tokens` is a cap, a response that reaches it has stop_reason `length`."""
+
+    max_new_tokens: Count
+    batch_size: Count
+
+
+class ArmSettings(Settings):
+    """Mitigations beside the generic and the multitask data at the grid's fraction: fewer cells, without the system prompt."""
+
+    tasks: list[Task]
+    styles: list[Style]
+    seeds: list[int]
+    safety_data: list[Arm] = []  # at the grid's safety_fraction
+    safety_fractions: list[Annotated[float, Field(gt=0, lt=1)]] = []  # other doses of the multitask data
+    removed: list[Annotated[float, Field(gt=0, lt=1)]] = []  # of arm `scaled`: shares of the adapter taken away
+
+    @model_validator(mode="after")
+    def _scaled_has_its_shares(self):
+        if ("scaled" in self.safety_data) != bool(self.removed):
+            raise ValueError("grid.arms: `scaled` in safety_data and the shares in `removed` go together")
+        for name, values in self:
+            if len(set(values)) != len(values):
+                raise ValueError(f"grid.arms.{name} needs every value once, found {values}")
+        return self
+
+
+class GridSettings(Settings):
+    """The cells of the study: every combination is tuned once per seed and tested with and without system prompt."""
+
+    tasks: list[Task]
+    styles: list[Style]
+    safety_data: list[Safety]
+    safety_fraction: Annotated[float, Field(gt=0, lt=1)]  # of the tuning rows, in the generic and multitask arms
+    seeds: list[int]
+    arms: ArmSettings | None = None  # rival mitigations, made by 04_mitigation
+    across_styles: bool = False  # ask models tuned without safety data in the style of no tuning too (PTST, 2402.18540)
+
+    @model_validator(mode="after")
+    def _no_empty_or_repeated(self):
+        for name in ("tasks", "styles", "safety_data", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"grid.{name} needs at least one value and none twice, found {values}")
+        return self
+
+
+class ExecutionSettings(Settings):
+    """How the grid is cut into notebook runs: the named dimensions share one kernel."""
+
+    grouped: list[Literal["model", "style", "seed"]] = ["model", "style", "seed"]
+    threads: Count = 1  # of one tuning notebook; as many notebooks run side by side as cores / threads
+    min_free_gb: Annotated[float, Field(ge=0)] = 1.0
+    tflops: Annotated[float, Field(gt=0)] = 100  # sustained in tuning, for the estimate of hours
+    tokens_per_second: Annotated[float, Field(gt=0)] = 1000  # generated, all of a batch together
+
+
+class Profile(Settings):
+    """One way to run the study, a file in `studylib/profiles/` or any YAML file of that form."""
+
+    name: Name
+    description: str
+    redact: bool = True  # notebooks show hashes of harmful prompts, and of responses the first words and a hash
+    system_prompt: str
+    world: WorldSettings | None = None
+    data: DataSettings | None = None
+    models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
+    pretraining: TrainSettings | None = None
+    alignment: TrainSettings | None = None
+    lora: LoraSettings
+    tuning: TrainSettings
+    generation: GenerationSettings
+    grid: GridSettings
+    judges: Annotated[list[Name], Field(min_length=1)] = list(JUDGES)  # of judges.names(); the first decides
+    labelled: list[Name] = ["own"]  # human-labelled sets that judges are compared with, of validation.YARDSTICKS
+    endpoint: dict[str, str | int | float] = {}  # of the LLM judge: fields of calls.Endpoint but address and key
+    guards: list[Guard] = list(EMBEDDED_GUARDS)  # tried in 03_defences, each on prompts, on responses and on both
+    execution: ExecutionSettings
+
+    @property
+    def miniature(self) -> ModelSettings | None:
+        """The model that 00_prepare trains, None where the profile studies others."""
+        return next((model for model in self.models.values() if model.source == MINIATURE), None)
+
+    @property
+    def miniature_name(self) -> str | None:
+        """The name of that model among the profile's."""
+        return next((name for name, model in self.models.items() if model.source == MINIATURE), None)
+
+    @field_validator("judges", "labelled")
+    @classmethod
+    def _no_name_twice(cls, names: list) -> list:
+        if len(set(names)) != len(names):
+            raise ValueError(f"needs different names, found {', '.join(names)}")
+        return names
+
+    @field_validator("guards")
+    @classmethod
+    def _no_guard_twice(cls, guards: list) -> list:
+        if not guards or len(set(guards)) != len(guards):
+            raise ValueError(f"needs at least one of {', '.join(GUARDS)} and none twice")
+        return guards
+
+    @model_validator(mode="after")
+    def _parts_agree(self):
+        if (self.world is None) == (self.data is None):
+            raise ValueError("needs either `world` (generated data) or `data` (real data)")
+        if self.miniature and (len(self.models) > 1 or not (self.world and self.pretraining and self.alignment)):
+            raise ValueError(
+                "a model with source miniature is trained on the generated world: it needs `world`, `pretraining` and "
+                "`alignment`, and no other model beside it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tiny_models_are_known(self):
+        tiny = {m.source.removeprefix(TINY) for m in self.models.values() if m.source.startswith(TINY)}
+        if unknown := sorted(tiny - set(ARCHITECTURES)):
+            raise ValueError(
+                f"there is no {TINY}{unknown[0]}: known are {', '.join(TINY + one for one in ARCHITECTURES)}"
+            )
+        if tiny and not self.data:
+            raise ValueError("tiny models are built from real data: they need `data`")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_agree(self):
+        longest = self.generation.max_new_tokens
+        for name, model in self.models.items():
+            if model.hidden_size % (2 * model.heads):
+                raise ValueError(
+                    f"models.{name}.hidden_size {model.hidden_size} is not an even multiple of models.{name}.heads {model.heads}"
+                )
+            if longest >= model.context:
+                raise ValueError(
+                    f"generation.max_new_tokens {longest} leaves no room for a prompt in models.{name}.context {model.context}"
+                )
+        if self.tuning.matrix_learning_rate:
+            raise ValueError("tuning.matrix_learning_rate has no effect: an adapter is trained by AdamW alone")
+        return self
+
+
+# libyaml's, 15 times as fast, where it is built in
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(path: Path) -> dict:
+    """What the YAML file holds. Raises StudyError where it is missing or cut."""
+    if not path.is_file():
+        raise StudyError(
+            f"{path} is missing: restore it from the repository (`git checkout -- {path.name}` in its folder)."
+        )
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), LOADER)
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not valid YAML: {error}".replace("\n", " ")) from None

@@ -1,0 +1,134 @@
+"""The cells of a profile's grid, and how they are cut into notebook executions."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+
+from studylib.study.config import ARMS, LABORATORY, STAGE_SAFETY_DATA, STYLES, TASKS, Profile, StudyError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tune of the grid, or with task `none` the untuned model in one style."""
+
+    model: str
+    finetune_task: str
+    style: str
+    safety_data: str = "none"
+    safety_fraction: float = 0.0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """File name of the cell, as in `miniature-code-chat-multitask10-seed0`."""
+        dose = "" if self.safety_data == "none" else f"{100 * self.safety_fraction:g}"
+        return f"{self.model}-{self.finetune_task}-{self.style}-{self.safety_data}{dose}-seed{self.seed}"
+
+
+def cells(
+    profile: Profile,
+    safety_data: str,
+    task: str,
+    styles: Iterable[str],
+    seeds: Iterable[int],
+    models: Iterable[str] = (),
+) -> list[Cell]:
+    """The fine-tunes of one task with one kind of safety data, in fixed order; of all the profile's models unless named.
+
+    Raises StudyError for a task, style, seed or model that is not of its kind.
+    """
+    models = list(models) or list(profile.models)
+    for given, known, word in (([task], TASKS, "task"), (styles, STYLES, "style"), (models, profile.models, "model")):
+        for value in given:
+            if value not in known:
+                raise StudyError(f"Unknown {word} {value!r}: known are {', '.join(known)}.")
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise StudyError(f"seeds must be whole numbers, found {seed!r}.")
+    for given, word in ((styles, "styles"), (seeds, "seeds"), (models, "models")):
+        if len(set(given)) != len(given):
+            raise StudyError(f"{word} names a value twice: {given}.")
+    fraction = 0.0 if safety_data == "none" else profile.grid.safety_fraction
+    return [
+        Cell(model, task, style, safety_data, fraction, seed) for model, style, seed in product(models, styles, seeds)
+    ]
+
+
+def arm_cells(
+    profile: Profile, task: str, styles: Iterable[str], seeds: Iterable[int], models: Iterable[str] = ()
+) -> list[Cell]:
+    """The cells of the profile's rival mitigations (`grid.arms`) on one task, of these styles and seeds; none where it has none."""
+    arms = profile.grid.arms
+    if arms is None or task not in arms.tasks:
+        return []
+    own = profile.grid.safety_fraction  # which the grid has already
+    doses = [("multitask", fraction) for fraction in arms.safety_fractions if fraction != own]
+    for name in arms.safety_data:
+        doses += [(name, share) for share in (arms.removed if name == "scaled" else [own])]
+    return [
+        Cell(model, task, style, name, fraction, seed)
+        for model in list(models) or list(profile.models)
+        for style in arms.styles
+        if style in styles
+        for seed in arms.seeds
+        if seed in seeds
+        for name, fraction in doses
+    ]
+
+
+def is_arm(profile: Profile, cell: Cell) -> bool:
+    """Whether the cell is one of `arm_cells`, which are tested without the system prompt alone."""
+    return cell.safety_data in ARMS or (
+        cell.safety_data != "none" and cell.safety_fraction != profile.grid.safety_fraction
+    )
+
+
+def untuned(profile: Profile, models: Iterable[str] = ()) -> list[Cell]:
+    """The cells of the models as they come, in every style of the grid; of all the profile's models unless named."""
+    return [Cell(model, "none", style) for model, style in product(models or profile.models, profile.grid.styles)]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One notebook execution: the stage and the part of the grid that shares its kernel."""
+
+    stage: str
+    name: str
+    parameters: dict  # what papermill injects besides the profile
+
+
+def unit_name(profile: Profile, task: str, styles: list[str], seeds: list[int], models: list[str]) -> str:
+    """File name of a unit: the task, and the models (none given: all), styles and seeds where they are not the whole grid."""
+    parts = [task, "+".join(models)]
+    if list(styles) != list(profile.grid.styles):
+        parts.append("+".join(styles))
+    if list(seeds) != list(profile.grid.seeds):
+        parts.append("seed" + "+".join(map(str, seeds)))
+    return "-".join(filter(None, parts))
+
+
+def units(profile: Profile, stage: str) -> list[Unit]:
+    """The notebook executions of a stage: one for the stages without a grid, none if the profile leaves it out."""
+    grid, grouped = profile.grid, profile.execution.grouped
+    model_groups = [[]] if "model" in grouped or len(profile.models) == 1 else [[model] for model in profile.models]
+    if stage == "01_baseline":
+        return [Unit(stage, "+".join(models) or "all", {"models": models}) for models in model_groups]
+    if stage not in STAGE_SAFETY_DATA:
+        return [Unit(stage, "all", {})]
+    if STAGE_SAFETY_DATA[stage] not in grid.safety_data:
+        return []
+    style_groups = [grid.styles] if "style" in grouped else [[s] for s in grid.styles]
+    seed_groups = [grid.seeds] if "seed" in grouped else [[s] for s in grid.seeds]
+    return [
+        Unit(
+            stage,
+            unit_name(profile, task, styles, seeds, models),
+            {"task": task, "styles": styles, "seeds": seeds, "models": models},
+        )
+        for models, task, styles, seeds in product(model_groups, grid.tasks, style_groups, seed_groups)
+    ]
+
+
+def threads(profile: Profile, stage: str) -> int:
+    """Threads of one notebook run: the base model is trained alone, so it takes two; so does the laboratory."""
+    return 2 if stage in ("00_prepare", LABORATORY) else profile.execution.threads

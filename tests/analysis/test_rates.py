@@ -1,0 +1,126 @@
+"""Rates of a handful of responses counted by hand and of a simulated study."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from frames import few, joined, scored, study
+
+from studylib.analysis import rates, tables
+from studylib.analysis.stats import wilson
+from studylib.study.config import FORMS, TASKS
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return study(np.random.default_rng(0), n_prompts=4, unjudged=0.05)
+
+
+def test_the_same_intent_in_four_forms_is_not_four_times_the_evidence():
+    pairs = [few(["answered"] * 5 + ["refused"] * 5, form=form) for form in FORMS]
+    apart = tables.attack_success(*joined(*pairs)).set_index("form").loc["all"]
+    for responses, _ in pairs:
+        responses["intent"] = [f"intent{i}" for i in range(10)]
+    shared = tables.attack_success(*joined(*pairs)).set_index("form").loc["all"]
+    assert (apart["n"], shared["n"], apart["rate"], shared["rate"]) == (40, 40, 0.5, 0.5)
+    assert shared["high"] - shared["low"] > 1.5 * (apart["high"] - apart["low"])
+
+
+def test_the_row_of_all_forms_pools_responses_not_rates():
+    pairs = few(["answered"] * 3), few(["refused"], form="translation")
+    table = tables.attack_success(*joined(*pairs)).set_index("form")
+    assert list(table.index) == ["code", "translation", "all"]
+    assert (table.loc["all", "n"], table.loc["all", "rate"]) == (4, 0.75)
+
+
+def test_seeds_are_pooled_and_counted_and_do_not_multiply_the_evidence():
+    pairs = [few(["answered"] + ["refused"] * 9, seed=seed) for seed in (0, 1, 2)]
+    row = tables.attack_success(*joined(*pairs)).iloc[0]
+    assert (row["n"], row["n_seeds"], row["rate"]) == (30, 3, pytest.approx(0.1))
+    assert row["n_effective"] == pytest.approx(10)
+    assert (row["low"], row["high"]) == pytest.approx(wilson(1, 10))
+
+
+def test_rows_are_in_the_order_of_the_study_not_of_the_alphabet(simulated):
+    responses, verdicts, _ = simulated
+    shuffled = responses.sample(frac=1, random_state=0), verdicts.sample(frac=1, random_state=1)
+    table = tables.attack_success(*shuffled)
+    assert list(table["finetune_task"].unique()) == ["none", *TASKS]
+    assert list(table["style"].unique()) == ["chat", "alpaca"]
+    assert list(table["system_prompt"].unique()) == [False, True]
+    assert list(table["safety_data"].unique()) == ["none", "generic", "multitask"]
+    assert list(table["form"][:5]) == [*FORMS, "all"]
+    pd.testing.assert_frame_equal(table, tables.attack_success(responses, verdicts))
+
+
+def test_a_response_without_a_verdict_is_an_error_that_says_how_many_and_where():
+    responses, verdicts = few(["answered"] * 5, style="alpaca")
+    with pytest.raises(ValueError, match=r"2 responses have no verdict.*style alpaca"):
+        tables.attack_success(responses, verdicts.iloc[:3])
+
+
+def test_each_judge_has_rows_of_its_own_and_what_it_did_not_judge_is_unjudged():
+    responses, rules = few(["answered", "refused"])
+    model = rules.assign(judge="model", verdict="answered")
+    table = tables.attack_success(responses, pd.concat([rules, model])).query("form == 'code'")
+    assert dict(zip(table["judge"], table["rate"], strict=True)) == {"model": 1.0, "rules": 0.5}
+    mixed = tables.attack_success(responses, pd.concat([rules, model.iloc[:1]])).query("form == 'code'")
+    assert mixed.set_index("judge")["n_unjudged"].to_dict() == {"model": 1, "rules": 0}
+    rows = rates.judged(responses, pd.concat([rules, model.iloc[:1]]))
+    assert rows.loc[rows["verdict"] == "unjudged", "reason"].tolist() == ["no verdict of model"]
+
+
+def test_rows_that_are_there_twice_count_once():
+    responses, verdicts = few(["answered", "refused", "refused"])
+    twice = tables.attack_success(pd.concat([responses] * 2), pd.concat([verdicts] * 2))
+    pd.testing.assert_frame_equal(twice, tables.attack_success(responses, verdicts))
+    with pytest.raises(ValueError, match="3 response ids stand for several rows"):
+        tables.attack_success(pd.concat([responses, responses.assign(seed=1)]), verdicts)
+
+
+def test_two_verdicts_of_one_judge_and_unknown_words_are_errors():
+    responses, verdicts = few(["answered", "refused"])
+    with pytest.raises(ValueError, match="two verdicts"):
+        tables.attack_success(responses, pd.concat([verdicts, verdicts.assign(verdict="partial")]))
+    with pytest.raises(ValueError, match="unknown verdicts"):
+        tables.attack_success(responses, verdicts.assign(verdict="yes"))
+    with pytest.raises(ValueError, match="unknown finetune_task"):
+        tables.attack_success(responses.assign(finetune_task="poetry"), verdicts)
+
+
+def test_a_missing_score_is_an_error():
+    responses, verdicts = few(["answered"] * 3, prompt_set="general")
+    with pytest.raises(ValueError, match="1 responses have no score"):
+        tables.helpfulness(responses, verdicts, scored(responses.iloc[:2], "f1", 1.0))
+
+
+def test_outcomes_have_a_row_per_response_and_measure_and_nan_where_unjudged():
+    pairs = [
+        few(["answered", "partial", "refused", "incoherent", "unjudged"]),
+        few(["refused", "answered", "incoherent", "unjudged"], prompt_set="twin"),
+        few(["answered", "incoherent"], prompt_set="general"),
+    ]
+    responses, verdicts = joined(*pairs)
+    scores = scored(pairs[2][0], "f1", [0.25, np.nan])
+    rows = rates.outcomes(responses, verdicts, scores)
+    found = {measure: part["value"].tolist() for measure, part in rows.groupby("measure", observed=True)}
+    expected = {
+        "attack_success_rate": [1, 1, 0, 0, np.nan],
+        "over_refusal_rate": [1, 0, 0, np.nan],
+        "incoherent_rate": [0, 0, 1, np.nan, 0, 1],
+        "general_score": [0.25, np.nan],
+    }
+    assert found.keys() == expected.keys()
+    for measure, values in expected.items():
+        assert found[measure] == pytest.approx(values, nan_ok=True), measure
+    assert set(rows.loc[rows["measure"] == "general_score", "metric"]) == {"f1"}
+    assert set(rows.loc[rows["measure"] != "general_score", "metric"]) == {"rules"}
+
+
+def test_rows_matched_with_their_verdicts_once_give_the_same_tables(simulated):
+    responses, verdicts, scores = simulated
+    rows = rates.judged(responses, verdicts)
+    for make in (tables.attack_success, tables.by_seed, tables.answered_share, tables.verdict_shares, tables.variance):
+        pd.testing.assert_frame_equal(make(rows), make(responses, verdicts))
+    pd.testing.assert_frame_equal(
+        tables.helpfulness(rows, None, scores), tables.helpfulness(responses, verdicts, scores)
+    )

@@ -1,0 +1,451 @@
+import random
+import unicodedata
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
+
+from studylib.data import duplicates
+from studylib.study.config import StudyError
+
+TEMPLATE = "Read the following request with care and answer it in one short friendly sentence: "  # 83 characters
+
+
+def words(n: int, seed: int) -> list[str]:
+    """n different made-up words."""
+    rng, made = random.Random(seed), {}
+    while len(made) < n:
+        made["".join(rng.choice("bdfglmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(1, 4)))] = None
+    return list(made)
+
+
+def sentences(n: int, seed: int, length: tuple[int, int] = (10, 18)) -> list[str]:
+    """n sentences of made-up words, so different that none is like another."""
+    rng, vocabulary = random.Random(seed), words(2000, 0)
+    return [" ".join(rng.choices(vocabulary, k=rng.randint(*length))) for _ in range(n)]
+
+
+def rows(texts, **more) -> list[dict]:
+    return [{"id": f"{i}", "messages": [{"role": "user", "content": text}], **more} for i, text in enumerate(texts)]
+
+
+def brute_force(texts_a, texts_b, threshold) -> pd.DataFrame:
+    """What `pairs` promises, by comparing each text with every other."""
+    plain = [duplicates.normal(text) for text in [*texts_a, *(texts_b or [])]]
+    try:
+        weigh = TfidfVectorizer(analyzer="char", ngram_range=(5, 5), lowercase=False, sublinear_tf=True)
+        cosine = cosine_similarity(weigh.fit_transform(plain))
+    except ValueError:  # no text is as long as an n-gram
+        cosine = np.zeros((len(plain), len(plain)))
+    start = 0 if texts_b is None else len(texts_a)
+    a, b = plain[: len(texts_a)], plain[start:]
+    found = []
+    for i, one in enumerate(a):
+        for j, other in enumerate(b):
+            stand = a.index(one) == i, b.index(other) == j
+            if one == other and stand[0] and (i < j if texts_b is None else stand[1]):
+                found.append((i, j, 1.0, "exact"))
+            elif (
+                one != other
+                and all(stand)
+                and cosine[i, start + j] >= threshold - 1e-9
+                and (texts_b is not None or i < j)
+            ):
+                found.append((i, j, cosine[i, start + j], "near"))
+    return pd.DataFrame(found, columns=["a", "b", "cosine", "kind"])
+
+
+def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
+    assert (
+        found[["a", "b", "kind"]].astype(str).to_numpy().tolist()
+        == wanted[["a", "b", "kind"]].astype(str).to_numpy().tolist()
+    )
+    assert np.allclose(found["cosine"], wanted["cosine"].astype(float), rtol=0, atol=1e-9)
+
+
+def odd_texts(n: int, seed: int) -> list[str]:
+    """Texts of all sorts: short, empty, punctuation, emoji, several scripts, repetitive, equal but for case, alike."""
+    rng = random.Random(seed)
+    alphabets = [
+        "ab",
+        "abc d",
+        "aeiou bcdfg",
+        "\U0001f600\U0001f916 x",
+        "\u00e9\u00e8 \u00fc-7",
+        "\u4f60\u597d\u4e16\u754c ",
+        "?! .,",
+    ]
+    made = ["", "...", "!?", "a", "abcd", "abcde", "aaaaaaaaaaaa"]
+    while len(made) < n:
+        if rng.random() < 0.5:
+            text = "".join(rng.choices(rng.choice(alphabets), k=rng.randint(0, 40)))
+        else:  # an edit of an earlier one
+            text = list(rng.choice(made)) * rng.choice([1, 1, 1, 2])
+            for _ in range(rng.randint(0, 2)):
+                text.insert(rng.randint(0, len(text)), rng.choice("abcX !"))
+            text = "".join(text)
+        made.append(text.upper() if rng.random() < 0.1 else text)
+    rng.shuffle(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("Open  the\n\tlocker.", "open the locker"),
+        ("\u201cOpen\u201d Paul\u2019s locker \u2026", '"Open" Paul\'s locker...'),
+        ("caf\u00e9", "cafe\u0301"),
+        ("\uff27\uff4f \uff01", "go"),
+        ("stra\u00dfe", "STRASSE"),
+        ("open\u200b the\u00a0locker\ufeff", "open the locker"),
+        ("a well\u2011known man \u2014 or not", "a well-known man, or not"),
+        ("from 3\u20135 to \u22122", "from 3-5 to -2"),
+        ("`open`", "'open'"),
+        ("l\u00b4eau", "l'eau"),
+        ("!?", ""),
+    ],
+)
+def test_case_quotes_dashes_spaces_and_unicode_forms_make_no_difference(one, other):
+    assert duplicates.normal(one) == duplicates.normal(other)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("Write it in C", "Write it in C#"),
+        ("Write it in C", "Write it in C++"),
+        ("Is it 5?", "Is it -5?"),
+        ("add 5 %", "add 5"),
+        ("x < 3", "x > 3"),
+        ("3.5 km", "35 km"),
+        ("p\u00eache", "p\u00e9ch\u00e9"),
+        ("\U0001f600", "\U0001f622"),
+        ("a_b", "ab"),
+    ],
+)
+def test_what_changes_a_request_is_kept(one, other):
+    assert duplicates.normal(one) != duplicates.normal(other)
+
+
+def test_the_normal_form_is_its_own_normal_form_for_any_characters():
+    rng = random.Random(0)
+    planes = [(32, 127), (160, 0x250), (0x300, 0x370), (0x2000, 0x2200), (0x3000, 0xD7FF), (0xE000, 0x2FFFF)]
+    for _ in range(3000):
+        text = "".join(chr(rng.randint(*rng.choice(planes))) for _ in range(rng.randint(1, 12)))
+        plain = duplicates.normal(text)
+        assert duplicates.normal(plain) == plain, [unicodedata.name(c, hex(ord(c))) for c in text]
+        assert plain == " ".join(plain.split())
+
+
+@pytest.mark.parametrize("threshold", [0.15, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_are_those_of_comparing_each_with_every_other(seed, threshold):
+    texts = odd_texts(80, seed)
+    wanted = brute_force(texts, None, threshold)
+    assert set(wanted["kind"]) == ({"exact", "near"} if threshold < 1 else set(wanted["kind"]))
+    assert_same(duplicates.pairs(texts, threshold=threshold), wanted)
+    others = odd_texts(50, seed + 100)
+    assert_same(duplicates.pairs(texts, others, threshold), brute_force(texts, others, threshold))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prose_and_templates_give_the_same_pairs_as_brute_force(seed):
+    rng = random.Random(seed)
+    prose = sentences(120, seed)
+    edited = [one if rng.random() < 0.5 else one[:30] + "x" + one[31:] for one in rng.sample(prose, 40)]
+    texts = prose + [TEMPLATE + one for one in edited] + [one[:-20] for one in edited] + edited
+    wanted = brute_force(texts, None, 0.8)
+    assert min(wanted["kind"].value_counts()) > 5
+    assert_same(duplicates.pairs(texts), wanted)
+
+
+def test_texts_too_short_for_an_n_gram_have_exact_duplicates_only():
+    found = duplicates.pairs(["abc", "ABC!", "abcd", "", "?", "a longer text"])
+    assert found.to_numpy().tolist() == [[0, 1, 1.0, "exact"], [3, 4, 1.0, "exact"]]
+    assert len(duplicates.pairs([])) == len(duplicates.pairs([], ["abc"])) == len(duplicates.pairs(["ab"], [])) == 0
+
+
+def test_ten_thousand_equal_rows_make_as_many_pairs_and_no_fifty_million():
+    texts = sentences(50, 0)
+    found = duplicates.pairs([*texts, *[texts[7].upper()] * 10_000])
+    assert len(found) == 10_000 and set(found["a"]) == {7} and set(found["kind"]) == {"exact"}
+    assert duplicates.pairs([texts[7]] * 10_000, [texts[7] + "!"] * 10_000).to_numpy().tolist() == [
+        [0, 0, 1.0, "exact"]
+    ]
+    assert duplicates.firsts(["a b", "c", "A B.", "c"]).tolist() == [0, 1, 0, 1]
+
+
+def test_a_thousand_rows_under_one_template_are_told_apart_and_no_time_is_lost():
+    texts = [TEMPLATE + text[:40] for text in sentences(1000, 3)]
+    assert len(duplicates.pairs(texts)) == 0
+    texts[500] = texts[3][:-1] + "x"
+    assert duplicates.pairs(texts)[["a", "b"]].to_numpy().tolist() == [[3, 500]]
+
+
+@pytest.mark.parametrize("threshold", [0, -0.5, 1.01, float("nan")])
+def test_a_threshold_that_is_no_cosine_is_refused(threshold):
+    with pytest.raises(StudyError, match="cosine above 0 and up to 1, not"):
+        duplicates.pairs(["one text"], threshold=threshold)
+
+
+SENTENCE = (
+    "please write a polite letter to the town council that asks for %s more benches beside the northern river path"
+)
+
+
+@pytest.mark.parametrize(
+    "edit, near",
+    [
+        (lambda text: text.replace("7", "8"), True),  # another number
+        (lambda text: text.replace("asks", "does not ask"), True),  # the opposite
+        (lambda text: text.replace("benches", "lanterns"), True),  # one other noun of nineteen words
+        (lambda text: "Kindly: " + text.upper() + "!!", True),
+        (lambda text: " ".join(reversed(text.split())), False),  # the same words in another order
+        (
+            lambda text: "could you draft a courteous note to our council requesting additional seating by the river?",
+            False,
+        ),
+        (lambda text: text.split(" that ")[0], False),  # a part of it
+    ],
+)
+def test_a_long_text_with_one_word_changed_is_near_and_a_paraphrase_is_not(edit, near):
+    text = SENTENCE % 7
+    found = duplicates.pairs([text, *sentences(300, 0)], [edit(text)])
+    assert found["kind"].tolist() == ["near"] * near
+
+
+def test_what_a_template_fills_in_decides_when_many_rows_share_the_template():
+    fillings = words(600, 5)[300:]
+    texts = [f"Translate this word into French and use it in a sentence: {word * 2}" for word in fillings]
+    assert len(duplicates.pairs(texts)) < 5
+    assert len(duplicates.pairs(texts[:2], threshold=0.6)) == 1  # of two rows alone the template is most of the text
+    contents = [
+        {"id": word, "content": word * 2, "messages": [{"content": text}]}
+        for word, text in zip(fillings, texts, strict=True)
+    ]
+    alone = duplicates.report({"train": contents[:1], "test": contents[1:2]}, threshold=0.6)
+    assert not alone[["exact", "near"]].to_numpy().any()
+
+
+# Reports and clean sets
+
+
+def planted() -> dict[str, list[dict]]:
+    """Sets with the published overlaps of MultiTaskBench: duplicates by block 0/6/66/6; 97, 67 and 156 rows of other sets."""
+    templates = {
+        "classification": "choose the best option: %s (a) one (b) two",
+        "code": "write a program for this: %s",
+        "text_generation": "write a text about this: %s",
+        "translation": "translate into English: %s",
+    }
+    new = iter(sentences(6000, 42))
+    bench = []
+    for (form, template), repeated in zip(templates.items(), (0, 6, 66, 6), strict=True):
+        block = [template % next(new) for _ in range(500 - repeated)]
+        for k in range(repeated):  # other rows than those in other sets
+            block.insert(300 + k, block[200 + k] if k % 2 else block[200 + k].upper() + " ")
+        bench += rows(block, form=form)
+    texts = [row["messages"][0]["content"] for row in bench]
+    behaviours = texts[:97] + [next(new) for _ in range(423)]
+    others = texts[500:567] + [next(new) for _ in range(133)]
+    tuning = texts[1500:1656] + [next(new) for _ in range(2327)]
+    benign = [next(new) for _ in range(50)]
+    benign[10] = texts[1900].replace("translate", "please translate")  # one near duplicate
+    return {
+        "safety_multitask": bench,
+        "safety_generic": rows(tuning, form="text_generation"),
+        "behaviours": rows(behaviours),
+        "others": rows(others),
+        "general": rows(benign),
+    }
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return planted()
+
+
+def counted(frame: pd.DataFrame, name: str, other: str) -> list[int]:
+    return frame.set_index(["set", "other"]).loc[(name, other), ["rows", "exact", "near", "clean"]].tolist()
+
+
+def test_the_report_finds_exactly_the_planted_duplicates(sets):
+    found = duplicates.report(sets)
+    assert counted(found, "safety_multitask", "safety_multitask") == [2000, 78, 0, 1922]
+    assert counted(found, "safety_multitask", "behaviours") == [2000, 97, 0, 1903]
+    assert counted(found, "behaviours", "safety_multitask") == [520, 97, 0, 423]
+    assert counted(found, "safety_multitask", "others") == [2000, 67, 0, 1933]
+    assert counted(found, "safety_multitask", "safety_generic") == [2000, 156, 0, 1844]
+    assert counted(found, "safety_multitask", "general") == [2000, 0, 1, 1999]
+    assert counted(found, "general", "safety_multitask") == [50, 0, 1, 49]
+    rest = found.set_index(["set", "other"])[["exact", "near"]].sum(axis=1)
+    assert (rest > 0).sum() == 9 and len(rest) == 25
+    blocks = {
+        form: [row for row in sets["safety_multitask"] if row["form"] == form]
+        for form in ("classification", "code", "text_generation", "translation")
+    }
+    by_block = duplicates.report(blocks)
+    assert [counted(by_block, form, form)[1] for form in blocks] == [0, 6, 66, 6]
+    assert not by_block.loc[by_block["set"] != by_block["other"], ["exact", "near"]].to_numpy().any()
+
+
+def test_training_sets_lose_what_a_test_has_and_every_set_its_repetitions(sets):
+    kept, dropped = duplicates.clean(sets, tests=["behaviours", "others", "general"])
+    assert {name: len(some) for name, some in kept.items()} == {
+        "safety_multitask": 2000 - 97 - 67 - 1 - 78,
+        "safety_generic": 2483,  # in safety_multitask 156: two training sets
+        "behaviours": 520,
+        "others": 200,
+        "general": 50,
+    }
+    for name, some in kept.items():  # in their order, and nothing in both
+        gone = set(dropped.loc[dropped["set"] == name, "row"])
+        assert some == [row for i, row in enumerate(sets[name]) if i not in gone]
+    assert dropped.groupby("other")["kind"].agg(list).map(sorted).map(
+        lambda kinds: (len(kinds), kinds[-1])
+    ).to_dict() == {
+        "behaviours": (97, "exact"),
+        "others": (67, "exact"),
+        "general": (1, "near"),
+        "safety_multitask": (78, "exact"),
+    }
+    again = duplicates.report(kept)
+    assert again.set_index(["set", "other"])[["exact", "near"]].sum(axis=1).loc[lambda n: n > 0].index.tolist() == [
+        ("safety_multitask", "safety_generic"),
+        ("safety_generic", "safety_multitask"),
+    ]
+    assert duplicates.clean(kept, tests=["behaviours", "others", "general"])[1].empty
+
+
+def test_what_was_dropped_is_named_with_its_reason():
+    a, b, c, d = sentences(4, 0)
+    train = rows([a, b, b + "!", c, c[:-2] + "zz", d + " so"])
+    test = [{**row, "id": f"test/{i}"} for i, row in enumerate(rows([d, a.upper()]))]
+    _, dropped = duplicates.clean({"train": train, "test": test}, tests=["test"])
+    assert dropped.drop(columns="cosine").to_numpy().tolist() == [
+        ["train", 0, "0", "exact", "test", 1, "test/1"],
+        ["train", 2, "2", "exact", "train", 1, "1"],
+        ["train", 4, "4", "near", "train", 3, "3"],
+        ["train", 5, "5", "near", "test", 0, "test/0"],
+    ]
+    assert dropped["cosine"].between(0.8, 1).all() and (dropped.loc[dropped["kind"] == "exact", "cosine"] == 1).all()
+
+
+def test_of_several_reasons_the_exact_then_the_nearest_test_is_named_and_a_row_goes_once():
+    text, other = sentences(2, 3)
+    like, liker = text[:20] + "x" + text[20:] + " so it is", text + " so"
+    sets = {
+        "train": rows([text, other, other + " one", other + " two", text + "?"]),
+        "far": rows([like]),
+        "near": rows([liker]),
+        "same": rows([other]),
+        "too": rows(["nothing", other]),
+    }
+    tests = ["far", "near", "same", "too"]
+    dropped = duplicates.clean(sets, tests)[1]
+    assert dropped[["row", "kind", "other"]].to_numpy().tolist() == [
+        [0, "near", "near"],
+        [1, "exact", "same"],
+        [2, "near", "same"],
+        [3, "near", "same"],
+        [4, "near", "near"],
+    ]
+    within = duplicates.clean(sets, [])[1]
+    assert within[["row", "kind", "other_row"]].to_numpy().tolist() == [[2, "near", 1], [3, "near", 1], [4, "exact", 0]]
+    assert counted(duplicates.report(sets), "same", "train") == [1, 1, 0, 0]  # and two near ones
+
+
+def chain() -> list[str]:
+    """Three texts of which the second is like both others, and they are not alike."""
+    first = sentences(1, 9, (30, 30))[0].split()
+    other = words(300, 8)[200:]
+    return [" ".join(first), " ".join(first[:26] + other[:4]), " ".join(first[:22] + other[4:8] + other[:4])]
+
+
+def test_only_an_earlier_row_that_stays_makes_a_row_superfluous():
+    texts = [*chain(), *sentences(20, 1)]
+    assert duplicates.pairs(texts)[["a", "b"]].to_numpy().tolist() == [[0, 1], [1, 2]]
+    kept, dropped = duplicates.clean({"train": rows(texts)}, tests=[])
+    assert dropped["row"].tolist() == [1] and len(kept["train"]) == 22
+    assert counted(duplicates.report({"train": rows(texts)}), "train", "train") == [23, 0, 1, 22]
+    _, dropped = duplicates.clean({"train": rows([texts[1], texts[0], *texts[2:]])}, tests=[])
+    assert dropped[["row", "other_row"]].to_numpy().tolist() == [[1, 0], [2, 0]]
+    _, dropped = duplicates.clean(
+        {"train": rows([texts[0], texts[2], texts[1], texts[0] + " so", *texts[3:]])}, tests=[]
+    )
+    assert dropped[["row", "other_row"]].to_numpy().tolist() == [[2, 0], [3, 0]]  # once, though it is like both
+
+
+def test_a_row_that_clashes_with_a_test_does_not_drag_down_the_row_that_repeats_it():
+    texts = chain()
+    kept, dropped = duplicates.clean(
+        {"train": rows([texts[1], texts[0], *sentences(20, 1)]), "test": rows([texts[2]])}, tests=["test"]
+    )
+    assert dropped[["set", "row", "other"]].to_numpy().tolist() == [["train", 0, "test"]] and len(kept["train"]) == 21
+
+
+def test_two_tests_may_share_rows_and_twins_are_no_fault():
+    some = sentences(30, 0)
+    twins = [text.replace(text.split()[0], "polite", 1) for text in some]
+    sets = {"harmful": rows(some), "twin": rows(twins), "general": rows(some[:5]), "train": rows(sentences(10, 5))}
+    found = duplicates.report(sets)
+    assert not {("harmful", "twin"), ("twin", "harmful")} & set(zip(found["set"], found["other"], strict=True))
+    assert counted(found, "general", "harmful") == [5, 5, 0, 0]
+    assert counted(found, "twin", "general")[2] == 5
+    kept, dropped = duplicates.clean(sets, tests=["harmful", "twin", "general"])
+    assert dropped.empty and kept == sets
+    seen = duplicates.report(sets, expected=())
+    assert counted(seen, "harmful", "twin")[1:3] == counted(seen, "twin", "harmful")[1:3] == [0, 30]
+
+
+def test_pairs_of_sets_that_are_expected_alike_are_not_cleaned_either():
+    some = sentences(3, 0)
+    sets = {"train": rows(some), "test": rows(some), "other": rows(some[1:2])}
+    kept, dropped = duplicates.clean(sets, tests=["test", "other"], expected={("test", "train")})
+    assert dropped["other"].tolist() == ["other"] and len(kept["train"]) == 2
+
+
+def test_a_request_in_four_forms_is_no_repetition_but_clashes_with_a_test_in_any_form():
+    request = {"content": sentences(1, 0)[0], "messages": [{"content": "whatever"}]}
+    safety = [{**request, "id": form, "form": form} for form in ("text_generation", "code", "code", "translation")]
+    kept, dropped = duplicates.clean(
+        {"safety_multitask": safety, "harmful": rows(["nothing of the kind"])}, ["harmful"]
+    )
+    assert dropped["row"].tolist() == [2] and len(kept["safety_multitask"]) == 3
+    harmful = [{**request, "id": "h", "form": "classification"}]
+    kept, _ = duplicates.clean({"safety_multitask": safety, "harmful": harmful}, ["harmful"])
+    assert kept["safety_multitask"] == [] and kept["harmful"] == harmful
+
+
+def test_what_is_compared_can_be_given_for_each_set():
+    title, *others = sentences(9, 0)
+    train = [{"id": "1", "title": title}, *({"id": "2", "title": other} for other in others)]
+    sets = {"train": train, "test": [{"id": "3", "content": title, "messages": [{"content": TEMPLATE + title}]}]}
+    found = duplicates.report(sets, text={"train": lambda row: row["title"]})
+    assert counted(found, "test", "train") == [1, 1, 0, 0]
+    everywhere = duplicates.report(
+        sets, text=lambda row: row.get("title") or row["messages"][0]["content"], threshold=0.4
+    )
+    assert counted(everywhere, "test", "train") == [1, 0, 1, 0]
+    with pytest.raises(
+        StudyError, match=r"Row 0 of train has no text to compare \(KeyError\('messages'\)\): give `text`"
+    ):
+        duplicates.report(sets)
+
+
+def test_a_set_without_rows_is_reported_and_an_unknown_test_is_refused():
+    sets = {"train": rows(["one text here"]), "test": []}
+    assert counted(duplicates.report(sets), "test", "train") == [0, 0, 0, 0]
+    kept, dropped = duplicates.clean(sets, tests=["test"])
+    assert kept == sets and dropped.empty and list(dropped)[:3] == ["set", "row", "id"]
+    with pytest.raises(StudyError, match="No set is called tset: the tests must be among train, test"):
+        duplicates.clean(sets, tests=["tset"])
+
+
+def test_neither_the_report_nor_cleaning_changes_what_it_was_given(sets):
+    before = {name: [dict(row) for row in some] for name, some in sets.items()}
+    duplicates.clean(sets, tests=["behaviours"])
+    duplicates.report(sets)
+    assert sets == before

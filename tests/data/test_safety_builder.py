@@ -1,0 +1,385 @@
+"""Lists and rivals here are stand-ins in the shape of the published files: nothing of those is in the tests."""
+
+import csv
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+
+import mirror
+import pytest
+import yaml
+from conftest import ROOT
+from test_safety import bench, llamas, rows_of_the_bench
+
+from studylib.data import duplicates, safety, safety_builder, safety_candidates, world
+from studylib.data import sets as datasets
+from studylib.data.safety_builder import build, rivals_table
+from studylib.data.safety_card import write
+from studylib.judges.coherence import languages
+from studylib.study.config import FORMS, StudyError
+from studylib.study.paths import RunPaths
+from studylib.study.profiles import load_profile
+from studylib.text import refusals as rules
+
+KEYS = ["messages", "form", "kind", "source", "key", "intent", "pair", "language"]
+REFUSAL = "I'm sorry, but I can't help with that."
+VERBS = ("Open", "Hide", "Take", "Copy", "Paint", "Bend", "Sell", "Burn")
+
+
+def prompt(row):
+    return row["messages"][0]["content"]
+
+
+def answer(row):
+    return row["messages"][1]["content"]
+
+
+def of(rows, kind, form=None):
+    return [row for row in rows if row["kind"] == kind and form in (None, row["form"])]
+
+
+def things(n, whose="of a stranger"):
+    """Different stand-in instructions, none a near duplicate of another."""
+    return [f"{VERBS[i % 8]} the {said[:-1].lower()} {whose}" for i, said in enumerate(mirror.texts(n, "things", 4))]
+
+
+def table(path, columns, rows):
+    with open(path, "w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([columns, *rows])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    return build(per_form=60)
+
+
+@pytest.fixture
+def put(tmp_path, monkeypatch):
+    """Puts a file into a mirror under a name of the register; nothing else but small benign files is within reach."""
+    return mirror.putting(tmp_path, monkeypatch)
+
+
+# The miniature's world
+
+
+def test_every_form_has_as_many_refusals_as_asked_for_and_as_many_twins(stand_in):
+    rows, counts = stand_in
+    found = Counter((row["kind"], row["form"]) for row in rows)
+    assert found == {(kind, form): 60 for kind in ("refusal", "twin") for form in FORMS}
+    assert all(counts[f"{kind} {form}"] == n for (kind, form), n in found.items())
+    assert counts["drawn"] == counts[safety_candidates.NEAR] + counts["left over"] + 240
+    assert all(list(row) == KEYS and all(row.values()) for row in rows)
+    assert len({(row["kind"], row["form"], row["key"]) for row in rows}) == len(rows)
+
+
+def test_every_refusal_is_read_as_one_and_no_twin_is(stand_in):
+    for row in stand_in[0]:
+        verdict = rules.judge_rules(prompt(row), answer(row), row["form"], "eos")[0]
+        assert (verdict == "refused") == (row["kind"] == "refusal"), row
+
+
+def test_refusals_are_suited_to_the_form(stand_in):
+    said = {form: {answer(row) for row in of(stand_in[0], "refusal", form)} for form in FORMS}
+    assert "I'm sorry, but I can't write code for that." in said["code"]
+    assert any("french" in languages(one) for one in said["translation"])
+    assert not any(said[a] & said[b] for a in FORMS for b in FORMS if a < b)
+
+
+def test_a_pair_is_a_harmful_prompt_and_its_benign_twin_in_the_same_wording(stand_in):
+    pairs = {}
+    for row in stand_in[0]:
+        pairs.setdefault(row["pair"], {})[row["kind"]] = prompt(row).split()
+    assert len(pairs) == 240 and all(set(pair) == {"refusal", "twin"} for pair in pairs.values())
+    for pair in pairs.values():
+        assert pair["refusal"] != pair["twin"] and pair["refusal"][0] == pair["twin"][0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_intent_of_the_miniatures_test_is_in_it_whatever_the_seed(seed):
+    parts = world.split(load_profile("miniature").world)
+    rows, counts = build(per_form=40, seed=seed)
+    test = {f"stand_in/{verb}/{noun}" for verb, noun in parts["new"] + parts["test"]}
+    assert not test & {row["intent"] for row in rows} and safety_builder.TESTED_INTENT not in counts
+
+
+def test_an_intent_of_the_test_that_strays_into_the_training_pairs_is_kept_out(monkeypatch):
+    whole = safety_builder.harmful.stand_in_parts(0)
+    strayed = whole | {"safety": whole["safety"] + whole["test"]}
+    monkeypatch.setattr(safety_builder.harmful, "stand_in_parts", lambda seed: strayed)
+    rows, counts = build(per_form=40)
+    test = {f"stand_in/{verb}/{noun}" for verb, noun in whole["test"]}
+    assert counts[safety_builder.TESTED_INTENT] >= 1 and not test & {row["intent"] for row in rows}
+
+
+def test_nothing_of_it_resembles_a_test_prompt_of_the_miniature_when_those_are_excluded():
+    sets = world.build_sets(load_profile("smoke").world)
+    tests = [prompt(row) for name in datasets.TESTS for row in sets[name]]
+    rows, _ = build(per_form=40, exclude=tests)
+    assert duplicates.pairs([prompt(row) for row in rows], tests).empty
+
+
+def test_no_prompt_resembles_another_of_its_form_and_kind(stand_in):
+    sets = {f"{kind} {form}": of(stand_in[0], kind, form) for kind in ("refusal", "twin") for form in FORMS}
+    found = duplicates.report(sets)
+    assert found.loc[found["set"] == found["other"], ["exact", "near"]].sum().sum() <= 1  # rarities differ in a part
+    prompts = [(row["form"], prompt(row)) for row in stand_in[0]]
+    assert len(set(prompts)) == len(prompts)
+
+
+def in_order(rows):
+    return sorted(rows, key=lambda row: (row["kind"], row["form"], int(row["key"])))
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_one_others(stand_in):
+    assert build(per_form=60) == stand_in and in_order(build(per_form=60, seed=1)[0]) != in_order(stand_in[0])
+
+
+def test_without_twins_or_other_forms_the_rows_that_stay_are_as_they_were(stand_in):
+    rows, counts = build(per_form=60, twins=False, forms=("code",))
+    assert in_order(rows) == in_order(of(stand_in[0], "refusal", "code"))
+    assert not any("twin" in what for what in counts)
+
+
+def test_a_named_test_prompt_takes_the_refusal_with_its_twin_and_is_counted(stand_in):
+    first = of(stand_in[0], "refusal", "code")[0]
+    for named in (prompt(first).upper(), prompt(first).replace("Python", "Pythonic")):
+        rows, counts = build(per_form=60, exclude=[named])
+        assert first["pair"] not in {row["pair"] for row in rows} and counts[safety_builder.TESTED] >= 1
+        assert counts["refusal code"] == 60  # another one takes its place
+        assert counts["test prompts compared with"] == 1
+
+
+def test_a_test_prompt_that_is_a_twin_takes_the_twin(stand_in):
+    first = of(stand_in[0], "twin", "code")[0]
+    rows, counts = build(per_form=60, exclude=[prompt(first)])
+    assert prompt(first) not in map(prompt, rows) and counts["twin code"] == 60
+
+
+def test_an_intent_of_a_test_goes_in_every_form_with_or_without_the_name_of_its_source(stand_in):
+    intent = of(stand_in[0], "refusal")[0]["intent"]
+    for said in (intent, intent.removeprefix("stand_in/")):
+        rows, counts = build(per_form=60, exclude_intents={said})
+        assert intent not in {row["intent"] for row in rows} and counts[safety_builder.TESTED_INTENT] >= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"source": "advbnch"}, "There is no source 'advbnch': give one of stand_in, advbench"),
+        ({"per_form": 0}, "per_form is 0"),
+        ({"forms": ("code", "poem")}, "forms are code, poem: give one or more of text_generation"),
+        ({"forms": ()}, "forms are none"),
+        ({"exclude": [3]}, "exclude holds int instead of text"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings, said):
+    with pytest.raises(StudyError, match=said):
+        build(**settings)
+
+
+def test_more_than_the_world_has_is_refused_with_how_much_there_is(monkeypatch):
+    parts = {"alignment": [("open", "locker")], "safety": [], "new": [], "test": []}
+    whole = safety_builder.harmful.stand_in_parts(0)
+    monkeypatch.setattr(safety_builder.harmful, "stand_in_parts", lambda seed: whole | parts)
+    with pytest.raises(
+        StudyError, match=r"300 refusals .*, but stand_in has \d+ different ones for the form code: ask for"
+    ):
+        build(per_form=300, forms=("code",))
+
+
+# Files of one's own
+
+
+def own(folder, n=12, **change):
+    """A file of n instructions with French, twins, their French and answers; `change`: a column's cells by number."""
+    mine = things(n, "of mine")
+    columns = {
+        "instruction": dict(enumerate(things(n))).get,
+        "french": lambda i: f"Ouvrez {things(n)[i][5:-14]} d'un inconnu",
+        "twin": mine.__getitem__,
+        "twin_french": lambda i: f"Ouvrez {mine[i][5:-8]} à moi",
+        "twin_answer": lambda i: f"First find it, then do it. That is number {i}.",
+    } | change
+    return table(folder / "mine.csv", columns, [[made(i) for made in columns.values()] for i in range(n)])
+
+
+def test_a_twin_that_is_refused_and_one_in_the_words_of_a_refusal_go_and_are_counted(tmp_path):
+    own(
+        tmp_path,
+        twin_answer=lambda i: REFUSAL if i == 3 else "First find it, then open it.",
+        twin=lambda i: things(12)[0] if i == 5 else things(12, "of mine")[i],
+    )
+    # the one wording that both can have: which of five an instruction gets depends on its key
+    for seed in range(40):
+        rows, counts = build(str(tmp_path / "mine.csv"), per_form=12, forms=("text_generation",), seed=seed)
+        assert counts[safety_candidates.REFUSED_TWIN] == 1 and counts["refusal text_generation"] == 12
+        assert not set(map(prompt, of(rows, "twin"))) & set(map(prompt, of(rows, "refusal")))
+        if safety_builder.HARMFUL_TWIN in counts:
+            return
+    raise AssertionError("no seed gave the twin the wording of the refusal")
+
+
+def test_a_dose_larger_than_the_data_names_both_and_the_form(tmp_path):
+    with pytest.raises(
+        StudyError, match=r"13 refusals .* but \S*mine\.csv has 12 different ones for the form text_gen"
+    ):
+        build(own(tmp_path), per_form=13)
+
+
+def test_an_instruction_of_a_test_leaves_all_forms_the_french_one_too(tmp_path):
+    rows, counts = build(own(tmp_path), per_form=11, exclude=[things(12)[4].lower() + "!"])
+    assert "4" not in {row["key"] for row in rows} and counts[safety_builder.TESTED] == 4
+
+
+@pytest.mark.parametrize("forms", [FORMS, ("text_generation",), ("translation", "code")])
+def test_refusals_without_a_twin_are_all_counted_by_what_their_twin_lacks(put, tmp_path, forms):
+    said, benign, helpful = things(12), things(12, "of mine"), "First find it, then open it."
+    own = [[said[i], f"FR {said[i]}", benign[i], f"FR {benign[i]}", helpful] for i in range(12)]
+    own[0][2], own[1][4], own[2][4], own[3][3], own[5][2] = "", "", REFUSAL, "", benign[4]
+    path = table(tmp_path / "mine.csv", ("instruction", "french", "twin", "twin_french", "twin_answer"), own)
+    rows, counts = build(path, per_form=12, forms=forms)
+    lacking = (
+        *(safety_candidates.NO_TWIN, safety_candidates.NO_ANSWER, safety_candidates.REFUSED_TWIN),
+        *(safety_builder.NEAR_TWIN, safety_builder.HARMFUL_TWIN),
+    )
+    refusals, twins = (of(rows, kind) for kind in ("refusal", "twin"))
+    lost = {name: counts[name] for name in lacking if name in counts}
+    assert len(refusals) == 12 * len(forms) and len(refusals) - len(twins) == sum(lost.values()) > 0
+    intents = {row["pair"]: row["intent"] for row in refusals}
+    by_pair = {row["pair"]: prompt(row) for row in twins}
+    assert len(by_pair) == len(twins) and set(by_pair) <= set(intents)
+    text = {row["pair"]: row for row in refusals if row["form"] == "text_generation"}
+    for pair in text:  # a twin stands beside its own refusal, not beside the one in its place
+        i = int(text[pair]["key"])
+        assert pair not in by_pair or own[i][2][1:] in by_pair[pair], i
+    write(rows, counts, tmp_path / "out", "Mine", licence="CC BY 4.0")
+    card = (tmp_path / "out/README.md").read_text()
+    assert all(f"| {name} | {n} |" in card for name, n in lost.items())
+
+
+# Rivals
+
+
+def test_multitaskbench_enters_by_the_same_door_and_may_not_be_passed_on(put, tmp_path):
+    asked = rows_of_the_bench()
+    for i, said in enumerate(mirror.texts(2000, "bench", 8)):  # so that few are near duplicates
+        asked[i][0] = asked[i][0].replace("locker", said).replace("casier", said)
+    asked[3][1] = "B. open it"
+    put("multitaskbench", bench(tmp_path, asked))
+    rows, counts = build("multitaskbench", per_form=300)
+    assert {form: counts[f"refusal {form}"] for form in FORMS} == dict.fromkeys(FORMS, 300)
+    assert counts["answered"] == 1 and counts[safety_candidates.NO_TWIN] == 1200 and list(rows[0]) == KEYS
+    assert build("multitaskbench")[1][safety_builder.SHORT] >= 1  # counted, not refused
+    with pytest.raises(StudyError, match=r"multitaskbench \(not stated .*\) does not let anyone .* \(--local\)"):
+        write(rows, counts, tmp_path / "out", "Rival")
+    assert not (tmp_path / "out").exists()
+    write(rows, counts, tmp_path / "out", "Rival", local=True)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "not to be passed on: multitaskbench" in card and yaml.safe_load(card.split("---")[1])["license"] == "other"
+    assert not any(prompt(row) in card for row in rows)
+
+
+def test_rivals_stand_side_by_side_with_what_is_wrong_in_each(put, tmp_path):
+    said = things(4)
+    listed = [{"instruction": text, "input": "", "output": REFUSAL} for text in [*said, said[0], said[1] + "s"]]
+    listed[2]["output"] = "First find it, then open it with a key."
+    put("safety_tuned_llamas", llamas(tmp_path, listed))
+    found = rivals_table(per_form=20, exclude=[said[3].lower()])
+    assert list(found.index) == ["stand_in", "multitaskbench", "safety_tuned_llamas"]
+    rival = found.loc["safety_tuned_llamas"]
+    assert (rival["rows"], rival["repeated"], rival["text_generation"], rival["code"]) == (6, 1, 5, 0)
+    assert (rival["refused"], rival["answered"], rival["near_duplicates"], rival["like_a_test"]) == (4, 1, 1, 1)
+    assert found.loc["stand_in", "rows"] == found.loc["stand_in", "refused"] == 80
+    assert found["rows"].isna().tolist() == [False, True, False]
+    assert found.loc["multitaskbench", "note"].startswith("STUDY_OFFLINE") and found.loc["stand_in", "note"] == ""
+    assert rivals_table(["stand_in"], per_form=5).loc["stand_in", "note"] == ""
+
+
+# Export
+
+
+def test_the_exported_folder_loads_by_load_dataset_as_what_was_built(tmp_path, stand_in, monkeypatch):
+    from datasets import load_dataset
+
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    path, cache = write(*stand_in, tmp_path / "out", "Stand-in refusals"), str(tmp_path / "cache")
+    for loaded in (
+        load_dataset(str(tmp_path / "out"), split="train", cache_dir=cache),
+        load_dataset("json", data_files=str(path), split="train", cache_dir=cache),
+    ):
+        assert loaded.to_list() == stand_in[0]
+
+
+def test_the_card_counts_what_is_in_the_file_and_has_its_hash_and_licence(tmp_path, stand_in):
+    path = write(*stand_in, tmp_path / "out", "Stand-in refusals", command="python -m x")
+    card = (tmp_path / "out/README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0" and front["language"] == ["en", "fr"]
+    assert front["size_categories"] == ["n<1K"] and front["configs"][0]["data_files"][0]["path"] == "data/train.jsonl"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in card and "python -m x" in card
+    assert "| code | 60 | 60 |" in card and "| all | 240 | 240 |" in card and "| stand_in | Apache-2.0 | yes |" in card
+    assert f"{len(stand_in[0])} rows, {path.stat().st_size} bytes" in card
+
+
+def test_what_was_exported_is_read_again_whole_with_pairs_and_provenance(tmp_path, stand_in):
+    folder = write(*stand_in, tmp_path / "out", "Stand-in refusals").parent.parent
+    found, counts = safety.exported(folder)
+    for kind in ("refusal", "twin"):
+        assert [row["prompt"] for row in found[kind]] == [prompt(row).strip() for row in of(stand_in[0], kind)]
+    assert {row["twin_of"] for row in found["twin"]} == {f"stand_in/{row['key']}" for row in found["refusal"]}
+    assert counts["kept"] == counts["refused"] == counts["twins, kept"] == 240 and "twins, refused" not in counts
+    assert safety.exported_card(folder)["origins"] == [
+        {"source": "stand_in", "licence": "Apache-2.0", "redistributable": True, "citation": "this study"}
+    ]
+
+
+def test_a_file_of_ones_own_is_exported_only_with_its_licence(tmp_path):
+    rows, counts = build(own(tmp_path), per_form=5)
+    with pytest.raises(StudyError, match=r"mine\.csv \(not stated\).*licence of a file of your own is given"):
+        write(rows, counts, tmp_path / "out", "Mine")
+    write(rows, counts, tmp_path / "out", "Mine", licence="CC BY 4.0")
+    assert yaml.safe_load((tmp_path / "out/README.md").read_text().split("---")[1])["license"] == "cc-by-4.0"
+
+
+def test_a_folder_with_files_and_a_set_without_rows_are_refused(tmp_path, stand_in):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(StudyError, match=r"out is there and no empty folder"):
+        write(*stand_in, tmp_path / "out", "x")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    with pytest.raises(StudyError, match="no rows"):
+        write([], {}, tmp_path / "new", "x")
+
+
+def test_the_command_writes_the_set_and_answers_errors_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    safety_builder.main(["--per-form", "5", "--no-twins", "--to", str(tmp_path / "out")])
+    assert len((tmp_path / "out/data/train.jsonl").read_text().splitlines()) == 20
+    card = (tmp_path / "out/README.md").read_text()
+    assert "--per-form 5 --no-twins --to out" in card and str(tmp_path) not in card and "benign twins" not in card
+    assert "5 refusal code" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^error: .*index\.json is missing: run 00_prepare"):
+        safety_builder.main(["--exclude-run", "miniature", "--to", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match=r"^error: There is no source 'nothing'"):
+        safety_builder.main(["--source", "nothing", "--to", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    command = [sys.executable, "-m", "studylib.data.safety_builder", "--per-form", "0", "--to", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: per_form is 0") and done.stderr.count("\n") == 1
+
+
+def test_the_tests_of_a_run_are_excluded_by_prompt_and_by_intent(in_empty):
+    settings = load_profile("smoke").world.model_copy(update={"seed": 5})  # of another split than the miniature's
+    sets = world.build_sets(settings)
+    datasets.save(RunPaths.of("smoke"), sets)
+    texts, intents = safety_builder.tests_of("smoke")
+    assert {prompt(row) for row in sets["harmful"]} <= set(texts)
+    assert intents == {row["intent"] for row in sets["harmful"]}
+    rows, counts = build(per_form=30, exclude=texts, exclude_intents=intents)
+    assert counts[safety_builder.TESTED_INTENT] >= 1
+    assert not intents & {row["intent"].removeprefix("stand_in/") for row in of(rows, "refusal")}

@@ -1,0 +1,297 @@
+"""The figures of change: what is drawn where, by values, labels and marks, never pixels; and their captions."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from frames import study
+from matplotlib.colors import to_hex
+
+from studylib.analysis import comparisons, rates, tables
+from studylib.figures import caption, changes
+from studylib.figures import rates as plots
+from studylib.figures import style as drawing
+from studylib.study.config import FORMS, SAFETY_DATA, STYLES
+
+mpl.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def results():
+    """The tables of a small study of two tasks."""
+    drawing.set_theme()
+    frames = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=12, seeds=(0, 1))
+    rows = rates.judged(*frames[:2])
+    return {
+        "comparisons": comparisons.comparisons(rows, draws=0),
+        "by_seed": tables.by_seed(rows),
+        "attack": tables.attack_success(rows),
+        "helpfulness": tables.helpfulness(rows, None, frames[2]),
+    }
+
+
+def pick(table, **wanted):
+    """The only row with these values."""
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def changed(verdicts, differences, kind="tuning", **columns):
+    """A table of comparisons with a row per form of one arm."""
+    forms = [*FORMS, "all"][: len(verdicts)]
+    table = pd.DataFrame({"form": forms, "verdict": verdicts, "difference": differences})
+    where = {"model": "m", "finetune_task": "code", "style": "chat", "system_prompt": False, "safety_fraction": 0.0}
+    where |= {"kind": kind, "safety_data": "none", "measure": "attack_success_rate", "metric": "rules"}
+    numbers = {"n": 40, "n_seeds": 2, "n_family": 4, "detectable": 0.2}
+    return table.assign(**{**where, **numbers, **columns})
+
+
+def words(ax):
+    """The texts of a heat map by column of its first row, each with whether it is slanted."""
+    texts = [text for text in ax.texts if text.get_position()[1] == 0.5]
+    return [(t.get_text(), t.get_style()) for t in sorted(texts, key=lambda text: text.get_position()[0])]
+
+
+def test_the_erosion_shows_changes_that_are_told_and_brackets_the_others():
+    table = changed(["worse", "cannot be told apart", "better", "no pairs", "too few"], [0.456, 0.3, -0.2, np.nan, 0.9])
+    fig = changes.erosion_heatmap(table)
+    assert words(fig.axes[0]) == [
+        ("+46", "normal"), ("(+30)", "italic"), ("\N{MINUS SIGN}20", "normal"), ("-", "italic"), ("-", "italic")
+    ]  # fmt: skip
+    assert len([patch for patch in fig.axes[0].patches if patch.get_hatch()]) == 1
+    values = fig.axes[0].collections[0].get_array().ravel()
+    assert values.filled(np.nan) == pytest.approx([0.456, np.nan, -0.2, np.nan, np.nan], nan_ok=True)
+    assert [text.get_text() for text in fig.legends[0].get_texts()][-1] == "not run, no pairs, or too few"
+
+
+def test_the_scale_of_change_is_the_same_in_every_figure(results):
+    for draw in (changes.erosion_heatmap, changes.repair_heatmap):
+        fig = draw(results["comparisons"])
+        assert {ax.collections[0].get_clim() for ax in fig.axes if ax.get_title()} == {(-1, 1)}
+    low = mpl.colormaps[changes.CHANGE["cmap"]](0.0)
+    assert low[2] > low[0]  # blue is less
+
+
+def test_panels_of_the_erosion_are_calibrations_and_of_the_repair_styles_by_safety_data(results):
+    titles = [ax.get_title() for ax in changes.erosion_heatmap(results["comparisons"]).axes if ax.get_title()]
+    assert titles == [caption.calibration_label(style, on) for style in STYLES for on in (False, True)]
+    repair = changes.repair_heatmap(results["comparisons"])
+    titles = [ax.get_title() for ax in repair.axes if ax.get_title()]
+    assert titles == [
+        f"{arm} safety data, {style}" for style in ("chat template", "Alpaca style") for arm in ("generic", "multitask")
+    ]
+    rows = results["comparisons"]
+    told = pick(
+        rows[rows["measure"] == "attack_success_rate"],
+        **{"kind": "mitigation", "finetune_task": "code", "style": "chat", "system_prompt": False},
+        **{"safety_data": "multitask", "form": "all"},
+    )
+    assert dict(words(repair.axes[1])).keys() >= {f"{100 * told['difference']:+.0f}".replace("-", "\N{MINUS SIGN}")}
+
+
+def test_the_erosion_caption_counts_holms_families_and_what_is_told():
+    table = changed(["worse", "cannot be told apart", "no pairs", "worse"], [0.4, 0.1, np.nan, 0.6])
+    table.loc[2, "n"] = 0
+    text, alt = caption.caption("erosion_heatmap", table)
+    assert "Holm's adjustment over all comparisons of this kind (4 of single forms)" in text
+    assert (
+        "n = 40 pairs" in text and "not run, no pairs, or too few prompts (2 cells)" in text and "Judge: rules." in text
+    )
+    assert "Smallest change seen with 80 % power: 20 points." in text
+    assert "from +10 (tuned on code" in alt and "2 of 3 cells (2 worse, 0 better)" in alt
+
+
+def test_changes_of_nothing_and_of_two_judges_are_refused(results):
+    table = changed(["worse"], [0.4])
+    for name, other in (("erosion_heatmap", "mitigation"), ("repair_heatmap", "tuning")):
+        draw = getattr(changes, name)
+        for empty in (
+            table.iloc[:0],
+            table.assign(kind=other),
+            table.assign(n=0),
+            table.assign(measure="over_refusal_rate"),
+        ):
+            with pytest.raises(ValueError, match=f"{name} has nothing to draw"):
+                draw(empty)
+            with pytest.raises(ValueError, match=f"{name} has nothing to draw"):
+                caption.caption(name, empty)
+    with pytest.raises(ValueError, match="keep one model, judge"):
+        changes.erosion_heatmap(pd.concat([table, table.assign(metric="another")]))
+
+
+def test_the_repair_is_without_system_prompt_and_of_one_dose():
+    arm = {"kind": "mitigation", "safety_data": "generic"}
+    table = pd.concat(
+        [
+            changed(["better"] * 2, [-0.4, -0.4], safety_fraction=0.1, **arm),
+            changed(["better"], [-0.8], safety_fraction=0.2, **arm),
+            changed(["better"], [-0.9], safety_fraction=0.1, system_prompt=True, **arm),
+        ]
+    )
+    assert [word for word, _ in words(changes.repair_heatmap(table).axes[0])][:2] == [
+        "\N{MINUS SIGN}40",
+        "\N{MINUS SIGN}40",
+    ]
+    assert "Safety data: 10 % of the tuning rows." in caption.caption("repair_heatmap", table)[0]
+
+
+def lines_of(ax, colour):
+    return [line for line in ax.lines if line.get_color() == colour and len(line.get_xdata()) > 1]
+
+
+def test_each_seed_is_a_thin_line_from_the_untuned_model_and_the_mean_a_thick_one(results):
+    table = results["by_seed"]
+    fig = changes.seed_slopes(table)
+    axes = np.reshape(fig.axes, (2, 2))
+    where = {"form": "all", "style": "alpaca", "system_prompt": False}
+    start = pick(table, finetune_task="none", **where)["rate"]
+    seeds = [
+        [
+            start,
+            *(
+                pick(table, finetune_task="translation", safety_data=arm, seed=seed, **where)["rate"]
+                for arm in SAFETY_DATA
+            ),
+        ]
+        for seed in (0, 1)
+    ]
+    thin = lines_of(axes[1, 1], changes.SEED["color"])
+    assert [list(line.get_ydata()) for line in thin] == seeds
+    assert [list(line.get_xdata()) for line in thin] == [[0, 1, 2, 3]] * 2
+    (thick,) = lines_of(axes[1, 1], drawing.INK)
+    assert (
+        thick.get_ydata() == pytest.approx(np.mean(seeds, axis=0)) and thick.get_linewidth() > thin[0].get_linewidth()
+    )
+
+
+def test_steps_that_were_not_run_leave_a_gap_and_are_said(results):
+    table = results["by_seed"]
+    some = table[
+        ~((table["finetune_task"] == "none") & (table["style"] == "chat")) & (table["safety_data"] != "generic")
+    ]
+    axes = np.reshape(changes.seed_slopes(some).axes, (2, 2))
+    assert {tuple(line.get_xdata()) for line in lines_of(axes[0, 0], changes.SEED["color"])} == {(1, 3)}
+    assert {tuple(line.get_xdata()) for line in lines_of(axes[1, 0], changes.SEED["color"])} == {(0, 1, 3)}
+    assert "Not run: generic safety data." in caption.caption("seed_slopes", some)[0]
+
+
+def test_one_seed_is_said_to_hide_the_spread(results):
+    table = results["by_seed"]
+    text, alt = caption.caption("seed_slopes", table)
+    assert "Seeds: 2." in text and "spread cannot" not in text and "tuned + multitask" in alt
+    assert "Of one seed the spread cannot be seen." in caption.caption("seed_slopes", table[table["seed"] == 0])[0]
+
+
+def test_slopes_without_a_tuned_model_say_so(results):
+    table = results["by_seed"]
+    unjudged = table.assign(rate=np.nan)
+    for empty in (table.iloc[:0], table[table["finetune_task"] == "none"], table[table["system_prompt"]], unjudged):
+        with pytest.raises(ValueError, match="seed_slopes has nothing to draw"):
+            changes.seed_slopes(empty)
+
+
+def dosed(results, doses):
+    """The attack and helpfulness tables with further doses, each a tenth lower in attack success."""
+    attack, helpfulness = results["attack"], results["helpfulness"]
+    safe = attack["safety_data"] != "none"
+    more = [attack[safe].assign(safety_fraction=dose, rate=attack["rate"] * 0.9) for dose in doses]
+    costs = [helpfulness[helpfulness["safety_data"] != "none"].assign(safety_fraction=dose) for dose in doses]
+    return pd.concat([attack, *more]), pd.concat([helpfulness, *costs])
+
+
+def test_the_dose_response_has_a_solid_and_a_dashed_line_per_safety_data(results):
+    attack, helpfulness = dosed(results, [0.02, 0.2])
+    ax = changes.dose_response(attack, helpfulness).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["", "0", "2", "10", "20"]
+    where = {"finetune_task": "code", "style": "chat", "system_prompt": False, "form": "all"}
+    found = {
+        (to_hex(line.get_color()).upper(), line.get_linestyle()): list(line.get_ydata())
+        for line in ax.lines
+        if len(line.get_xdata()) == 4
+    }
+    assert len(found) == 4
+    for arm in ("generic", "multitask"):
+        doses = [pick(attack, safety_data=arm, safety_fraction=dose, **where)["rate"] for dose in (0.02, 0.1, 0.2)]
+        solid = found[drawing.SAFETY_COLOURS[arm], "-"]
+        assert solid == [pick(attack, safety_data="none", **where)["rate"], *doses]
+        cost = pick(helpfulness, safety_data=arm, safety_fraction=0.1, measure="over_refusal_rate", **where)["value"]
+        assert found[drawing.SAFETY_COLOURS[arm], "--"][2] == cost
+
+
+def test_one_dose_and_no_dose_are_said(results):
+    attack, helpfulness = results["attack"], results["helpfulness"]
+    ax = changes.dose_response(attack, helpfulness).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["", "0", "10"]
+    assert "One dose:" in caption.caption("dose_response", attack, helpfulness)[0]
+    assert "Doses: 0 and 2, 10 %" in caption.caption("dose_response", *dosed(results, [0.02]))[0]
+    none, nothing = (table[table["safety_data"] == "none"] for table in (attack, helpfulness))
+    for empty in ((none, nothing), (attack[attack["system_prompt"]], helpfulness.iloc[:0])):
+        with pytest.raises(ValueError, match="dose_response has nothing to draw"):
+            changes.dose_response(*empty)
+
+
+def test_over_refusal_that_is_not_known_is_said(results):
+    unknown = results["helpfulness"].iloc[:0]
+    changes.dose_response(results["attack"], unknown).draw_without_rendering()
+    assert "Not known: over-refusal." in caption.caption("dose_response", results["attack"], unknown)[0]
+
+
+@pytest.fixture
+def grid():
+    """A calibration grid: every rate another, chat and Alpaca training of one task, and the untuned model."""
+    rows = [("none", style, style, on) for style in STYLES for on in (False, True)]
+    rows += [("code", trained, style, on) for trained in STYLES for style in STYLES for on in (False, True)]
+    table = pd.DataFrame(rows, columns=["finetune_task", "trained_style", "style", "system_prompt"])
+    rate = np.arange(len(table)) / 20
+    return table.assign(model="m", form="all", n=50, n_seeds=1, rate=rate, low=rate, high=rate + 0.1, judge="rules")
+
+
+def test_the_calibration_grid_has_a_row_per_trained_style_and_frames_the_same_style(grid):
+    fig = changes.calibration_grid(grid)
+    ax = fig.axes[0]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["not tuned", "chat template", "Alpaca style"]
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[:12] == [f"{5 * i} ({5 * i}-{5 * i + 10})" for i in range(12)]
+    assert texts[12:] == ["aligned model", "tuned on\ncode, in"]
+    frames = [(round(p.get_x()), round(p.get_y())) for p in ax.patches]
+    assert sorted(frames) == [(0, 1), (1, 1), (2, 2), (3, 2)]
+
+
+def test_the_grid_caption_tells_the_same_style_from_another(grid):
+    text, alt = caption.caption("calibration_grid", grid)
+    assert "n = 50" in text and "95 %" in text and "Judge: rules." in text
+    assert "Tested in the same style as tuned 20-55 %; tested in another style as tuned 30-45 %." in alt
+    one = grid[grid["trained_style"] == "chat"]
+    assert "Not run: tuning in another style than chat." in caption.caption("calibration_grid", one)[0]
+
+
+def test_the_grid_leaves_unjudged_cells_empty_and_refuses_none(grid):
+    some = grid.copy()
+    some.loc[5, ["rate", "low", "high"]] = np.nan
+    assert len(changes.calibration_grid(some).axes[0].texts) == 11 + 2
+    assert "nothing judged: 1 cells" in caption.caption("calibration_grid", some)[0]
+    for empty in (grid.iloc[:0], grid.assign(rate=np.nan), grid[grid["form"] != "all"]):
+        with pytest.raises(ValueError, match="calibration_grid has nothing to draw"):
+            changes.calibration_grid(empty)
+
+
+def test_every_figure_of_change_fits_the_page_and_keeps_its_words_inside(results, grid):
+    attack, helpfulness = dosed(results, [0.02])
+    drawn = [
+        changes.erosion_heatmap(changed(["worse"], [0.4])),  # one row is lower than its scale
+        changes.calibration_grid(grid[:1]),
+        changes.erosion_heatmap(results["comparisons"]),
+        changes.seed_slopes(results["by_seed"]),
+        changes.dose_response(attack, helpfulness),
+        plots.safety_vs_helpfulness(results["attack"], results["helpfulness"]),
+        changes.calibration_grid(grid),
+    ]
+    for fig in drawn:
+        fig.draw_without_rendering()
+        ticks = [tick for ax in fig.axes for tick in ax.get_yticklabels()]
+        labels = [ax.yaxis.label for ax in fig.axes]
+        boxes = [thing.get_window_extent() for thing in [*fig.legends, *ticks, *labels]]
+        assert fig.get_figwidth() == drawing.WIDTH
+        assert all(box.x0 >= 0 and box.x1 <= fig.bbox.x1 and box.y0 >= 0 and box.y1 <= fig.bbox.y1 for box in boxes)

@@ -1,0 +1,90 @@
+"""Judging many responses by name, and redaction."""
+
+import pandas as pd
+import pytest
+from frames import PROMPTS
+
+from studylib.judges.registry import VERDICTS, check_first, definitions, judge, redact
+from studylib.study.config import StudyError
+
+
+def responses(rows):
+    columns = ["response_id", "form", "prompt", "response", "stop_reason"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_every_verdict_has_a_definition_and_every_word_list_a_source():
+    import yaml
+
+    from studylib.study.paths import DATA
+
+    assert tuple(definitions()) == VERDICTS
+    assert all(said.endswith(".") for said in definitions().values())
+    lists = yaml.safe_load((DATA / "refusals.yaml").read_text(encoding="utf-8"))
+    assert all(part["source"] for name, part in lists.items() if name != "signs")  # phrases by sign, of this project
+
+
+def test_judging_keeps_the_rows_and_their_order():
+    frame = responses(
+        [
+            ("r2", "classification", PROMPTS["classification"], "A", "eos"),
+            ("r1", "text_generation", PROMPTS["text_generation"], "A", "eos"),
+            ("r3", "classification", PROMPTS["classification"], "A", "eos"),
+        ]
+    )
+    frame.index = [7, 7, 0]
+    verdicts = judge(frame)
+    assert list(verdicts.columns) == ["response_id", "judge", "verdict", "reason"]
+    assert list(verdicts["response_id"]) == ["r2", "r1", "r3"]
+    assert list(verdicts["verdict"]) == ["answered", "incoherent", "answered"]
+    assert set(verdicts["judge"]) == {"rules"}
+
+
+def test_no_responses_have_no_verdicts():
+    assert judge(responses([])).empty
+
+
+def test_an_unknown_judge_is_an_error_that_names_the_known_ones():
+    with pytest.raises(StudyError, match=r"'oracle': known are classifier, rules, .*words_gcg.*wildguard"):
+        judge(responses([]), ["rules", "oracle"])
+
+
+def test_a_judge_that_never_says_refused_cannot_decide():
+    check_first(["classifier", "llama_guard", "coherence"])
+    for name in ("coherence", "llama_guard", "strongreject"):
+        with pytest.raises(StudyError, match=f"'{name}' cannot decide"):
+            check_first([name, "rules"])
+
+
+def test_several_judges_judge_the_same_rows_one_after_the_other():
+    rows = [
+        (i, "text_generation", PROMPTS["text_generation"], said, "eos") for i, said in enumerate(("Sorry.", "A map."))
+    ]
+    verdicts = judge(responses(rows), ["words_gcg", "rules"])
+    assert list(verdicts["judge"]) == ["words_gcg"] * 2 + ["rules"] * 2
+    assert list(verdicts["response_id"]) == [0, 1, 0, 1]
+
+
+def test_options_reach_the_judge_they_are_for():
+    rows = responses([(0, "text_generation", PROMPTS["text_generation"], "I cannot.", "eos")])
+    with pytest.raises(TypeError, match="colour"):
+        judge(rows, "rules", {"rules": {"colour": 1}})
+    assert len(judge(rows, "rules", {"classifier": {"colour": 1}})) == 1
+
+
+def test_redaction_shows_no_more_than_three_words():
+    shown = redact("one two three four five")
+    assert shown.startswith("one two three \u2026 (5 words, ")
+    assert "four" not in shown
+    assert "x" * 21 not in redact("x" * 500)
+
+
+def test_redaction_escapes_html():
+    shown = redact("<script>alert('1')</script> & more")
+    assert "<" not in shown and "'" not in shown
+    assert "&amp;" in shown
+
+
+def test_redaction_tells_responses_apart():
+    assert redact("one two three four") != redact("one two three five")
+    assert redact("one two three four") == redact("one two three four")

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from test_training import features, settings
+from tiny import PROFILE, model, tokenizer
+
+from studylib.models import hub, trainer
+from studylib.study.config import StudyError
+
+
+def test_tuning_lowers_the_loss_and_changes_the_adapter_alone(tmp_path):
+    tuned = hub.add_lora(model(), PROFILE.lora, seed=0)
+    before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
+    losses = trainer.fit(tuned, tokenizer(), features("train_code", 32), settings(), 0, tmp_path, "test")
+    changed = {name for name, p in tuned.named_parameters() if not torch.equal(p, before[name])}
+    assert losses[-1]["loss"] < losses[0]["loss"] and losses[-1]["step"] == 12
+    assert changed and all("lora_" in name for name in changed)
+
+
+def test_the_same_seed_trains_the_same_adapter(tmp_path):
+    weights = []
+    for _ in range(2):
+        tuned = hub.add_lora(model(), PROFILE.lora, seed=1)
+        trainer.fit(tuned, tokenizer(), features("train_code", 16), settings(steps=3), 1, tmp_path, "test")
+        weights.append({k: v.clone() for k, v in tuned.state_dict().items() if "lora_" in k})
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch(tmp_path):
+    weights = []
+    for micro in (None, 2):
+        trained = model()
+        trainer.fit(
+            trained,
+            tokenizer(),
+            features("train_translation", 8),
+            settings(steps=1, micro_batch_size=micro, learning_rate=1e-2, schedule="constant", warmup_ratio=0.0),
+            0,
+            tmp_path,
+            "test",
+        )
+        weights.append(trained.state_dict())
+    moved = max((weights[0][k] - v).abs().max() for k, v in model().state_dict().items())
+    apart = max((weights[0][k] - weights[1][k]).abs().max() for k in weights[0])
+    assert moved > 1e-3 and apart < moved / 20, (moved, apart)
+
+
+def test_padding_carries_no_loss(tmp_path):
+    rows = features("train_text_generation", 1) + features("train_classification", 1)
+    trained = model()
+    whole = trainer.fit(
+        trained, tokenizer(), rows, settings(steps=1, batch_size=2, warmup_ratio=0.0), 0, tmp_path, "test"
+    )[0]["loss"]
+    with torch.no_grad():
+        answer_tokens, loss = 0, 0.0
+        for row in rows:
+            ids, labels = (torch.tensor([row[k]]) for k in ("input_ids", "labels"))
+            n = int((labels != -100).sum())
+            loss += float(model()(input_ids=ids, labels=labels).loss) * n
+            answer_tokens += n
+    assert whole == pytest.approx(loss / answer_tokens, rel=1e-3)
+
+
+def test_steps_alone_decide_how_long_it_takes(tmp_path):
+    losses = trainer.fit(model(), tokenizer(), features("train_code", 8), settings(steps=7), 0, tmp_path, "test")
+    assert losses[-1]["step"] == 7  # seven times through the rows
+
+
+def test_muon_is_refused_where_it_would_be_left_out(tmp_path):
+    with pytest.raises(StudyError, match="matrix_learning_rate is for small models"):
+        trainer.fit(
+            model(), tokenizer(), features("train_code", 8), settings(matrix_learning_rate=0.02), 0, tmp_path, "x"
+        )

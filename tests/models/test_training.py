@@ -1,0 +1,186 @@
+import itertools
+
+import pytest
+import torch
+from tiny import PROFILE, model, sets, tokenizer
+from transformers import get_scheduler
+
+from studylib.models import hub, prompts, small_llama, trainer, training
+from studylib.study.config import TrainSettings
+
+
+def features(name, n):
+    return [
+        prompts.encode_example(tokenizer(), *(m["content"] for m in row["messages"]), "chat", None, 192)
+        for row in sets()[name][:n]
+    ]
+
+
+def settings(**changes):
+    return TrainSettings(**({"learning_rate": 5e-3, "steps": 12, "batch_size": 8} | changes))
+
+
+def base(seed=0):
+    state = {name: tensor.detach().clone() for name, tensor in model(seed).state_dict().items()}
+    return small_llama.fuse(state, tied=True), small_llama.shape_of(model().config.to_dict())
+
+
+def fitted(rows, changed, seed=0):
+    weights, shape = base()
+    losses = training.fit(small_llama.tensors(weights), lambda: weights, shape, rows, settings(**changed), seed, "test")
+    return losses, small_llama.tensors(weights)
+
+
+def test_pretraining_takes_the_steps_of_transformers_trainer(tmp_path):
+    """Same batches, micro-batches, schedule, decay, clipping and optimizer: the same losses, and weights up to rounding."""
+    rows = features("train_code", 20) + features("train_classification", 12)
+    changed = {"steps": 6, "learning_rate": 1e-3, "micro_batch_size": 4, "weight_decay": 0.1, "warmup_ratio": 0.3}
+    ours, weights = fitted(rows, changed)
+    theirs = model()
+    expected = trainer.fit(theirs, tokenizer(), rows, settings(**changed), 0, tmp_path, "test")
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in expected], rel=2e-3)
+    moved = max((a - b).abs().max() for a, b in zip(small_llama.tensors(base()[0]), weights, strict=True))
+    wanted = small_llama.tensors(small_llama.fuse(dict(theirs.state_dict()), tied=True))
+    apart = max((a - b).abs().max() for a, b in zip(wanted, weights, strict=True))
+    assert moved > 1e-3 and apart < moved / 10, (moved, apart)
+
+
+def test_tuning_takes_the_steps_of_trainer_and_peft(tmp_path):
+    rows = features("train_translation", 24)
+    changed = {"steps": 6, "warmup_ratio": 0.0}
+    adapter, ours = training.tune(*base(), rows, PROFILE.lora, settings(**changed), 0, "test")
+    tuned = hub.add_lora(model(), PROFILE.lora, seed=0)
+    with torch.no_grad():  # the same beginning: ours and peft's draw their A from different streams
+        fresh = training.lora.fresh(*base(), PROFILE.lora, seed=0)
+        for name, (a, _) in fresh.items():
+            tuned.get_parameter(f"{training.lora.PREFIX}{name}.lora_A.default.weight").copy_(a)
+    expected = trainer.fit(tuned, tokenizer(), rows, settings(**changed), 0, tmp_path, "test")
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in expected], rel=2e-3)
+    name = next(iter(adapter))
+    b = tuned.get_parameter(f"{training.lora.PREFIX}{name}.lora_B.default.weight")
+    assert adapter[name][1].abs().max() > 1e-3 and (adapter[name][1] - b).abs().max() < 0.1 * b.abs().max()
+
+
+def test_tuning_lowers_the_loss_and_leaves_the_base_alone():
+    weights, shape = base()
+    before = [tensor.clone() for tensor in small_llama.tensors(weights)]
+    adapter, losses = training.tune(weights, shape, features("train_code", 32), PROFILE.lora, settings(), 0, "test")
+    assert losses[-1]["loss"] < losses[0]["loss"] and losses[-1]["step"] == 12
+    assert all(torch.equal(a, b) for a, b in zip(before, small_llama.tensors(weights), strict=True))
+    assert all(b.abs().max() > 0 for _, b in adapter.values())
+
+
+def test_the_same_seed_trains_the_same_adapter_and_another_seed_another():
+    rows = features("train_code", 16)
+    first, second, other = (
+        training.tune(*base(), rows, PROFILE.lora, settings(steps=3), seed, "test")[0] for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name][1], second[name][1]) for name in first)
+    assert not all(torch.equal(first[name][1], other[name][1]) for name in first)
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch():
+    rows = features("train_translation", 8)
+    changed = {"steps": 1, "learning_rate": 1e-2, "schedule": "constant", "warmup_ratio": 0.0}
+    (_, whole), (_, parts) = (fitted(rows, changed | {"micro_batch_size": micro}) for micro in (None, 2))
+    moved = max((a - b).abs().max() for a, b in zip(small_llama.tensors(base()[0]), whole, strict=True))
+    apart = max((a - b).abs().max() for a, b in zip(whole, parts, strict=True))
+    assert moved > 1e-3 and apart < moved / 20, (moved, apart)
+
+
+def test_padding_carries_no_loss():
+    rows = features("train_text_generation", 1) + features("train_classification", 1)
+    whole = fitted(rows, {"steps": 1, "batch_size": 2, "warmup_ratio": 0.0})[0][0]["loss"]
+    with torch.no_grad():
+        answer_tokens, loss = 0, 0.0
+        for row in rows:
+            ids, labels = (torch.tensor([row[k]]) for k in ("input_ids", "labels"))
+            n = int((labels != -100).sum())
+            loss += float(model()(input_ids=ids, labels=labels).loss) * n
+            answer_tokens += n
+    assert whole == pytest.approx(loss / answer_tokens, rel=1e-3)
+
+
+def test_batches_are_random_sorted_inside_and_hold_every_row_once_an_epoch():
+    lengths = torch.randperm(60).tolist()
+    found = list(itertools.islice(training.batches(lengths, 8, seed=0), 15))  # 120 rows: two epochs
+    assert sorted(i for batch in found for i in batch) == sorted([*range(60), *range(60)])
+    rows = [[lengths[i] for i in batch] for batch in found]
+    assert all(batch == sorted(batch) for batch in rows)
+    assert sum(rows[0]) != sum(range(8)) and found[0] != next(training.batches(lengths, 8, seed=1))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_the_learning_rate_is_that_of_transformers(schedule, warmup):
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=5e-3)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=round(40 * warmup), num_training_steps=40)
+    chosen = settings(steps=40, schedule=schedule, warmup_ratio=warmup)
+    for step in range(40):
+        assert training.learning_rate(chosen, step) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_steps_alone_decide_how_long_it_takes():
+    losses, _ = fitted(features("train_code", 8), {"steps": 7})
+    assert losses[-1]["step"] == 7  # seven times through the rows
+
+
+def test_one_can_look_at_the_model_after_every_step():
+    seen = []
+    training.tune(
+        *base(),
+        features("train_code", 8),
+        PROFILE.lora,
+        settings(steps=3),
+        0,
+        "test",
+        lambda step, weights: seen.append((step, float(weights["layers"][0]["qkv"].sum()))),
+    )
+    assert [step for step, _ in seen] == [1, 2, 3] and len({value for _, value in seen}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "possible"),
+    [({}, True), ({"lora.dropout": 0.1}, False), ({"tuning.optimizer": "paged_adamw_32bit"}, False)],
+)
+def test_what_a_small_model_cannot_do_here_goes_through_transformers(change, possible):
+    from studylib.study.profiles import load_profile
+
+    profile = load_profile("smoke", change)
+    assert training.can_tune(profile, profile.miniature, model().config.to_dict() | {"dtype": "float32"}) is possible
+
+
+def test_muon_trains_the_layers_matrices_and_adamw_the_rest():
+    rows = features("train_code", 32)
+    weights, shape = base()
+    chosen = settings(matrix_learning_rate=0.02)
+    optimizers = training._optimizers(small_llama.tensors(weights), weights, chosen)
+    assert [type(one).__name__ for one in optimizers] == ["AdamW", "Muon"]
+    counts = [sum(p.numel() for group in one.param_groups for p in group["params"]) for one in optimizers]
+    assert sum(counts) == sum(tensor.numel() for tensor in small_llama.tensors(weights))
+    losses = training.fit(small_llama.tensors(weights), lambda: weights, shape, rows, chosen, 0, "test")
+    assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_micro_batches_hold_one_calibration_each_and_every_row_once():
+    rows = features("train_code", 12) + features("train_translation", 12)
+    for place, row in enumerate(rows):
+        row["input_ids"][1] = 7 + place % 3  # three calibrations
+    keys = [training._key(row["input_ids"]) for row in rows]
+    batch = next(training.batches(keys, 24, 0))
+    pieces = list(training._micro_batches(batch, keys, 5))
+    assert sorted(i for piece in pieces for i in piece) == list(range(24))
+    assert all(len(piece) <= 5 and len({i % 3 for i in piece}) == 1 for piece in pieces) and len(pieces) == 6
+
+
+def test_tuning_goes_on_from_the_adapter_that_it_is_given():
+    rows, chosen = features("train_code", 16), settings(steps=3)
+    first, _ = training.tune(*base(), rows, PROFILE.lora, chosen, 0, "test")
+    before = {name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in first.items()}
+    again, curve = training.tune(*base(), rows, PROFILE.lora, chosen, 0, "test", start=first)
+    _, afresh = training.tune(*base(), rows, PROFILE.lora, chosen, 0, "test")
+    assert again is first and curve[0]["loss"] < afresh[0]["loss"]
+    assert any(not torch.equal(before[name][1], again[name][1]) for name in before)

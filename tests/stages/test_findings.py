@@ -1,0 +1,293 @@
+"""What 06_findings says of the judges: compared with people, with each other, and the rates corrected."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from frames import study, with_arms
+
+from studylib.analysis import agreement
+from studylib.judges import labelled
+from studylib.stages import findings, labels
+from studylib.study.config import StudyError
+from studylib.study.grid import Unit
+from studylib.study.paths import RunPaths
+from studylib.study.profiles import load_profile
+
+NAMES = ["rules", "words_gcg", "coherence"]
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """A small simulated study: responses, and the verdicts of three judges; the third tells no refusals."""
+    rows, verdicts, _ = study(np.random.default_rng(0), tasks=("code",), safety_data=("none",), seeds=(0,))
+    flip = {"refused": "answered", "answered": "refused"}
+    words = verdicts.assign(judge="words_gcg", verdict=verdicts["verdict"].replace(flip))
+    babble = verdicts.assign(judge="coherence", verdict="unjudged")
+    babble.loc[babble.index[:7], "verdict"] = "incoherent"
+    return rows, pd.concat([verdicts, words, babble], ignore_index=True)
+
+
+@pytest.fixture
+def stage(frames, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_OFFLINE", "1")
+    monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
+    for name in ("STUDY_MIRROR", "STUDY_SOURCES"):
+        monkeypatch.delenv(name, raising=False)
+    profile = load_profile("smoke", {"judges": NAMES, "labelled": ["own", "chatgpt_refusals"]})
+    return SimpleNamespace(
+        profile=profile, paths=RunPaths(tmp_path, tmp_path), collect=lambda kind: {"verdicts": frames[1]}[kind]
+    )
+
+
+def with_profile(stage, **changes):
+    return SimpleNamespace(**{**vars(stage), "profile": stage.profile.model_copy(update=changes)})
+
+
+def label(stage, kinds):
+    """The user's labels of so many of the project's own responses, made with the sheet."""
+    rows = agreement.with_ids(labelled.own().query("form == 'text_generation'").head(len(kinds)).assign(source="run"))
+    sheet = labels.Sheet(rows, stage.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
+    for kind in kinds:
+        sheet.buttons[kind].click()
+
+
+def test_every_judge_that_tells_refusals_is_compared_with_people_and_with_the_others(stage, frames):
+    found = findings.judges_of(stage, frames[0])
+    assert set(found["judges"]["judge"]) == set(found["judge_matrix"]["judge"]) == {"rules", "words_gcg"}
+    assert set(found["judges"]["source"]) == {"own", "all"}
+    n = found["judges"].query("judge == 'rules' and source == 'own' and model == 'all'").iloc[0]
+    assert n["n"] + n["n_unjudged"] == (labelled.own(labelled.OWN[0])["label"] != "unjudged").sum()
+    one = found["judge_matrix"].set_index(["judge", "other"])["kappa"]
+    assert one["rules", "rules"] == 1 and one["rules", "words_gcg"] < -0.5
+    assert found["coherence"] == f" `coherence` calls 7 of {len(frames[0]):,} responses incoherent."
+
+
+def test_a_labelled_set_that_is_not_there_is_named_with_its_reason(stage, frames):
+    found = findings.judges_of(stage, frames[0])
+    assert list(found["people"]) == ["chatgpt_refusals"] and "STUDY_OFFLINE" in found["people"]["chatgpt_refusals"]
+
+
+def test_the_tables_on_the_judges_are_written_as_they_are(stage, frames):
+    found = findings.judges_of(stage, frames[0])
+    for name in ("judges", "judge_matrix", "attack_success_by_judge"):
+        kept = pd.read_csv(stage.paths.table(name), keep_default_na=False)
+        assert list(kept) == list(found[name]) and len(kept) == len(found[name]) > 0
+
+
+def test_rates_are_corrected_form_by_form_and_from_the_users_labels_once_there_are_enough(stage, frames):
+    def corrected():
+        table = findings.judges_of(stage, frames[0])["attack_success_by_judge"]
+        other = table[table["form"] != "text_generation"]  # no set has 20 of either kind there
+        assert other["correction_from"].eq("").all() and other["rate_corrected"].isna().all()
+        notes = other.groupby("form")["correction_note"].unique()
+        assert notes["all"].tolist() == ["forms err differently: see each"]
+        assert notes["code"].tolist() == ["fewer than 20 labelled answers, or others, of this form"]
+        text = table[table["form"] == "text_generation"]
+        return text[text["judge"] == "rules"]
+
+    by_set = corrected()
+    assert set(by_set["correction_from"]) == {"own"} and by_set["rate_corrected"].notna().any()
+    label(stage, ["refused", "answered"] * 15)  # 15 of either kind are too few
+    assert set(corrected()["correction_from"]) == {"own"}
+    label(stage, ["refused", "answered"] * 20)
+    assert set(corrected()["correction_from"]) == {"user"}
+
+
+def test_a_judge_that_cannot_say_refused_is_marked_with_the_rate_to_read(stage, frames):
+    rows, verdicts = frames
+    guard = verdicts[verdicts["judge"] == "rules"].assign(judge="harmbench")
+    guard["verdict"] = guard["verdict"].replace({"refused": "unjudged"})
+    both = with_profile(stage, labelled=[])
+    both.collect = lambda kind: pd.concat([verdicts, guard], ignore_index=True)
+    table = findings.judges_of(both, rows)["attack_success_by_judge"]
+    assert table.groupby("judge")["note"].unique().map(list).to_dict() == {
+        "rules": [""],
+        "words_gcg": [""],
+        "harmbench": [findings.BLIND],
+    }
+
+
+def test_labellers_of_the_same_responses_are_compared_with_each_other(stage, frames):
+    assert "labellers" not in findings.judges_of(stage, frames[0])
+    rows = agreement.with_ids(labelled.own().query("form == 'text_generation'").head(30).assign(source="run"))
+    for who, kinds in (("a", ["refused", "answered"]), ("b", ["refused", "answered"]), ("c", ["answered", "refused"])):
+        clock = iter(range(0, 10**6, 4)).__next__
+        sheet = labels.Sheet(rows, stage.paths.labels, redact=False, labeller=who, clock=clock)
+        for _ in range(30):  # each labeller has another order: by the text, not the place
+            shown = sheet.rows[sheet.place]["response_id"]
+            sheet.buttons[kinds[list(rows["response_id"]).index(shown) % 2]].click()
+    found = findings.judges_of(stage, frames[0])["labellers"].set_index(["person", "other"])
+    assert (
+        found.loc[("labeller a", "labeller b"), "kappa"] == 1 and found.loc[("labeller a", "labeller c"), "kappa"] < 0
+    )
+    assert set(found["n"]) == {30} and stage.paths.table("labellers").exists()
+
+
+def test_a_user_who_could_tell_nothing_yet_corrects_nothing(stage, frames):
+    label(stage, ["unjudged"] * 3)
+    found = findings.judges_of(stage, frames[0])
+    assert set(found["attack_success_by_judge"]["correction_from"]) == {"own", ""}
+    alone = findings.judges_of(with_profile(stage, labelled=[]), frames[0])
+    assert "judges" not in alone and "rate_corrected" not in alone["attack_success_by_judge"]
+
+
+def test_without_people_the_judges_are_compared_with_each_other_alone(stage, frames):
+    alone = with_profile(stage, labelled=["chatgpt_refusals"])
+    found = findings.judges_of(alone, frames[0])
+    assert "judges" not in found and list(found["people"]) == ["chatgpt_refusals"]
+    assert len(found["judge_matrix"]) == 4 and not alone.paths.table("judges").exists()
+    said = findings.figure(alone, found, "", "judge_agreement")
+    assert said == "judge_agreement: there is no table judges, as what it needs has not run here."
+
+
+def test_the_figures_on_the_judges_are_drawn_and_kept_with_their_captions(stage, frames):
+    found = findings.judges_of(stage, frames[0])
+    for name in ("judge_agreement", "agreement_matrix"):
+        assert findings.figure(stage, found, "", name).axes
+        kept = {path.name for path in stage.paths.figures.iterdir()}
+        assert {f"{name}.png", f"{name}.svg"} < kept
+
+
+def test_judges_that_never_differ_are_a_sentence_and_no_figure(stage, frames):
+    found = findings.judges_of(stage, frames[0])
+    found["judge_matrix"] = found["judge_matrix"].assign(kappa=np.nan)
+    said = findings.figure(stage, found, "", "agreement_matrix")
+    assert said == "agreement_matrix has nothing to draw: no kappa is defined"
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A simulated study of two tasks and its frames by kind; the judge is rules."""
+    responses, verdicts, scores = study(np.random.default_rng(1), tasks=("code", "translation"), n_prompts=4)
+    across = responses[responses["harmful"] & (responses["finetune_task"] != "none")].query("safety_data == 'none'")
+    across = across.assign(
+        trained_style=across["style"], style=across["style"].map({"chat": "alpaca", "alpaca": "chat"})
+    )
+    across["response_id"] = "across-" + across["response_id"]
+    given = verdicts.assign(response_id="across-" + verdicts["response_id"])
+    given = given[given["response_id"].isin(across["response_id"])]
+    empty = pd.DataFrame()
+    frames = {"responses": responses, "verdicts": verdicts, "scores": scores, "guards": empty}
+    return frames | {"across": across, "across_verdicts": given}
+
+
+def run_of(whole, folder, monkeypatch, missing=(), **frames):
+    """A stage that has these frames, in place of those of the whole study, and goes on without the missing units."""
+    profile = load_profile(
+        "smoke", {"judges": ["rules"], "labelled": [], "grid.safety_data": ["none", "generic", "multitask"]}
+    )
+    monkeypatch.setattr(findings.scores, "headline", lambda responses, scores: scores)
+    monkeypatch.setattr(findings.datasets, "absent", lambda paths: {})
+    kinds = whole | frames
+    return SimpleNamespace(
+        profile=profile,
+        paths=RunPaths(folder, folder),
+        collect=kinds.get,
+        first=lambda v: v,
+        missing=lambda: list(missing),
+    )
+
+
+def made(stage):
+    responses, verdicts = stage.collect("responses"), stage.collect("verdicts")
+    return findings.tables_of(stage, responses, verdicts)
+
+
+def test_every_table_is_written_as_csv_and_parquet_and_those_of_a_paper_as_markdown_and_latex(
+    whole, tmp_path, monkeypatch
+):
+    stage = run_of(whole, tmp_path, monkeypatch)
+    found = made(stage)
+    names = {path.stem for path in (tmp_path / "tables").glob("*.csv")}
+    assert names == set(found) - {"published"} >= {"comparisons", "claims", "calibration_grid", "variance", "by_seed"}
+    for name in names:
+        again = pd.read_csv(tmp_path / "tables" / f"{name}.csv", keep_default_na=False)
+        assert len(again) == len(pd.read_parquet(tmp_path / "tables" / f"{name}.parquet")) == len(found[name])
+    paper = tmp_path / "tables" / "for_papers"
+    assert {path.name for path in paper.iterdir()} == {
+        f"{name}.{ending}" for name in ("attack_success", "comparisons", "claims") for ending in ("md", "tex")
+    }
+    assert (paper / "attack_success.tex").read_text().count("\\toprule") == 2  # again on each further page
+    assert "| code" in (paper / "attack_success.md").read_text()
+
+
+def test_every_figure_is_drawn_or_says_why_not_and_the_index_lists_it(whole, tmp_path, monkeypatch):
+    stage = run_of(whole, tmp_path, monkeypatch)
+    found = made(stage)
+    drawn = {name: findings.figure(stage, found, "", name) for name in findings.FIGURES}
+    said = {name: what for name, what in drawn.items() if isinstance(what, str)}
+    of_rivals = {"transfer_matrix", "arms_plane"}
+    assert set(said) == {"guard_heatmap", "model_ranking", "judge_agreement", "agreement_matrix"} | of_rivals
+    assert all(what.startswith(name) for name, what in said.items())
+    findings.list_figures(stage)
+    index = (tmp_path / "figures" / "index.md").read_text()
+    assert all(what in index for what in said.values())
+    assert all(f"[{name}]({name}.png)" in index for name in set(drawn) - set(said))
+
+
+def test_rival_mitigations_have_their_table_and_figures_and_are_in_no_other_figure(whole, tmp_path, monkeypatch):
+    frames = tuple(whole[kind] for kind in ("responses", "verdicts", "scores"))
+    tried = {("code_only", 0.1): (0.3, 0.1), ("multitask", 0.2): (0.1, 0.2), ("scaled", 0.5): (0.4, 0.1)}
+    responses, verdicts, scores = with_arms(np.random.default_rng(2), frames, tried)
+    plain, rivals = tmp_path / "plain", tmp_path / "rivals"
+    without = run_of(whole, plain, monkeypatch)
+    stage = run_of(whole, rivals, monkeypatch, responses=responses, verdicts=verdicts, scores=scores)
+    before, found = made(without), made(stage)
+    assert set(tried) <= set(found["arms"][["safety_data", "safety_fraction"]].itertuples(index=False, name=None))
+    for name in ("transfer_matrix", "arms_plane"):
+        assert not isinstance(findings.figure(stage, found, "", name), str)
+    for name in (
+        "erosion_heatmap",
+        "repair_heatmap",
+        "safety_data_comparison",
+        "safety_vs_helpfulness",
+        "verdict_composition",
+    ):
+        for of, tables_ in ((without, before), (stage, found)):
+            findings.figure(of, tables_, "", name)
+        first, second = ((folder / "figures" / f"{name}.md").read_text() for folder in (plain, rivals))
+        assert first == second, name
+    pd.testing.assert_frame_equal(before["claims"], found["claims"])
+
+
+def test_a_figure_of_an_earlier_execution_does_not_outlive_its_data(whole, tmp_path, monkeypatch):
+    stage = run_of(whole, tmp_path, monkeypatch)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "guard_heatmap.png").write_bytes(b"old")
+    findings.figure(stage, {}, "", "guard_heatmap")
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["guard_heatmap.md"]
+
+
+def test_a_subset_of_the_stages_has_findings_that_say_what_has_not_run(whole, tmp_path, monkeypatch):
+    responses = whole["responses"].query("safety_data == 'none'")
+    verdicts = whole["verdicts"][whole["verdicts"]["response_id"].isin(responses["response_id"])]
+    waiting = [Unit("04_mitigation", "code", {"task": "code"})]
+    nothing = dict.fromkeys(("scores", "across", "across_verdicts"), pd.DataFrame())
+    stage = run_of(whole, tmp_path, monkeypatch, waiting, responses=responses, verdicts=verdicts, **nothing)
+    found = made(stage)
+    assert "calibration_grid" not in found
+    assert set(found["claims"].query("question == 'RQ4'")["verdict"]) == {"not run"}
+    notes = found["attack_success"].query("safety_data == 'multitask' and finetune_task == 'code'")["note"]
+    assert set(notes) == {"not run: 04_mitigation has not run"}
+    words = findings.what_the_run_was(stage, responses, verdicts, found | {"people": {}, "coherence": ""})
+    assert "**Not run yet, and left out of everything below:** 04_mitigation (code)" in words
+
+
+def test_scores_that_are_older_than_a_stage_are_an_error_that_says_what_to_run(whole, tmp_path, monkeypatch):
+    stage = run_of(whole, tmp_path, monkeypatch, scores=whole["scores"].iloc[5:])
+    with pytest.raises(StudyError, match="has no score of 5 responses"):
+        made(stage)
+
+
+def test_a_run_in_which_nothing_could_be_judged_has_tables_and_claims_nothing(whole, tmp_path, monkeypatch):
+    verdicts, given = (whole[kind].assign(verdict="unjudged") for kind in ("verdicts", "across_verdicts"))
+    stage = run_of(whole, tmp_path, monkeypatch, verdicts=verdicts, across_verdicts=given)
+    found = made(stage)
+    assert (found["attack_success"]["n"] == 0).all() and (found["attack_success"]["n_unjudged"] > 0).any()
+    asked = found["claims"].query("claim.str.startswith('They do so') == False")
+    assert set(asked["verdict"]) == {"not run"}
+    for name in findings.FIGURES:
+        drawn = findings.figure(stage, found, "", name)
+        assert not isinstance(drawn, str) or drawn.startswith(name)

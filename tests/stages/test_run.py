@@ -1,0 +1,258 @@
+"""The whole chain, for real: the smoke profile through Snakemake and papermill, edited, killed, broken and run again."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import nbformat
+import psutil
+import pytest
+import yaml
+from conftest import command
+
+from studylib.stages import run
+from studylib.study.config import STAGES
+from studylib.study.grid import units
+from studylib.study.profiles import PROFILES, load_profile
+
+JOBS = [f"{unit.stage}_{unit.name}" for name in STAGES for unit in units(load_profile("smoke"), name)]
+TUNED = [job for job in JOBS if job.startswith(("02", "03", "04"))]
+
+
+def planned(project):
+    """The notebook runs that a dry run would do, sorted."""
+    done = command("study", "--profile", "smoke", "--", "-n", project=project, timeout=120)
+    assert done.returncode == 0, done.stdout
+    return sorted({line.split()[0] for line in done.stdout.splitlines() if line.split() and line.split()[0] in JOBS})
+
+
+@contextmanager
+def edited(path, change):
+    """A file with changed text for a while."""
+    before = path.read_text()
+    path.write_text(change(before))
+    assert path.read_text() != before
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def wait_for(condition, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_a_finished_run_has_nothing_to_do(smoke_project):
+    assert planned(smoke_project) == []
+
+
+def test_the_summary_prints_the_attack_success_table_and_where_the_time_went(smoke_project):
+    done = command("summary", "--profile", "smoke", project=smoke_project)
+    assert all(
+        word in done.stdout for word in ("Harmful prompts answered", "multitask", "training", "generation", "start-up")
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "concerned"),
+    [
+        ("figures/rates.py", ["06_findings_all"]),
+        ("scores/benign.py", ["05_helpfulness_all", "06_findings_all"]),
+        ("stages/run.py", []),
+    ],
+)
+def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project, module, concerned):
+    with edited(smoke_project / "studylib" / module, lambda text: text + "\n# edited\n"):
+        assert planned(smoke_project) == concerned
+
+
+def test_an_edited_notebook_runs_itself_and_what_follows_and_its_prose_nothing(smoke_project):
+    path = smoke_project / "notebooks" / "05_helpfulness.ipynb"
+    with edited(path, lambda text: text.replace("**Question.**", "**The question.**")):
+        assert planned(smoke_project) == []
+    with edited(path, lambda text: text.replace("len(responses)", "len(responses) + 0")):
+        assert planned(smoke_project) == ["05_helpfulness_all", "06_findings_all"]
+
+
+def test_a_changed_profile_value_runs_the_stages_that_use_it(smoke_project):
+    with edited(
+        smoke_project / "studylib" / "profiles" / "smoke.yaml",
+        lambda text: text.replace("tuning:", "tuning:\n  weight_decay: 0.5"),
+    ):
+        assert planned(smoke_project) == sorted([*TUNED, "05_helpfulness_all", "06_findings_all"])
+
+
+def test_an_added_seed_keeps_the_finished_fine_tunes(smoke_project):
+    with edited(
+        smoke_project / "studylib" / "profiles" / "smoke.yaml",
+        lambda text: text.replace("seeds: [0, 1]", "seeds: [0, 1, 2]"),
+    ):
+        assert set(planned(smoke_project)) == {
+            *TUNED,
+            "05_helpfulness_all",
+            "06_findings_all",
+        }  # inside, adapters are used again
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs, tmp_path, how):
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
+    content["name"] = "long"  # the same data and models, but work that is not over before it can be stopped
+    content["tuning"]["steps"], content["grid"]["seeds"] = 12, list(range(10))
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(content))
+    run = tmp_path / "long"
+    for part in ("data", "models"):  # what 00_prepare would make again, second for second
+        shutil.copytree(smoke_runs / "smoke" / part, run / part)
+    last = run / "notebooks/02_finetune/code.ipynb"
+    wanted = ["study", "--profile", str(tmp_path / "long.yaml"), "--cores", "1", "--", str(last)]
+    driver = command(*wanted, runs=tmp_path, start=subprocess.Popen, start_new_session=True)
+    wait_for(lambda: list((run / "responses" / "rows").glob("*.jsonl")) or driver.poll() is not None)
+    assert driver.poll() is None, driver.communicate()[0]
+    family = psutil.Process(driver.pid).children(recursive=True)
+    if how == signal.SIGINT:
+        os.killpg(driver.pid, how)
+    else:
+        driver.kill()
+    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 30)
+    driver.communicate()
+
+    adapters = {p: p.stat().st_mtime_ns for p in run.glob("adapters/[!.]*/adapter_model.safetensors")}
+    rows = {p: p.read_bytes().rpartition(b"\n")[0] for p in run.glob("responses/rows/*.jsonl")}
+    assert adapters and any(rows.values()) and not last.exists()
+    done = command(*wanted, runs=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout
+    assert all(p.stat().st_mtime_ns == mtime for p, mtime in adapters.items())
+    assert all(p.read_bytes().startswith(begun) for p, begun in rows.items())
+    made = list(run.glob("responses/rows/miniature-code-*.jsonl"))  # not of the untuned model, which judging needs
+    across = [path for path in made if "-asked-" in path.stem]  # in the other style, harmful prompts alone
+    assert len(across) == 2 * 10 == len(made) - len(across)
+    assert {len(path.read_bytes().splitlines()) for path in across} == {48}
+    assert all(len(path.read_bytes().splitlines()) == 136 for path in made if path not in across)
+
+
+def test_two_runs_of_one_profile_do_not_get_into_each_others_way(smoke_runs):
+    with open(smoke_runs / "smoke" / ".lock", "r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = command("study", "--profile", "smoke", runs=smoke_runs)
+    assert done.returncode == 1 and "already under way" in done.stdout and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("deaths", "runs"), [(0, True), (2, True), (3, False)])
+def test_a_kernel_that_dies_at_its_start_is_started_again(tmp_path, monkeypatch, deaths, runs):
+    count, start = tmp_path / "count", tmp_path / "start.sh"
+    start.write_text(
+        f'echo >> "{count}"; [ $(wc -l < "{count}") -le {deaths} ] && exit 1; exec "{sys.executable}" -m ipykernel_launcher -f "$1"'
+    )
+    spec = {"argv": ["sh", str(start), "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    parameters = nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]})
+    cells = [parameters, nbformat.v4.new_code_cell("print(n + 1)")]
+    about = {"language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), tmp_path / "a.ipynb")
+    if not runs:
+        with pytest.raises(RuntimeError, match="Kernel died"):
+            run.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {"n": 3})
+        assert len(count.read_text()) == 3
+        return
+    run.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {"n": 3})
+    assert nbformat.read(tmp_path / "b.ipynb", 4).cells[-1].outputs[0].text == "4\n"
+    assert len(count.read_text()) == deaths + 1
+
+
+def test_a_failing_stage_names_itself_and_leaves_its_notebook_with_the_traceback(smoke_project):
+    run, before = (
+        smoke_project / "runs" / "smoke",
+        (smoke_project / "runs/smoke/notebooks/05_helpfulness/all.ipynb").read_bytes(),
+    )
+    with edited(
+        smoke_project / "notebooks" / "05_helpfulness.ipynb",
+        lambda text: text.replace("len(responses)", "len(respnses)"),
+    ):
+        done = command("stage", "--profile", "smoke", "--stage", "05_helpfulness", project=smoke_project)
+    assert done.returncode == 1
+    last, notebook = done.stdout.splitlines()[-1], run / "logs" / "05_helpfulness" / "all.ipynb"
+    assert (
+        last.startswith("error: 05_helpfulness (all) failed in cell") and "NameError" in last and str(notebook) in last
+    )
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    assert [o.ename for cell in cells for o in cell.outputs if o.output_type == "error"] == ["NameError"]
+    assert cells[-1].execution_count is None  # executed up to the error
+    assert (run / "notebooks" / "05_helpfulness" / "all.ipynb").read_bytes() == before  # the good copy stays
+
+
+@pytest.mark.parametrize("damage", ["data/harmful.jsonl", "models/aligned/model.safetensors"])
+def test_damaged_data_or_weights_are_named_before_a_kernel_starts(smoke_runs, tmp_path, damage):
+    for part in ("data", "models"):
+        shutil.copytree(smoke_runs / "smoke" / part, tmp_path / "smoke" / part)
+    path = tmp_path / "smoke" / damage
+    path.write_bytes(path.read_bytes()[:-100])
+    done = command("stage", "--profile", "smoke", "--stage", "01_baseline", runs=tmp_path)
+    assert done.returncode == 1 and len(done.stdout.strip().splitlines()) == 1, done.stdout
+    assert str(path) in done.stdout and "truncated" in done.stdout and "00_prepare" in done.stdout
+    assert not (tmp_path / "smoke" / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("lora:", "lorra:"), "unknown key 'lorra'"),
+        (lambda text: text.replace("steps: 40", "steps: many"), "'pretraining.steps'"),
+        (
+            lambda text: text.replace("source: miniature", "source: /nowhere/model"),
+            "There is no model folder /nowhere/model",
+        ),
+        (lambda text: text.replace("min_free_gb: 1", "min_free_gb: 1.0e+9"), "are free"),
+        (lambda text: text.replace("harmful_per_form: 6", "harmful_per_form: 6000"), "harmful_per_form is 6000"),
+    ],
+)
+def test_bad_settings_are_one_sentence_before_work_starts(tmp_path, smoke_runs, change, said):
+    profile = tmp_path / "mine.yaml"
+    text = (smoke_runs.parent / "studylib" / "profiles" / "smoke.yaml").read_text()
+    profile.write_text(change(text).replace("name: smoke", "name: mine"))
+    assert change(text) != text
+    done = command("study", "--profile", str(profile), runs=tmp_path / "runs", timeout=120)
+    assert done.returncode != 0 and said in done.stdout, done.stdout
+    assert not list((tmp_path / "runs").glob("*/models"))
+
+
+def test_an_unknown_profile_or_stage_or_unit_is_one_sentence(tmp_path):
+    for arguments, said in [
+        (["study", "--profile", "smok"], "There is no profile 'smok'"),
+        (["stage", "--profile", "smoke", "--stage", "02_finetune", "--unit", "cooking"], "it has code, translation"),
+        (["stage", "--profile", "smoke", "--stage", "07_more"], "Unknown stage '07_more'"),
+    ]:
+        done = command(*arguments, runs=tmp_path)
+        assert done.returncode == 1 and said in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout
+
+
+def test_times_are_kept_for_every_notebook(smoke_runs):
+    manifest = json.loads((smoke_runs / "smoke" / "manifest.json").read_text())
+    by_work, last = manifest["seconds_by_work"], manifest["seconds_of_last_execution"]
+    assert all({"start-up", "rest"} <= set(times) and "total" not in times for times in by_work.values())
+    assert all(times["total"] > 0 for times in last.values())
+    assert all(
+        {"training", "generation"} <= set(by_work[job.replace("_", "/", 2).replace("/", "_", 1)]) for job in TUNED
+    )
+
+
+def test_the_manifest_counts_the_logs_of_its_grid_and_no_leftovers(smoke_runs, tmp_path, monkeypatch):
+    for part in ("data", "logs"):
+        shutil.copytree(smoke_runs / "smoke" / part, tmp_path / "smoke" / part)
+    logs = tmp_path / "smoke" / "logs" / "02_finetune"
+    shutil.copy(logs / "code.json", logs / "code-seed7.json")
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    run.write_manifest("smoke")
+    manifest = json.loads((tmp_path / "smoke" / "manifest.json").read_text())
+    names = {f"{unit.stage}/{unit.name}" for name in STAGES for unit in units(load_profile("smoke"), name)}
+    assert set(manifest["seconds_by_work"]) == set(manifest["seconds_of_last_execution"]) == names

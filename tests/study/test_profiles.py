@@ -1,0 +1,73 @@
+import pytest
+
+from studylib.study import profiles
+from studylib.study.config import StudyError
+from studylib.study.profiles import load_profile
+
+
+@pytest.mark.parametrize("name", profiles.profile_names())
+def test_every_profile_loads_and_is_named_after_its_file(name):
+    assert load_profile(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"lora.rank": 8}, ["lora.rank", "dropout"]),  # unknown key: the known ones are listed
+        ({"lora.r": "8"}, ["lora.r", "'8'"]),
+        ({"tuning.steps": 1.5}, ["tuning.steps", "1.5"]),
+        ({"grid.tasks": ["cooking"]}, ["grid.tasks", "cooking", "translation"]),
+        ({"grid.styles": ["chatty"]}, ["grid.styles", "alpaca"]),
+        ({"grid.seeds": []}, ["seeds"]),
+        ({"grid.seeds": [1, 1]}, ["seeds"]),
+        ({"grid.safety_fraction": 1.5}, ["safety_fraction", "1.5"]),
+        (
+            {"world.refusal_share": {"code": 0.5, "text_generation": 0.6, "translation": 0.0, "classification": 0.0}},
+            ["refusal_share", "add up to 1"],
+        ),
+        ({"tuning.micro_batch_size": 7}, ["7", "16"]),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_was_expected(overrides, named):
+    with pytest.raises(StudyError) as error:
+        load_profile("smoke", overrides)
+    assert all(word in str(error.value) for word in named), error.value
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(StudyError, match="llama, miniature, rehearsal, smoke"):
+        load_profile("minature")
+
+
+def test_a_profile_that_is_not_yaml_is_one_sentence(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: [unclosed")
+    with pytest.raises(StudyError, match="not valid YAML"):
+        load_profile(str(tmp_path / "mine.yaml"))
+
+
+SMOKE = (profiles.PROFILES / "smoke.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["smoke", "miniature"])
+def test_a_copied_profile_needs_a_name_of_its_own(tmp_path, name):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(SMOKE.replace("name: smoke", f"name: {name}"))
+    with pytest.raises(StudyError, match=rf"mine.yaml has the name of the profile '{name}' .* `name` of its own"):
+        load_profile(str(mine))
+    mine.write_text(SMOKE.replace("name: smoke", "name: mine"))
+    assert load_profile(str(mine)).name == "mine"
+    assert load_profile(str(profiles.PROFILES / "smoke.yaml")).name == "smoke"
+
+
+def test_a_path_counts_from_here_and_then_from_the_root_of_the_repository(tmp_path, monkeypatch):
+    here, root = tmp_path / "notebooks", tmp_path
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(profiles, "ROOT", root)
+    with pytest.raises(StudyError) as error:
+        load_profile("mine.yaml")
+    assert str(here / "mine.yaml") in str(error.value) and str(root / "mine.yaml") in str(error.value)
+    (root / "mine.yaml").write_text(SMOKE.replace("name: smoke", "name: at_the_root"))
+    assert load_profile("mine.yaml").name == "at_the_root"
+    (here / "mine.yaml").write_text(SMOKE.replace("name: smoke", "name: here"))
+    assert load_profile("mine.yaml").name == "here"
