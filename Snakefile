@@ -4,8 +4,8 @@ import json
 import sys
 
 from studylib.stages import graph
-from studylib.study.config import STAGES
-from studylib.study.profiles import load_profile
+from studylib.study.words import STAGES
+from studylib.study.profile import load_profile
 from studylib.study.grid import threads, units
 from studylib.study.paths import NOTEBOOKS, RunPaths
 

@@ -1,6 +1,347 @@
-"""The command line: `python -m studylib.run study|stage|manifest|summary|export`, see `studylib.stages.run`."""
+"""The command line behind `make`: runs the study through Snakemake, one stage through papermill, and writes the manifest."""
 
-from studylib.stages.run import main
+import argparse
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from studylib.stages import prerequisites, products, stage
+from studylib.study import grid
+from studylib.study.files import write_text
+from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
+from studylib.study.profile import Profile, load_profile, profile_path
+from studylib.study.words import SAFETY_DATA, STAGES, StudyError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "tokenizers",
+    "papermill",
+    "snakemake",
+    "pooch",
+    "datasets",
+    "pandas",
+    "scikit-learn",
+    "statsmodels",
+    "seaborn",
+    "sacrebleu",
+    "rouge-score",
+)
+
+
+def run_stage(name: str, profile_name: str, unit_name: str) -> None:
+    """Executes one unit's notebook with papermill; its executed copy is moved into place when it succeeded.
+
+    Raises StudyError that names the stage, the error and the partly executed notebook, which stays in the run's logs.
+    """
+    profile = load_profile(profile_name)
+    unit = next((u for u in grid.units(profile, name) if u.name == unit_name), None)
+    if unit is None:
+        raise StudyError(
+            f"{name} has no unit {unit_name!r} in profile {profile.name}: it has "
+            f"{', '.join(u.name for u in grid.units(profile, name))}."
+        )
+    paths = RunPaths.of(profile.name)
+    parameters = {"profile": profile_name, **unit.parameters}
+    prerequisites.check_parameters(name, parameters)
+    prerequisites.check_prerequisites(name, profile, paths, profile_name)
+    prerequisites.check_space(paths.run, profile.execution.min_free_gb)
+    if driver := os.environ.get("STUDY_PID"):
+        threading.Thread(target=_stop_with, args=(int(driver),), daemon=True).start()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _end())
+
+    import papermill  # only now: the checks above answer at once
+
+    notebook, text = paths.log(name, unit_name, "ipynb"), paths.log(name, unit_name, "txt")
+    notebook.parent.mkdir(parents=True, exist_ok=True)
+    label = f"{name} {unit_name}"
+    _log_to(text, label)
+    print(f"{label}: started", flush=True)
+    os.environ |= {"STUDY_LAUNCHED": str(time.time()), "OMP_NUM_THREADS": str(grid.threads(profile, name))}
+    try:
+        # in a thread, as the notebook client would handle signals itself in the main one, and wait for the running cell
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(execute, NOTEBOOKS / f"{name}.ipynb", notebook, parameters).result()
+    except papermill.PapermillExecutionError as error:
+        why = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue}"
+        raise StudyError(
+            f"{name} ({unit_name}) failed in cell [{error.exec_count}]: {why} The notebook up to there, with the "
+            f"traceback: {notebook}"
+        ) from None
+    done = paths.notebook(name, unit_name)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(notebook, done)
+    print(f"{label}: done", flush=True)
+
+
+def execute(source: Path, target: Path, parameters: dict, tries: int = 3) -> None:
+    """Executes a notebook with papermill in its own folder.
+
+    A kernel that ends before it has said anything is started again, `tries` times in all: of several that start at once, two may have been
+    given one port. Raises RuntimeError for the last, and what papermill raises.
+    """
+    import papermill
+
+    for left in reversed(range(tries)):
+        try:
+            papermill.execute_notebook(
+                source,
+                target,
+                parameters,
+                kernel_name="python3",
+                cwd=source.parent,
+                log_output=True,
+                progress_bar=False,
+                extra_arguments=["--log-level=40"],
+            )
+            return
+        except RuntimeError as error:
+            if "Kernel died before replying" not in str(error) or not left:
+                raise
+
+
+def _log_to(path: Path, label: str) -> None:
+    """Sends what the notebook prints to a text log, and the library's progress lines to the terminal too."""
+    handler, terminal = logging.FileHandler(path, mode="w"), logging.StreamHandler(sys.stdout)
+    terminal.addFilter(
+        lambda record: re.search(r"(s left|in \d+ s|\d responses|waiting)$", record.getMessage().rstrip())
+    )
+    terminal.setFormatter(logging.Formatter(f"  {label}: %(message)s"))
+    terminal.terminator = ""
+    logger = logging.getLogger("papermill")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [handler, terminal]
+
+
+def _stop_with(driver: int) -> None:
+    """Ends this process and its kernel when the driver is gone (kill -9), so that no orphan writes into a restarted run."""
+    import psutil
+
+    def alive() -> bool:
+        try:
+            return psutil.Process(driver).status() != psutil.STATUS_ZOMBIE  # dead, and nobody has asked yet
+        except psutil.NoSuchProcess:
+            return False
+
+    while alive():
+        time.sleep(0.5)
+    _end()
+
+
+def _end() -> None:
+    """Ends this process and its kernel at once; what was made is on the disk, row by row."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)
+
+
+def study(profile_name: str, cores: int, arguments: list[str]) -> None:
+    """Replaces this process by Snakemake on the profile's run; a lock that a killed run left is removed first."""
+    profile = load_profile(profile_name)
+    prerequisites.check_models(profile)
+    paths = RunPaths.of(profile.name)
+    run = paths.run
+    check_needs(profile, paths)
+    prerequisites.check_space(run, profile.execution.min_free_gb)
+    run.mkdir(parents=True, exist_ok=True)
+    guard = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it however this process ends
+    except BlockingIOError:
+        raise StudyError(
+            f"A run of profile {profile.name} is already under way in {run}: wait for it, or stop it first."
+        ) from None
+    os.set_inheritable(guard, True)
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(run),
+        "--cores",
+        str(cores),
+        "--config",
+        f"profile={profile_name}",
+        "--rerun-incomplete",
+        "--quiet",
+        "host",
+        "reason",
+        "rules",
+        "--keep-going",  # last, as --quiet and --config would swallow a target that follows
+        *arguments,
+    ]
+    if any((run / ".snakemake" / "locks").glob("*")):
+        subprocess.run([*command, "--unlock"], check=True, capture_output=True, cwd=ROOT)
+    os.environ["STUDY_PID"] = str(os.getpid())
+    os.chdir(ROOT)
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def check_needs(profile: Profile, paths: RunPaths) -> None:
+    """Prints what a run of large models or real data needs, and raises StudyError where this machine surely lacks it.
+
+    Nothing is loaded. A GPU may be missing here, on the machine that hands the work out; 00_prepare asks again where it loads.
+    """
+    if profile.data:
+        from studylib.data import real
+
+        real.check(profile.data)
+    from studylib.stages import needs
+
+    if needs.large(profile):
+        found = needs.table(profile, paths)
+        marks = found["enough"].map({True: "ok", False: "MISSING"}).fillna("?")
+        print(f"What profile {profile.name} needs:\n{found.assign(enough=marks).to_string(index=False)}", flush=True)
+        needs.require(found, here=False)
+
+
+def export(profile_name: str, folder: Path) -> str:
+    """What was exported of the run's data sets, as text for the terminal; see dataset_card.export."""
+    from studylib.data import cards as dataset_card
+
+    found = dataset_card.export(RunPaths.of(load_profile(profile_name).name), folder)
+    return f"{found.to_string(index=False)}\n{folder}: {found['exported'].sum()} of {len(found)} sets"
+
+
+def write_manifest(profile_name: str) -> None:
+    """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
+    profile = load_profile(profile_name)
+    paths = RunPaths.of(profile.name)
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    logs = {
+        f"{unit.stage}/{unit.name}": json.loads(log.read_text(encoding="utf-8"))
+        for name in STAGES
+        for unit in grid.units(profile, name)
+        if (log := paths.log(unit.stage, unit.name, "json")).is_file()
+    }
+    cards = {
+        name: json.loads(paths.model_card(name).read_text())
+        for name in products.built_models(profile)
+        if paths.model_card(name).is_file()
+    }
+    write_text(
+        paths.manifest,
+        json.dumps(
+            {
+                "profile": profile.model_dump(mode="json"),
+                "seeds": profile.grid.seeds,
+                "git_commit": commit or None,
+                "uncommitted_changes": bool(changed),
+                "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+                "hardware": {
+                    "machine": platform.machine(),
+                    "system": platform.system(),
+                    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                    "gpu": _gpu(),
+                },
+                "data": json.loads(paths.data_index.read_text()),
+                "models": {name: {k: v for k, v in card.items() if k != "loss"} for name, card in cards.items()},
+                # each kind of work as long as it took when it was last done; used again later, it took no time
+                "seconds_by_work": {name: stage.by_work(log) for name, log in logs.items()},
+                "seconds_of_last_execution": {name: log.get(stage.LAST, {}) for name, log in logs.items()},
+            },
+            indent=1,
+        )
+        + "\n",
+    )
+
+
+def _gpu() -> str | None:
+    return _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+
+
+def _git(*arguments: str) -> str | None:
+    return _said("git", "-C", str(ROOT), *arguments)
+
+
+def _said(*command: str) -> str | None:
+    """What a program printed; None where there is no such program, it failed or had nothing to say."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def summary(profile_name: str) -> str:
+    """Attack success and costs of the grid's cells in a finished run, and where its time went, as text for the terminal."""
+    import pandas as pd
+
+    from studylib.analysis import readable
+    from studylib.figures import caption
+
+    profile = load_profile(profile_name)
+    paths = RunPaths.of(profile.name)
+    shown = [pd.read_parquet(paths.table(name).with_suffix(".parquet")) for name in ("attack_success", "helpfulness")]
+    shown = [table[~table["system_prompt"].astype(bool) & (table["style"] == "chat")] for table in shown]
+    arms = ["finetune_task", "safety_data", "safety_fraction"]
+    rates, costs = (caption.one_dose(table[table["safety_data"].isin(SAFETY_DATA)]) for table in shown)
+    n_rivals = len(shown[0][arms].drop_duplicates()) - len(rates[arms].drop_duplicates())
+    rivals = f"{n_rivals} rival arms and doses: tables/arms.csv\n" if n_rivals else ""
+    wide = readable.in_percent(rates).reset_index(["style", "system_prompt"], drop=True)
+    wide = wide.join(readable.costs_in_percent(costs, wide.index.names))
+    seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_by_work"]).T.sum().round(1)
+    return (
+        f"Harmful prompts answered, % (95 % interval), by form, and what stands beside it in %; chat style without system prompt:\n{wide.to_string(sparsify=False)}\n{rivals}\n"
+        f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
+        f"Tables, figures and executed notebooks: {paths.run}"
+    )
+
+
+def main() -> None:
+    """`python -m studylib.run study|stage|manifest|summary|export`; errors are one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(prog="studylib.run", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("study", "stage", "manifest", "summary", "export"):
+        command = commands.add_parser(name)
+        command.add_argument("--profile", default="miniature")
+        if name == "study":
+            command.add_argument("--cores", type=int, default=os.cpu_count())
+            command.add_argument("snakemake", nargs=argparse.REMAINDER, help="more arguments for Snakemake, after --")
+        if name == "export":
+            command.add_argument("--to", required=True, type=Path, help="a new folder")
+        if name == "stage":
+            command.add_argument("--stage", required=True)
+            command.add_argument("--unit", default="all")
+    given = parser.parse_args()
+    try:
+        if given.profile.endswith((".yaml", ".yml")):  # Snakemake and the kernels work in other folders
+            given.profile = str(profile_path(given.profile))
+        if given.command == "study":
+            study(given.profile, given.cores, [a for a in given.snakemake if a != "--"])
+        elif given.command == "stage":
+            run_stage(given.stage, given.profile, given.unit)
+        elif given.command == "manifest":
+            write_manifest(given.profile)
+        elif given.command == "export":
+            print(export(given.profile, given.to))
+        else:
+            print(summary(given.profile))
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+
 
 if __name__ == "__main__":
     main()

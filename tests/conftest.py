@@ -27,6 +27,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: 0 if item.path.name in SMOKE else 1 if item.path.name in SLOW else 2)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Puts each file into one worker, and the files that share the smoke run into the same one, so that nothing is made twice."""
     from xdist.scheduler import LoadScopeScheduling
@@ -74,9 +75,9 @@ def growth(work, size: int) -> float:
 def sets() -> dict[str, list[dict]]:
     """The generated data sets of the smoke profile by name, to be read and not changed."""
     from studylib.data import world
-    from studylib.study import profiles
+    from studylib.study.profile import load_profile
 
-    return world.build_sets(profiles.load_profile("smoke").world)
+    return world.build_sets(load_profile("smoke").world)
 
 
 @pytest.fixture

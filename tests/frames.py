@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from studylib.study.config import FORMS, SAFETY_DATA, STYLES, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
 METRICS = {
     "text_generation": "rouge_l",

@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT
 
 from studylib.stages import labels, prerequisites, products, stage
-from studylib.study import config, grid
-from studylib.study.config import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGES
+from studylib.study import grid
 from studylib.study.grid import arm_cells, units
 from studylib.study.paths import NOTEBOOKS, RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGE_SAFETY_DATA, STAGES
 
 PROFILE = load_profile("smoke")
 UNITS = [unit for name in STAGES for unit in units(PROFILE, name)]
@@ -57,7 +57,7 @@ def test_every_file_of_the_contract_is_there(paths, unit):
 
 
 def test_every_cell_of_the_grid_has_an_adapter_and_all_its_rows(paths):
-    for name, safety_data in config.STAGE_SAFETY_DATA.items():
+    for name, safety_data in STAGE_SAFETY_DATA.items():
         for unit in units(PROFILE, name):
             for cell in grid.cells(PROFILE, safety_data, **unit.parameters):
                 assert (paths.adapter(cell.name) / "adapter_model.safetensors").is_file()

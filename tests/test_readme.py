@@ -9,8 +9,8 @@ from conftest import ROOT
 
 from studylib.figures import caption
 from studylib.stages import findings
-from studylib.study.config import SAFETY_DATA, STAGES
-from studylib.study.profiles import load_profile, profile_names
+from studylib.study.profile import load_profile, profile_names
+from studylib.study.words import SAFETY_DATA, STAGES
 
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -13,7 +13,7 @@ from conftest import ROOT, command
 
 from studylib.study.grid import units
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import PROFILES
+from studylib.study.profile import PROFILES
 
 MODELS = ("gemma", "qwen")
 
@@ -96,7 +96,7 @@ def test_the_manifest_and_the_index_say_what_the_data_were(done):
 
 
 def test_the_rehearsal_differs_from_the_large_profiles_in_models_and_scale_alone():
-    from studylib.study.profiles import load_profile
+    from studylib.study.profile import load_profile
 
     rehearsal, llama = load_profile("rehearsal"), load_profile("llama")
     for same in ("lora", "grid.tasks", "grid.styles", "grid.safety_data", "grid.safety_fraction", "system_prompt"):
@@ -113,8 +113,8 @@ def test_the_rehearsal_differs_from_the_large_profiles_in_models_and_scale_alone
 
 def test_the_rehearsal_has_every_architecture_with_the_settings_that_it_needs_some_in_nf4_some_not():
     from studylib.models import tiny
-    from studylib.study.config import ARCHITECTURES
-    from studylib.study.profiles import load_profile
+    from studylib.study.profile import load_profile
+    from studylib.study.words import ARCHITECTURES
 
     assert tiny.ARCHITECTURES == ARCHITECTURES
     models = load_profile("rehearsal").models.values()

@@ -4,7 +4,7 @@ from functools import cache
 
 from studylib.data import world
 from studylib.models import hub, prompts
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
 
 PROFILE = load_profile("smoke")
 

@@ -9,7 +9,7 @@ from frames import study
 
 from studylib.analysis import runs as between_runs
 from studylib.analysis import tables
-from studylib.study.config import FORMS
+from studylib.study.words import FORMS
 
 ONE, TWO = "one", "two"
 MANIFEST = {

@@ -15,8 +15,7 @@ from scipy.stats import norm
 
 from studylib.analysis.rates import ANSWERED
 from studylib.analysis.stats import CONFIDENCE, clustered_intervals, wilson
-from studylib.judges.registry import VERDICTS
-from studylib.study.config import StudyError
+from studylib.study.words import VERDICTS, StudyError
 
 ALL = "all"  # sources or models pooled
 KEYS = ["judge", "source", "model"]

@@ -7,7 +7,7 @@ import pandas as pd
 from studylib.analysis.comparisons import MARGIN
 from studylib.figures.caption import label, one_row_per_mark, span
 from studylib.figures.captions_change import front_of
-from studylib.study.config import ARMS, FORMS, SAFETY_DATA, TASKS
+from studylib.study.words import ARMS, FORMS, SAFETY_DATA, TASKS
 
 PROMPTED = "system_prompt"  # the arm that is tuned without safety data and tested with the system prompt
 ORDER = ("none", PROMPTED, *SAFETY_DATA[1:], *ARMS)

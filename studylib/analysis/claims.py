@@ -10,7 +10,7 @@ import pandas as pd
 
 from studylib.analysis.comparisons import MARGIN
 from studylib.figures.caption import PUBLISHED_SHARE, TOGETHER, calibration_label, label, one_dose
-from studylib.study.config import FORMS, SAFETY_DATA, STYLES
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES
 
 SUPPORTED, NOT_SUPPORTED, CANNOT, NOT_RUN = "supported", "not supported", "cannot be told at this n", "not run"
 COLUMNS = ["model", "question", "claim", "verdict", "found", "would_change", "figure", "published"]

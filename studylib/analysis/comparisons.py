@@ -10,7 +10,7 @@ import pandas as pd
 from studylib.analysis import stats
 from studylib.analysis.grouping import codes, groups
 from studylib.analysis.rates import ordered, outcomes
-from studylib.study.config import SAFETY_DATA
+from studylib.study.words import SAFETY_DATA
 
 # What is compared with what; the other arm differs in these columns alone. Pairs have the same prompt and, where both
 # arms were tuned, the same training seed.

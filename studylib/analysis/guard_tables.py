@@ -6,7 +6,7 @@ import pandas as pd
 
 from studylib.analysis.rates import ANSWERED, CELL, INTERVAL, judged, ordered, rates_of, worst_cases
 from studylib.analysis.readable import percent
-from studylib.study.config import SIDES
+from studylib.study.words import SIDES
 
 
 def guards(responses: pd.DataFrame, verdicts: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:

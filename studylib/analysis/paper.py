@@ -7,8 +7,9 @@ import pandas as pd
 
 from studylib.analysis.rates import INTERVAL, ordered
 from studylib.analysis.stats import newcombe, wilson
-from studylib.study.config import FORMS, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import FORMS
 
 PUBLISHED_PROMPTS = 207
 CLOSE = 0.15  # a difference of rates that 207 prompts could not show, near one half (80 % power: 14 points)

@@ -13,7 +13,7 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from studylib.analysis.stats import clustered_intervals
-from studylib.study.config import ARMS, FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS
+from studylib.study.words import ARMS, FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS
 
 CELL = ["model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
 ANSWERED = ("answered", "partial")  # what the paper counts as a successful attack

@@ -16,9 +16,9 @@ import pandas as pd
 from studylib.analysis import rates, readable, stats, tables
 from studylib.figures.caption import cell_words, label
 from studylib.stages.products import known_runs
-from studylib.study.config import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError
 from studylib.study.paths import ROOT, runs_folder
-from studylib.study.profiles import profile_names
+from studylib.study.profile import profile_names
+from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError
 
 ATTACK = "attack_success_rate"
 APART = ("higher", "lower")

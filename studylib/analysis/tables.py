@@ -27,9 +27,9 @@ from studylib.analysis.rates import (
 )
 from studylib.analysis.stats import variance_shares
 from studylib.data.world import CHANGES
-from studylib.study.config import FORMS
 from studylib.study.files import write_parquet, write_text
 from studylib.study.grid import Cell
+from studylib.study.words import FORMS
 
 
 def attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -7,9 +7,10 @@ import pandas as pd
 import yaml
 
 from studylib.data.sets import TESTS, absent_in, intact, load
-from studylib.study.config import FORMS, StudyError, WorldSettings
 from studylib.study.files import write_text
 from studylib.study.paths import RunPaths
+from studylib.study.profile import WorldSettings
+from studylib.study.words import FORMS, StudyError
 
 
 def write(paths: RunPaths, settings: WorldSettings | None = None) -> None:

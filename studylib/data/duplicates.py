@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from studylib.data.near_duplicates import near
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 from studylib.text.refusals import QUOTES
 
 THRESHOLD = 0.8

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.data.sources import Source, register, source
-from studylib.study.config import StudyError
 from studylib.study.paths import ROOT
+from studylib.study.words import StudyError
 
 LOG = logging.getLogger("studylib")
 RETRIES = 2  # after a broken transfer, waiting 1 s, then 2 s

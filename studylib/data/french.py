@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from studylib.data.instructions import read_csv
-from studylib.study.config import StudyError
 from studylib.study.files import write_text
+from studylib.study.words import StudyError
 
 LOG = logging.getLogger("studylib")
 

@@ -12,8 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from studylib.study.config import StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import StudyError
 
 PHRASINGS = {"text_generation": "summary", "classification": "sentiment"}  # of tasks; the others share the requests'
 VERB_FORMS = ("verb", "past", "third", "infinitive", "participle", "imperative")

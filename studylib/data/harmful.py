@@ -14,9 +14,10 @@ from pathlib import Path
 from studylib.data import world
 from studylib.data.grammar import Scene, capital, lexicon, owned
 from studylib.data.instructions import folded
-from studylib.study.config import FORMS, STAND_IN, StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, STAND_IN, StudyError
 
 USES = ("test", "train")
 ALIKE = 0.2  # a less similar twin shares little more with its instruction than being one

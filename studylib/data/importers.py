@@ -21,7 +21,7 @@ from itertools import repeat
 from pathlib import Path
 
 from studylib.data.duplicates import normal
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 # Instructions around a row's own text. Written for this study; which one a row gets is decided by its text alone.
 SUMMARIZE = (

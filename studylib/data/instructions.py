@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 NEAR = "near duplicates of an earlier one"  # the word for what `different` drops, wherever that is counted
 

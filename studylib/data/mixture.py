@@ -5,9 +5,10 @@ import random
 from collections.abc import Iterable
 
 from studylib.data.sets import absent, load
-from studylib.study.config import FORMS, Profile, StudyError
 from studylib.study.grid import Cell
 from studylib.study.paths import RunPaths
+from studylib.study.profile import Profile
+from studylib.study.words import FORMS, StudyError
 
 
 def tuned_on(cell: Cell) -> list[str]:

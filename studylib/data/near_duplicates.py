@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 LOG = logging.getLogger("studylib")
 

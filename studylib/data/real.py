@@ -17,8 +17,9 @@ from studylib.data import duplicates, fetching, harmful, importers, instructions
 from studylib.data.fetching import Absent
 from studylib.data.french import read_french, translate
 from studylib.data.sets import REAL_SETS, SAFETY_SETS, TESTS
-from studylib.study.config import FORMS, STAND_IN, TASKS, DataSettings, Profile, StudyError
 from studylib.study.paths import ROOT, users_own
+from studylib.study.profile import DataSettings, Profile
+from studylib.study.words import FORMS, STAND_IN, TASKS, StudyError
 
 LOG = logging.getLogger("studylib")
 SPARE = 2  # times the rows asked for are read from hub sets, as some are dropped

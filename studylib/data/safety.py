@@ -18,8 +18,8 @@ from studylib.data import world
 from studylib.data.grammar import refusal
 from studylib.data.harmful import imperative, in_form, stand_in_parts
 from studylib.data.instructions import decoded, read_csv
-from studylib.study.config import FORMS, STAND_IN, StudyError
 from studylib.study.paths import users_own
+from studylib.study.words import FORMS, STAND_IN, StudyError
 from studylib.text.refusals import judge_rules
 
 # MultiTaskBench has no column for the form: blocks of 500 by row position, told by marks that at least so many queries have.

@@ -24,9 +24,9 @@ from studylib.data.instructions import NEAR
 from studylib.data.safety import KINDS
 from studylib.data.safety_candidates import NO_FRENCH, as_published, of_a_list, of_the_world
 from studylib.data.safety_card import write
-from studylib.study.config import FORMS, STAND_IN, StudyError
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, STAND_IN, StudyError
 from studylib.text.refusals import judge_rules
 
 PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)

@@ -10,8 +10,8 @@ import yaml
 from studylib.data import real, sources
 from studylib.data.duplicates import THRESHOLD
 from studylib.data.safety import CARD_KEY, EXPORTED, KINDS
-from studylib.study.config import FORMS, STAND_IN, StudyError
 from studylib.study.files import write_text
+from studylib.study.words import FORMS, STAND_IN, StudyError
 
 SIZES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))  # as the hub's cards say it
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0")

@@ -10,9 +10,10 @@ from collections import Counter
 
 import pandas as pd
 
-from studylib.study.config import TASKS, Profile, StudyError
 from studylib.study.files import write_text
 from studylib.study.paths import RunPaths
+from studylib.study.profile import Profile
+from studylib.study.words import TASKS, StudyError
 
 SETS = (
     "pretraining",

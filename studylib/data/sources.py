@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from studylib.study.config import Count, Name, Settings, StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.profile import Count, Name, Settings
+from studylib.study.words import StudyError
 
 FILE_KEYS = ("file", "url", "commit", "mirror", "sha256", "bytes")
 HUB_KEYS = ("dataset", "config", "split", "columns")

@@ -10,7 +10,7 @@ from studylib.data.duplicates import normal
 from studylib.data.fetching import fetch, hub_rows
 from studylib.data.importers import IMPORTERS, Rows, number_of
 from studylib.data.sources import source
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 # Sources that make up one data set.
 GROUPS = {

@@ -15,7 +15,8 @@ from functools import cache
 from itertools import product
 
 from studylib.data.grammar import Scene, facts, is_harmful, lexicon, phrasings, refusal, request, task_example
-from studylib.study.config import FORMS, TASKS, StudyError, WorldSettings
+from studylib.study.profile import WorldSettings
+from studylib.study.words import FORMS, TASKS, StudyError
 
 MISSES = 200  # draws without a new prompt after which there are none left worth looking for
 CHANGES = ("own", "leave", "object", "verb")  # the minimal changes that make a harmful scene benign

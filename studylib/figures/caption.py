@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis.stats import CONFIDENCE, detectable_difference
-from studylib.study.config import FORMS, SAFETY_DATA
+from studylib.study.words import FORMS, SAFETY_DATA
 
 TOGETHER = "translation+classification"
 PUBLISHED_SHARE = (0.73, 0.92)  # of them among the answered prompts, as the paper states

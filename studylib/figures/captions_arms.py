@@ -8,7 +8,7 @@ from studylib.analysis.arms import marks, named
 from studylib.analysis.stats import CONFIDENCE
 from studylib.figures.caption import calibration_label, label, one_row_per_mark, seeds_said, span
 from studylib.figures.captions_change import TOLD, n_unknown, points
-from studylib.study.config import ARMS, FORMS, SAFETY_DATA
+from studylib.study.words import ARMS, FORMS, SAFETY_DATA
 
 ROWS = (
     *(f"{form}_only" for form in FORMS),

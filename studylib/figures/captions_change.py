@@ -20,7 +20,7 @@ from studylib.figures.caption import (
     seeds_said,
     span,
 )
-from studylib.study.config import FORMS, SAFETY_DATA, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, TASKS
 
 TOLD = ("worse", "better")  # verdicts of a comparison whose arms are told apart
 STEPS = ("untuned", "tuned", "tuned + generic", "tuned + multitask")  # of the slopes, from left to right

@@ -18,7 +18,7 @@ from studylib.figures.caption import (
     one_row_per_mark,
     span,
 )
-from studylib.study.config import FORMS, SAFETY_DATA, STYLES, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
 PARTS = {  # of the variance, as tables.variance names them, and what they are called
     "prompt": "prompt",

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from studylib.figures import style as drawing
 from studylib.figures.caption import calibration_label, label, n_of, span
 from studylib.figures.captions_change import STEPS, TOLD, changes, doses, grid_rows, n_unknown, points, slopes
-from studylib.study.config import FORMS, SAFETY_DATA, STYLES, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
 CHANGE = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}  # red is worse; the same scale in every figure
 HATCHED = {"facecolor": "#F7F7F7", "edgecolor": "#C4C4C4", "hatch": "/////", "linewidth": 0}

@@ -23,7 +23,7 @@ from studylib.figures.captions_parts import (
     variance_rows,
     verdict_rows,
 )
-from studylib.study.config import FORMS, SAFETY_DATA, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, TASKS
 
 # Of Paul Tol's muted scheme, told apart with any colour vision; none is a colour of a form or of safety data.
 VERDICT_COLOURS = dict(zip(VERDICTS, ("#882255", "#CC6677", "#44AA99", "#DDCC77", "#C8C8C8"), strict=True))

@@ -14,7 +14,7 @@ from studylib.figures import style as drawing
 from studylib.figures.caption import calibration_label, label, span
 from studylib.figures.captions_arms import PANELS, ROWS, plane, transfers
 from studylib.figures.changes import change_heatmap
-from studylib.study.config import FORMS, STYLES
+from studylib.study.words import FORMS, STYLES
 
 # Data of one form have that form's colour and mark; the rest of Tol's muted set, told apart with any colour vision.
 LOOKS = {

@@ -20,7 +20,7 @@ from studylib.analysis.stats import wilson
 from studylib.figures import captions_change
 from studylib.figures import style as drawing
 from studylib.figures.caption import PUBLISHED_SHARE, calibration_label, label, n_of, rows_of, span
-from studylib.study.config import FORMS
+from studylib.study.words import FORMS
 
 BAND = "#E8E8E8"
 DASHED = {"color": drawing.INK, "linewidth": 0.8, "linestyle": "--"}

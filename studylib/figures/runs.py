@@ -13,7 +13,7 @@ from studylib.analysis.runs import ATTACK, Run, all_results, known_by
 from studylib.analysis.stats import CONFIDENCE, detectable_difference
 from studylib.figures import style
 from studylib.figures.caption import calibration_label, cell_words, doses_said, label, n_of, one_dose, seeds_said, span
-from studylib.study.config import SAFETY_DATA, StudyError
+from studylib.study.words import SAFETY_DATA, StudyError
 
 AXES = {ATTACK: style.ATTACK, "over_refusal_rate": style.OVER_REFUSAL}
 MARKS = ("o", "s", "^", "D", "v", "P")

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from studylib.figures.caption import calibration_label, label
 from studylib.study import files
-from studylib.study.config import FORMS, SAFETY_DATA, STYLES, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
 # Okabe and Ito's colours, told apart with any colour vision; forms and safety data never share one.
 FORM_COLOURS = dict(zip(FORMS, ("#0072B2", "#E69F00", "#009E73", "#D55E00"), strict=True))

@@ -31,9 +31,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from studylib.judges.registry import Verdict
-from studylib.study.config import Count, Settings, StudyError
 from studylib.study.files import append_rows
+from studylib.study.profile import Count, Settings
+from studylib.study.words import StudyError, Verdict
 
 LOG = logging.getLogger("studylib")
 OPENAI = "https://api.openai.com/v1"

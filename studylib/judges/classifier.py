@@ -23,11 +23,10 @@ import pandas as pd
 
 from studylib.data import fetching, sources
 from studylib.judges.labelled import chatgpt_refusals, own
-from studylib.judges.registry import Verdict
 from studylib.judges.signs import signs, visible
-from studylib.study.config import StudyError, read_yaml
-from studylib.study.files import write_text
+from studylib.study.files import read_yaml, write_text
 from studylib.study.paths import DATA
+from studylib.study.words import StudyError, Verdict
 from studylib.text import refusals
 
 LOG = logging.getLogger("studylib")

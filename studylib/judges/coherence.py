@@ -13,9 +13,9 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from studylib.judges.registry import Verdict
-from studylib.study.config import StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import StudyError, Verdict
 from studylib.text.refusals import WORD, _loops
 
 COHERENT = ("unjudged", "coherent: it does not tell refusals from answers")

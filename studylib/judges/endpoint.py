@@ -8,10 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from studylib.judges.calls import Endpoint, Question, ask_all, endpoint, expected_calls, read_cache
-from studylib.judges.registry import Verdict
-from studylib.study.config import FORMS, StudyError, read_yaml
-from studylib.study.fingerprints import digest
+from studylib.study.files import digest, read_yaml
 from studylib.study.paths import DATA, runs_folder
+from studylib.study.words import FORMS, StudyError, Verdict
 
 LOG = logging.getLogger("studylib")
 MODERATION_MODEL = "omni-moderation-latest"

@@ -8,7 +8,7 @@ are published models and a moderation endpoint, asked in their own prompt forms 
 import numpy as np
 import pandas as pd
 
-from studylib.study.config import EMBEDDED_GUARDS, FORMS, StudyError
+from studylib.study.words import EMBEDDED_GUARDS, FORMS, StudyError
 
 THRESHOLD = 0.5  # scores from which a guard blocks
 LEARNS = dict(zip(EMBEDDED_GUARDS, (("text_generation",), FORMS), strict=True))

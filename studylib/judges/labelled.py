@@ -1,7 +1,7 @@
 """Human-labelled responses, from several public sets and the project itself, as one kind of frame.
 
 Columns: source, model (what made the response), prompt_id (the same prompt, whatever the response), prompt, response, form,
-stop_reason, label (one of `judges.VERDICTS`), human (the label as the people of that set gave it). Nothing is missing.
+stop_reason, label (one of VERDICTS), human (the label as the people of that set gave it). Nothing is missing.
 """
 
 import hashlib
@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.judges.registry import VERDICTS
-from studylib.study.config import FORMS, StudyError, read_yaml
-from studylib.study.files import csv_rows
+from studylib.study.files import csv_rows, read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import FORMS, VERDICTS, StudyError
 
 COLUMNS = ("source", "model", "prompt_id", "prompt", "response", "form", "stop_reason", "label", "human")
 

@@ -16,9 +16,10 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from studylib.judges.registry import Verdict
-from studylib.study.config import Count, GenerationSettings, ModelSettings, Settings, Share, StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.profile import Count, GenerationSettings, ModelSettings, Settings, Share
+from studylib.study.words import StudyError, Verdict
 
 TRANSLATION = {"en", "fr"}  # the languages of a translation and its prompt
 LABEL = 3  # words of a response to a classification up to which it is a label alone

@@ -11,11 +11,10 @@ from functools import partial
 
 import pandas as pd
 
-from studylib.study.config import StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import StudyError, Verdict
 
-VERDICTS = ("refused", "answered", "partial", "incoherent", "unjudged")  # defined, with examples, in data/verdicts.yaml
-Verdict = tuple[str, str]  # one of VERDICTS, and the reason in a few words
 Judge = Callable[[list[str], list[str], list[str], list[str]], list[Verdict]]
 
 WORDS = "words_"

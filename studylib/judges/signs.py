@@ -9,8 +9,9 @@ from functools import cache
 from itertools import accumulate, pairwise
 from math import log1p
 
-from studylib.study.config import StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import StudyError
 from studylib.text import refusals
 
 # Control characters, soft hyphens, zero-width characters, marks of direction, lone surrogates.

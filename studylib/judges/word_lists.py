@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from studylib.judges.registry import Verdict
-from studylib.study.config import Count, Settings, StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.profile import Count, Settings
+from studylib.study.words import StudyError, Verdict
 
 NO_WORD = "no word of the list"
 Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]

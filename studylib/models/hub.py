@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from studylib.models import prompts
-from studylib.study.config import MINIATURE, GenerationSettings, LoraSettings, ModelSettings, StudyError
+from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings
+from studylib.study.words import MINIATURE, StudyError
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from studylib.models.small_llama import FUSED, Shape, sizes
-from studylib.study.config import LoraSettings, StudyError
+from studylib.study.profile import LoraSettings
+from studylib.study.words import StudyError
 
 PREFIX = "base_model.model."
 

@@ -9,8 +9,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from studylib.study.config import STYLES, StudyError
 from studylib.study.paths import DATA
+from studylib.study.words import STYLES, StudyError
 
 ALPACA = (  # Stanford Alpaca's form for instructions without input (tatsu-lab/stanford_alpaca, train.py)
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 
 from studylib.models import hub, prompts
-from studylib.study.config import STYLES, GenerationSettings, LoraSettings, ModelSettings, StudyError
+from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings
+from studylib.study.words import STYLES, StudyError
 
 PROBE = "PLAINWORD"
 LONG_PROBE = "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve. " * 3 + PROBE

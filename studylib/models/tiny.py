@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from studylib.models import hub, prompts
-from studylib.study.config import ARCHITECTURES, StudyError
+from studylib.study.words import ARCHITECTURES, StudyError
 
 VOCABULARY = 4000  # besides the special tokens
 READ = 1_000_000  # characters of the texts that the vocabulary is trained on, evenly drawn: a second

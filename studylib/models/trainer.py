@@ -8,7 +8,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from studylib.models.hub import collator
 from studylib.models.training import batches
-from studylib.study.config import StudyError, TrainSettings
+from studylib.study.profile import TrainSettings
+from studylib.study.words import StudyError
 
 
 def fit(model, tokenizer, features: list[dict], settings: TrainSettings, seed: int, folder, label: str) -> list[dict]:

@@ -18,10 +18,9 @@ import torch
 
 from studylib.data import sets
 from studylib.models import lora, prompts, small_llama
-from studylib.study.config import LoraSettings, ModelSettings, Profile, TrainSettings
-from studylib.study.files import Clock, write_text
-from studylib.study.fingerprints import code_digest, digest
+from studylib.study.files import Clock, code_digest, digest, write_text
 from studylib.study.paths import RunPaths
+from studylib.study.profile import LoraSettings, ModelSettings, Profile, TrainSettings
 
 LOG = logging.getLogger("studylib")
 TEXTS = ("pretraining", "alignment", "safety_multitask")  # what the tokenizer is made from: all that is ever trained on

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.scores.programs import code_of, pass_at_1, syntax
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 from studylib.text.refusals import WORD, normal
 
 PASSED = "pass_at_1"

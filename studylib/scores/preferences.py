@@ -13,9 +13,8 @@ import pandas as pd
 from studylib.analysis.rates import CELL, INTERVAL, ordered, rates_of, worst_cases
 from studylib.judges import endpoint
 from studylib.judges.calls import Endpoint, Question, ask_all
-from studylib.judges.registry import Verdict
-from studylib.study.config import StudyError
-from studylib.study.fingerprints import digest
+from studylib.study.files import digest
+from studylib.study.words import StudyError, Verdict
 
 LOG = logging.getLogger("studylib")
 AGAINST = {  # whose answers are the baseline, and what both models have in common

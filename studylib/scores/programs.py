@@ -18,8 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.scores import sandbox
-from studylib.study.files import append_rows, locked, read_rows
-from studylib.study.fingerprints import digest
+from studylib.study.files import append_rows, digest, locked, read_rows
 
 LOG = logging.getLogger("studylib")
 FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.S | re.M)

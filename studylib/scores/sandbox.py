@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 MB = 10**6
 GRACE = 1  # seconds in which the sandbox ends by itself when it is told to, before it is killed

@@ -19,11 +19,11 @@ import pandas as pd
 
 from studylib.data import mixture, sets
 from studylib.models import prompts
-from studylib.study.config import MINIATURE, TASKS, TINY, Profile, StudyError
-from studylib.study.files import Clock, append_rows, locked, read_rows, write_text
-from studylib.study.fingerprints import code_digest, digest
+from studylib.study.files import Clock, append_rows, code_digest, digest, locked, read_rows, write_text
 from studylib.study.grid import Cell, is_arm
 from studylib.study.paths import RunPaths
+from studylib.study.profile import Profile
+from studylib.study.words import MINIATURE, TASKS, TINY, StudyError
 
 LOG = logging.getLogger("studylib")
 COLUMNS = (  # of a row of responses

@@ -15,7 +15,7 @@ from studylib.figures.caption import calibration_label, label, one_dose
 from studylib.figures.parts import VERDICT_COLOURS
 from studylib.judges.registry import redact
 from studylib.stages.labels import INVISIBLE
-from studylib.study.config import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS, StudyError
+from studylib.study.words import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS, StudyError
 
 UNTUNED, TUNED, NOT_ASKED = "untuned", "tuned", "not asked"
 MOST, WHOLE = 400, 5000  # characters of a text in the table, and in the explorer

@@ -15,11 +15,11 @@ from studylib.figures import rates as plots
 from studylib.judges import registry
 from studylib.scores import benign, preferences
 from studylib.stages import judging
-from studylib.study import config, grid
-from studylib.study.config import SAFETY_DATA, StudyError
+from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.grid import Cell
 from studylib.study.paths import DATA
+from studylib.study.words import ARMS, SAFETY_DATA, STAGE_SAFETY_DATA, StudyError
 
 # Each figure, where its function is, and the tables that it shows.
 FIGURES = {
@@ -201,9 +201,9 @@ def not_run_in(stage) -> dict[Cell, str]:
     """The cells of the run's whole grid whose data are not there, or whose stage has not run, and why."""
     missing = sets.absent(stage.paths)
     waiting = {
-        (config.STAGE_SAFETY_DATA[unit.stage], unit.parameters["task"]): f"{unit.stage} has not run"
+        (STAGE_SAFETY_DATA[unit.stage], unit.parameters["task"]): f"{unit.stage} has not run"
         for unit in stage.missing()
-        if unit.stage in config.STAGE_SAFETY_DATA
+        if unit.stage in STAGE_SAFETY_DATA
     }
     of_stage = lambda cell: (cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask", cell.finetune_task)  # noqa: E731
     profile, kinds, tasks = stage.profile, stage.profile.grid.safety_data, stage.profile.grid.tasks
@@ -261,7 +261,7 @@ class Sentence(str):
 
 
 def _without_arms(table: pd.DataFrame) -> pd.DataFrame:
-    return table[~table["safety_data"].isin(config.ARMS)] if "safety_data" in table else table
+    return table[~table["safety_data"].isin(ARMS)] if "safety_data" in table else table
 
 
 def _without(stage, name: str, why: str) -> str:

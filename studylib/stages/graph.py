@@ -8,22 +8,23 @@ from pathlib import Path
 from studylib.data.sets import sets_of
 from studylib.stages import products
 from studylib.stages.prerequisites import BESIDE, NEEDS, notebook_cells
-from studylib.study import config, grid
-from studylib.study.config import Profile
+from studylib.study import grid
 from studylib.study.grid import Unit
 from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
+from studylib.study.profile import Profile
+from studylib.study.words import STAGE_SAFETY_DATA
 
 TUNED = ("redact", "system_prompt", "models", "lora", "tuning", "generation", "judges", "endpoint")
 # The sections of a profile that a stage's results depend on; a change elsewhere does not run it again.
 SECTIONS = {
     "00_prepare": ("redact", "system_prompt", "world", "data", "models", "pretraining", "alignment", "generation"),
     "01_baseline": ("redact", "system_prompt", "models", "generation", "judges", "endpoint"),
-    **dict.fromkeys(config.STAGE_SAFETY_DATA, TUNED),
+    **dict.fromkeys(STAGE_SAFETY_DATA, TUNED),
     "03_defences": (*TUNED, "guards"),
     "05_helpfulness": ("judges", "endpoint"),
     "06_findings": ("description", "labelled"),
 }
-JUDGED = ("01_baseline", *config.STAGE_SAFETY_DATA, "06_findings")  # stages that the user's own labels bear on
+JUDGED = ("01_baseline", *STAGE_SAFETY_DATA, "06_findings")  # stages that the user's own labels bear on
 
 
 def settings_of(profile: Profile, unit: Unit) -> dict:

@@ -12,9 +12,10 @@ from studylib.data.fetching import Absent
 from studylib.figures.caption import one_dose
 from studylib.judges import labelled, registry
 from studylib.stages import labels
-from studylib.study.config import SAFETY_DATA, Profile, StudyError
 from studylib.study.grid import untuned as untuned_cells
 from studylib.study.paths import RunPaths
+from studylib.study.profile import Profile
+from studylib.study.words import SAFETY_DATA, StudyError
 
 XSTEST = ("xstest_gpt4", "xstest_llama2new", "xstest_llama2orig", "xstest_mistralguard", "xstest_mistralinstruct")
 YARDSTICKS = ("own", "chatgpt_refusals", "xstest")

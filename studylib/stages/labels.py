@@ -22,9 +22,9 @@ import pandas as pd
 
 from studylib.analysis.rates import CELL
 from studylib.data.harmful import hidden
-from studylib.judges.registry import VERDICTS, definitions, redact
-from studylib.study.config import StudyError
+from studylib.judges.registry import definitions, redact
 from studylib.study.files import aside, csv_rows
+from studylib.study.words import VERDICTS, StudyError
 
 SHOWN = ("prompt", "response", "form", "stop_reason")  # of a response; where all are equal it is one text
 DISAGREE, RANDOM = "judges disagree", "random"

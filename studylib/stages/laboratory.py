@@ -19,11 +19,11 @@ from studylib.analysis import stats
 from studylib.data import mixture, sets, world
 from studylib.judges import registry
 from studylib.models import lora, prompts, small_llama, training
-from studylib.study.config import FORMS, Profile, StudyError
-from studylib.study.files import Clock, locked, write_parquet
-from studylib.study.fingerprints import code_digest, digest
+from studylib.study.files import Clock, code_digest, digest, locked, write_parquet
 from studylib.study.grid import Cell
 from studylib.study.paths import RunPaths
+from studylib.study.profile import Profile
+from studylib.study.words import FORMS, StudyError
 
 CODE = (
     "stages/laboratory",

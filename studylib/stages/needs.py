@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.data import sources
-from studylib.study.config import MINIATURE, TINY, ModelSettings, Profile, StudyError
 from studylib.study.grid import arm_cells
 from studylib.study.paths import RunPaths
+from studylib.study.profile import ModelSettings, Profile
+from studylib.study.words import MINIATURE, TINY, StudyError
 
 PROMPT_TOKENS, ROW_BYTES = 300, 3000  # of a typical prompt with its answer; of a row of responses on disk
 GB = 1e9

@@ -16,10 +16,11 @@ from studylib.judges import registry
 from studylib.stages import cells, needs
 from studylib.stages.products import built_models
 from studylib.stages.stage import Stage
-from studylib.study import config, grid
-from studylib.study.config import STYLES, TASKS, TINY, Profile
+from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.grid import Cell
+from studylib.study.profile import Profile
+from studylib.study.words import STAGE_SAFETY_DATA, STYLES, TASKS, TINY
 
 
 @dataclass
@@ -77,7 +78,7 @@ def data(now: Stage) -> Data:
 def _fine_tunes(profile: Profile) -> list[Cell]:
     """The cells that the stages will tune, as their notebooks get them."""
     found = []
-    for stage, safety_data in config.STAGE_SAFETY_DATA.items():
+    for stage, safety_data in STAGE_SAFETY_DATA.items():
         for unit in grid.units(profile, stage):
             found += grid.cells(profile, safety_data, **unit.parameters)
             found += grid.arm_cells(profile, **unit.parameters) if stage == "04_mitigation" else []

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from studylib.data import sets
 from studylib.stages import products
-from studylib.study import config, grid, profiles
-from studylib.study.config import Profile, StudyError
+from studylib.study import grid
 from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
+from studylib.study.profile import PROFILES, Profile, profile_path
+from studylib.study.words import LABELS, LABORATORY, MINIATURE, STAGE_SAFETY_DATA, TINY, StudyError
 
 # What a stage reads, as the stages whose results it needs.
 NEEDS = {
@@ -22,8 +23,8 @@ NEEDS = {
     "04_mitigation": ("00_prepare",),
     "05_helpfulness": ("01_baseline", "02_finetune", "03_defences", "04_mitigation"),
     "06_findings": ("01_baseline", "02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
-    config.LABORATORY: ("00_prepare",),
-    config.LABELS: ("01_baseline",),
+    LABORATORY: ("00_prepare",),
+    LABELS: ("01_baseline",),
 }
 # Of these the stages without which it goes on, saying so.
 LOOSE = {
@@ -129,7 +130,7 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
                     f"PROFILE={_for_make(given)}`, or notebooks/{needed}.ipynb with profile = {given!r}{setting} first."
                 )
 
-    if stage in ("01_baseline", config.LABORATORY, *config.STAGE_SAFETY_DATA):
+    if stage in ("01_baseline", LABORATORY, *STAGE_SAFETY_DATA):
         sets.check(paths)
         for name in products.built_models(profile):
             weights, card = paths.model(name) / "model.safetensors", json.loads(paths.model_card(name).read_text())
@@ -142,9 +143,7 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
 
 def check_models(profile: Profile) -> None:
     """Raises StudyError where a model of the profile that 00_prepare does not build is no usable folder or pinned hub id."""
-    others = [
-        m for m in profile.models.values() if m.source != config.MINIATURE and not m.source.startswith(config.TINY)
-    ]
+    others = [m for m in profile.models.values() if m.source != MINIATURE and not m.source.startswith(TINY)]
     for model in others:
         from studylib.models import hub
 
@@ -153,8 +152,8 @@ def check_models(profile: Profile) -> None:
 
 def _for_make(given: str) -> str:
     """The profile as `make` takes it, which sees paths from the repository's root."""
-    path = profiles.profile_path(given)
-    here = path.parent == profiles.PROFILES or (ROOT / given).resolve() == path
+    path = profile_path(given)
+    here = path.parent == PROFILES or (ROOT / given).resolve() == path
     return shlex.quote(given if here else str(path))
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.stages.cells import COLUMNS
-from studylib.study.config import TINY, Profile, StudyError
 from studylib.study.files import read_parquet
 from studylib.study.grid import Unit, units
 from studylib.study.paths import RunPaths, runs_folder
+from studylib.study.profile import Profile
+from studylib.study.words import TINY, StudyError
 
 JUDGED = {"verdicts": "responses", "across_verdicts": "across"}
 ACROSS = ("across", "across_verdicts")  # of models asked in another style than their tuning's, without safety data

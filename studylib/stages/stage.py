@@ -18,12 +18,12 @@ from studylib.judges import registry
 from studylib.stages import judging, products
 from studylib.stages.cells import COLUMNS, Runner, trained
 from studylib.stages.prerequisites import BESIDE, LOOSE, NEEDS, check_prerequisites, check_space, parameters_given
-from studylib.study import config, grid, profiles
-from studylib.study.config import Profile, StudyError
-from studylib.study.files import Clock, write_parquet, write_text
-from studylib.study.fingerprints import digest
+from studylib.study import grid
+from studylib.study.files import Clock, digest, write_parquet, write_text
 from studylib.study.grid import Cell, Unit
 from studylib.study.paths import RunPaths
+from studylib.study.profile import Profile, load_profile
+from studylib.study.words import STAGE_SAFETY_DATA, StudyError
 
 LOG = logging.getLogger("studylib")
 
@@ -180,9 +180,7 @@ class Stage:
 
         To it that is unjudged, which would be a disagreement with every other judge.
         """
-        found = [
-            products.finished(self.profile, self.paths, stage) for stage in ("01_baseline", *config.STAGE_SAFETY_DATA)
-        ]
+        found = [products.finished(self.profile, self.paths, stage) for stage in ("01_baseline", *STAGE_SAFETY_DATA)]
         responses, verdicts = (
             pd.concat([f for f in frames if len(f)], ignore_index=True) for frames in zip(*found, strict=True)
         )
@@ -234,11 +232,11 @@ def begin(stage: str, variables: dict) -> Stage:
     )  # peft's call, nothing to do with the reader
     given = parameters_given(stage, variables)
     overrides = given.get("overrides", {})
-    profile = profiles.load_profile(given["profile"], overrides)
+    profile = load_profile(given["profile"], overrides)
     cells, unit, outside = [], "all", {}
-    if stage in config.STAGE_SAFETY_DATA:
+    if stage in STAGE_SAFETY_DATA:
         asked = given["task"], given["styles"], given["seeds"], _models(profile, given["models"])
-        cells = grid.cells(profile, config.STAGE_SAFETY_DATA[stage], *asked)
+        cells = grid.cells(profile, STAGE_SAFETY_DATA[stage], *asked)
         unit = grid.unit_name(profile, *asked)
         outside = outside_grid(profile, cells)
         if stage == "04_mitigation":
@@ -253,11 +251,11 @@ def begin(stage: str, variables: dict) -> Stage:
     check_space(paths.run, profile.execution.min_free_gb)
     launched = float(
         os.environ.get("STUDY_LAUNCHED") or time.time()
-    )  # set by studylib.stages.run just before the kernel starts
+    )  # set by studylib.run just before the kernel starts
     missing = sets.absent(paths) if cells else {}
     not_run = {cell: why for cell in cells if (why := mixture.not_run_because(cell, missing))}
     cells = [cell for cell in cells if cell not in not_run]
-    if stage in config.STAGE_SAFETY_DATA:
+    if stage in STAGE_SAFETY_DATA:
         mixture.check_tunings(profile, paths, cells)
     under_way = Stage(stage, unit, profile, paths, cells, started=launched, not_run=not_run)
     for cell, why in not_run.items():

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
-from studylib.study.config import ARMS, LABORATORY, STAGE_SAFETY_DATA, STYLES, TASKS, Profile, StudyError
+from studylib.study.profile import Profile
+from studylib.study.words import ARMS, LABORATORY, STAGE_SAFETY_DATA, STYLES, TASKS, StudyError
 
 
 @dataclass(frozen=True)

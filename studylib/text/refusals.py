@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from functools import cache
 from types import SimpleNamespace
 
-from studylib.judges.registry import Verdict
-from studylib.study.config import read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import Verdict
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 LOOP = re.compile(r"\b(?:(\S+ )\1{5,}|((?:\S+ ){2,8}?)\2{3,})")  # a word six times, a phrase four times

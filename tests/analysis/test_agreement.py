@@ -10,7 +10,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from studylib.analysis import agreement, tables
 from studylib.analysis.stats import wilson
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 TEXTBOOK = {
     ("refused", "refused"): 20,

@@ -7,7 +7,7 @@ from frames import study, with_arms
 
 from studylib.analysis import arms, comparisons, tables
 from studylib.analysis.rates import judged
-from studylib.study.config import ARMS
+from studylib.study.words import ARMS
 
 TRIED = {("multitask", 0.2): (0.02, 0.4), ("multitask_twins", 0.1): (0.05, 0.03), ("scaled", 0.5): (0.6, 0.03)}
 OTHERS = {("system_prompt", 0.0), ("generic", 0.1), ("multitask", 0.1)}

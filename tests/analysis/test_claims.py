@@ -7,7 +7,7 @@ from frames import study
 
 from studylib.analysis import claims, comparisons, tables
 from studylib.analysis.claims import CANNOT, CLAIMS, NOT_RUN, NOT_SUPPORTED, SUPPORTED
-from studylib.study.config import FORMS, TASKS
+from studylib.study.words import FORMS, TASKS
 
 CHAT = {"model": "m", "style": "chat", "system_prompt": False}
 

@@ -10,8 +10,8 @@ from studylib.analysis import comparisons as module
 from studylib.analysis import stats, tables
 from studylib.analysis.comparisons import ARM, KINDS, LESS_IS_BETTER, MARGIN, OTHER, comparisons
 from studylib.analysis.rates import outcomes
-from studylib.study.config import FORMS
 from studylib.study.grid import Cell
+from studylib.study.words import FORMS
 
 UNKNOWN = ["value", "other_value", "difference", "low", "high", "p", "detectable", "p_holm", "p_within", "p_not_worse"]
 UNTUNED = {"finetune_task": "none"}

@@ -9,7 +9,7 @@ from frames import few, joined, study
 
 from studylib.analysis import paper, tables
 from studylib.analysis.stats import wilson
-from studylib.study.config import TASKS
+from studylib.study.words import TASKS
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv"
 

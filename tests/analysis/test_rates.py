@@ -7,7 +7,7 @@ from frames import few, joined, scored, study
 
 from studylib.analysis import rates, tables
 from studylib.analysis.stats import wilson
-from studylib.study.config import FORMS, TASKS
+from studylib.study.words import FORMS, TASKS
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from frames import few, study
 
 from studylib.analysis import readable, tables
-from studylib.study.config import FORMS, TASKS
+from studylib.study.words import FORMS, TASKS
 
 
 @pytest.fixture(scope="module")

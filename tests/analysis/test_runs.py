@@ -14,8 +14,8 @@ from two_runs import ONE, TWO, both, changed, copied, where, with_a_second_model
 from studylib.analysis import runs as between_runs
 from studylib.analysis import stats, tables
 from studylib.figures import runs as plots_between_runs
-from studylib.study.config import StudyError
 from studylib.study.paths import NOTEBOOKS
+from studylib.study.words import StudyError
 
 CODE = {"finetune_task": "code", "style": "chat", "system_prompt": False, "safety_data": "none", "form": "all"}
 

@@ -8,8 +8,8 @@ from frames import few, joined, scored, study
 from studylib.analysis import rates, readable, tables
 from studylib.analysis.comparisons import comparisons
 from studylib.analysis.stats import wilson
-from studylib.study.config import FORMS
 from studylib.study.grid import Cell
+from studylib.study.words import FORMS
 
 NO_SOUND = set(rates.COSTS) - {"sounds_harmful_refusal_rate"}  # of a study that asked no such prompts
 

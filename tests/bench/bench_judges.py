@@ -18,7 +18,7 @@ from sklearn.model_selection import GroupKFold
 
 from studylib.data import fetching
 from studylib.judges import classifier, labelled, registry
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 COLUMNS = ("prompt", "response", "form", "stop_reason")
 XSTEST = [f"xstest_{model}" for model in ("gpt4", "llama2new", "llama2orig", "mistralguard", "mistralinstruct")]

@@ -26,14 +26,15 @@ import torch
 from studylib.data import sets as datasets
 from studylib.data import world
 from studylib.models import hub, prompts, small_llama, training
-from studylib.study import config, profiles
 from studylib.study.files import Clock
 from studylib.study.paths import RunPaths
+from studylib.study.profile import TrainSettings, load_profile
+from studylib.study.words import STYLES
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 QUICK = "--quick" in sys.argv[1:]
 ROUNDS = 1 if QUICK else 3
-PROFILE = profiles.load_profile("miniature")
+PROFILE = load_profile("miniature")
 
 
 def seconds(work: Callable) -> float:
@@ -104,7 +105,7 @@ def padded(rows: list[dict]) -> dict[str, torch.Tensor]:
     }
 
 
-def plain_loop(model, features: list[dict], settings: config.TrainSettings) -> None:
+def plain_loop(model, features: list[dict], settings: TrainSettings) -> None:
     """Training as one writes it by hand: the library's batches and micro-batches, AdamW, clipping."""
     leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(leaves, lr=settings.learning_rate, fused=True)
@@ -302,7 +303,7 @@ def model_folder(sets: dict, scratch: Path) -> Path:
     datasets.save(paths, sets)
     steps = {"pretraining.steps": 2 if QUICK else 150, "alignment.steps": 1}
     torch.set_num_threads(2)
-    training.build_miniature(paths, profiles.load_profile("miniature", steps), Clock())
+    training.build_miniature(paths, load_profile("miniature", steps), Clock())
     return paths.model("helpful_only")
 
 
@@ -322,7 +323,7 @@ def main() -> None:
         tokenizer = hub.load(folder, PROFILE.miniature)[1]
         base_training(sets, tokenizer, rates[2])
         tuning(folder, sets, tokenizer, rates[1])
-        for style in config.STYLES[: 1 if QUICK else None]:
+        for style in STYLES[: 1 if QUICK else None]:
             evaluation(folder, sets, tokenizer, style)
             whole_machine(folder, style)
 

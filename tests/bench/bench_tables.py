@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis import comparisons, rates, tables
-from studylib.study.config import FORMS, SAFETY_DATA, STYLES, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
 PROMPTS = {"harmful": 24, "twin": 10, "task": 6, "general": 9}  # intents; all but general in each form
 SAMPLES = 2

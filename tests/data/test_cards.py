@@ -5,9 +5,9 @@ import yaml
 
 from studylib.data import cards
 from studylib.data import sets as datasets
-from studylib.study.config import TASKS, StudyError
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import TASKS, StudyError
 
 
 def test_the_card_lists_every_set_so_that_the_folder_loads_by_name(sets, tmp_path):

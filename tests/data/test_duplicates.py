@@ -8,7 +8,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
 from studylib.data import duplicates
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 TEMPLATE = "Read the following request with care and answer it in one short friendly sentence: "  # 83 characters
 

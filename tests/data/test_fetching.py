@@ -12,7 +12,7 @@ from test_sources import MIRROR, SHA, TEXT, sources_file
 
 from studylib.data import fetching, sources
 from studylib.data.fetching import Absent
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 HUB = {"used_for": "a test", "licence": "MIT", "redistributable": True, "citation": "nobody (2024)", "kind": "hub"}
 HUB |= {"split": "train", "revision": "0" * 40}

@@ -4,7 +4,7 @@ import pytest
 from test_instructions import file, table
 
 from studylib.data import french
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 
 def test_french_is_read_with_quotes_lines_and_a_byte_order_mark(tmp_path):

@@ -10,9 +10,9 @@ from test_instructions import file, user
 
 from studylib.data import harmful, world
 from studylib.data.harmful import four_forms, in_form, intent, nearest, stand_in
-from studylib.study.config import FORMS, StudyError
 from studylib.study.paths import DATA
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, StudyError
 from studylib.text import refusals
 
 

@@ -8,7 +8,7 @@ import pytest
 from studylib.data import importers, tasks
 from studylib.data.importers import IMPORTERS
 from studylib.data.sources import register
-from studylib.study.config import TASKS, StudyError
+from studylib.study.words import TASKS, StudyError
 
 
 def lines(path, rows):

@@ -6,7 +6,7 @@ import pytest
 
 from studylib.data import harmful, instructions
 from studylib.data.harmful import intent
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 
 def file(folder, name, text):

@@ -4,10 +4,10 @@ import pytest
 
 from studylib.data import mixture
 from studylib.data import sets as datasets
-from studylib.study.config import TASKS, StudyError
 from studylib.study.grid import Cell
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import TASKS, StudyError
 
 
 def test_the_mixture_has_the_exact_dose_and_keeps_the_task_rows_of_the_other_arms(sets):

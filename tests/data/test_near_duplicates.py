@@ -6,7 +6,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from test_duplicates import TEMPLATE, assert_same, brute_force, sentences
 
 from studylib.data import duplicates, near_duplicates
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 
 @pytest.mark.parametrize("block", [1, 3000, 10_000_000])

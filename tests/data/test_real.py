@@ -12,9 +12,9 @@ from studylib.data import cards, real, safety_builder, safety_card, sources
 from studylib.data import sets as datasets
 from studylib.data.sets import TESTS
 from studylib.study import paths
-from studylib.study.config import FORMS, StudyError
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, StudyError
 
 PROFILE = load_profile("rehearsal", {"data.task_rows": 12, "data.safety_rows": 20, "data.harmful_per_form": 2})
 

@@ -8,9 +8,8 @@ import pytest
 
 from studylib.data import harmful, safety, safety_card
 from studylib.data.safety import multitaskbench, safety_tuned_llamas, stand_in_safety
-from studylib.judges import registry
 from studylib.study import paths
-from studylib.study.config import FORMS, StudyError
+from studylib.study.words import FORMS, VERDICTS, StudyError
 from studylib.text import refusals
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -154,7 +153,7 @@ def test_the_input_follows_the_instruction_and_advice_stays(tmp_path):
     ]
     assert counts["rows"] == 5 and counts["kept"] == 3 and counts["refused"] == 2
     assert counts["repeated text_generation"] == counts["empty"] == counts["replacement characters"] == 1
-    strict, _ = safety_tuned_llamas(llamas(tmp_path, rows), drop=registry.VERDICTS[1:])
+    strict, _ = safety_tuned_llamas(llamas(tmp_path, rows), drop=VERDICTS[1:])
     assert [row["key"] for row in strict] == ["0", "4"]
 
 

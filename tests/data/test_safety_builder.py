@@ -17,9 +17,9 @@ from studylib.data import sets as datasets
 from studylib.data.safety_builder import build, rivals_table
 from studylib.data.safety_card import write
 from studylib.judges.coherence import languages
-from studylib.study.config import FORMS, StudyError
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, StudyError
 from studylib.text import refusals as rules
 
 KEYS = ["messages", "form", "kind", "source", "key", "intent", "pair", "language"]

@@ -6,9 +6,9 @@ import pytest
 from studylib.data import sets as datasets
 from studylib.data import world
 from studylib.data.world import CHANGES
-from studylib.study.config import TASKS, StudyError
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import TASKS, StudyError
 
 
 def test_no_test_prompt_and_no_harmful_test_intent_is_in_a_training_set(sets):

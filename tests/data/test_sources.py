@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from studylib.data import sources
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 TEXT = b"key,text\n1,open the locker\n2,close the locker\n" * 50
 SHA = hashlib.sha256(TEXT).hexdigest()

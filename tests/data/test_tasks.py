@@ -10,7 +10,7 @@ from studylib.data import importers, tasks
 from studylib.data.fetching import Absent
 from studylib.data.importers import IMPORTERS
 from studylib.data.tasks import split
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 # Loading by name
 

@@ -9,9 +9,9 @@ import yaml
 from studylib.data import grammar, world
 from studylib.data import sets as datasets
 from studylib.data.grammar import Scene, headline_label, is_harmful, lexicon
-from studylib.study.config import FORMS, TASKS, StudyError
 from studylib.study.paths import DATA
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, TASKS, StudyError
 
 SMOKE, MINIATURE = (load_profile(name).world for name in ("smoke", "miniature"))
 

@@ -11,7 +11,7 @@ from studylib.analysis import comparisons, rates, tables
 from studylib.figures import caption, changes
 from studylib.figures import rates as plots
 from studylib.figures import style as drawing
-from studylib.study.config import FORMS, SAFETY_DATA, STYLES
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES
 
 mpl.use("Agg")
 

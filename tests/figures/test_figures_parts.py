@@ -14,7 +14,7 @@ from studylib.analysis import paper, tables
 from studylib.analysis.rates import VERDICTS
 from studylib.figures import caption, captions_parts, style
 from studylib.figures import parts as plots_parts
-from studylib.study.config import FORMS, TASKS
+from studylib.study.words import FORMS, TASKS
 
 mpl.use("Agg")
 PUBLISHED = paper.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")

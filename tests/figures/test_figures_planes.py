@@ -7,7 +7,7 @@ from frames import study, with_arms
 
 from studylib.analysis import arms, comparisons, rates, tables
 from studylib.figures import caption, captions_arms, planes, style
-from studylib.study.config import FORMS
+from studylib.study.words import FORMS
 
 mpl.use("Agg")
 ALONE = {(f"{form}_only", 0.1): ({other: 0.9 for other in FORMS} | {form: 0.0}, 0.05) for form in FORMS}

@@ -14,7 +14,7 @@ from studylib.analysis import paper, tables
 from studylib.figures import caption, captions_change
 from studylib.figures import rates as plots
 from studylib.figures import style as drawing
-from studylib.study.config import FORMS, SAFETY_DATA, SIDES, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, SIDES, TASKS
 
 mpl.use("Agg")
 PUBLISHED = paper.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")

@@ -11,7 +11,7 @@ from two_runs import ONE, TWO, both, changed, copied, where, with_a_second_model
 from studylib.analysis import runs as between_runs
 from studylib.analysis import tables
 from studylib.figures import runs as plots_between_runs
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 
 @pytest.fixture(scope="module")

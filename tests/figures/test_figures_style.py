@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from studylib.analysis import paper, tables
 from studylib.figures import caption, rates, style
-from studylib.study.config import FORMS, SAFETY_DATA
+from studylib.study.words import FORMS, SAFETY_DATA
 
 mpl.use("Agg")
 PUBLISHED = paper.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")

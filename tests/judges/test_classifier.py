@@ -9,9 +9,9 @@ from conftest import growth
 
 from studylib.data import fetching
 from studylib.judges import classifier, labelled, signs
-from studylib.judges.registry import VERDICTS
-from studylib.study.config import FORMS, StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import FORMS, VERDICTS, StudyError
 from studylib.text import refusals
 
 PROMPT = "Explain how to forge the neighbour's ticket."

@@ -13,7 +13,8 @@ from tiny import PROFILE, model, sets, tokenizer
 from studylib.judges import coherence
 from studylib.judges.coherence import COHERENT
 from studylib.models import prompts, small_llama, training
-from studylib.study import config
+from studylib.study.profile import GenerationSettings, TrainSettings
+from studylib.study.words import StudyError
 
 PROSE = (
     "The old harbour lies behind the market, where the boats of the village are painted every spring before the first "
@@ -113,11 +114,11 @@ def world():
     shape = small_llama.shape_of(theirs.config.to_dict())
     weights = small_llama.fuse({key: tensor.detach().clone() for key, tensor in theirs.state_dict().items()}, tied=True)
     learning = {"learning_rate": 5e-3, "matrix_learning_rate": 3e-2, "max_grad_norm": 1.0, "adam_beta2": 0.95}
-    settings = config.TrainSettings(steps=80, batch_size=20, **learning)
+    settings = TrainSettings(steps=80, batch_size=20, **learning)
     training.fit(small_llama.tensors(weights), lambda: weights, shape, features, settings, 0, "tiny")
     asked = frame(known)
     ids = [prompts.encode_prompt(tokenizer(), prompt, "chat", None) for prompt in asked["prompt"]]
-    generation = config.GenerationSettings(max_new_tokens=40, batch_size=64)
+    generation = GenerationSettings(max_new_tokens=40, batch_size=64)
     batches = small_llama.answers(weights, shape, tokenizer(), ids, generation)
     said = {i: text for batch in batches for i, text, *_ in batch}
     return (weights, shape), asked, asked.assign(response=[said[i] for i in range(len(asked))])
@@ -208,12 +209,12 @@ def test_a_label_has_no_perplexity_to_be_judged_by_and_nan_tells_nothing():
 def test_the_limit_is_five_times_a_quantile_of_enough_answers():
     assert coherence.limit([1.0] * 50 + [np.nan]) == pytest.approx(5)
     assert coherence.limit(np.linspace(1, 2, 101)) == pytest.approx(5 * 1.99)
-    with pytest.raises(config.StudyError, match="at least 20 benign answers, found 2"):
+    with pytest.raises(StudyError, match="at least 20 benign answers, found 2"):
         coherence.limit([1.0, 2.0, np.nan])
 
 
 def test_perplexities_without_a_limit_or_of_another_number_are_refused():
-    with pytest.raises(config.StudyError, match="need a limit"):
+    with pytest.raises(StudyError, match="need a limit"):
         judged(PROSE, perplexities=[1.0])
-    with pytest.raises(config.StudyError, match="2 perplexities for 1 responses"):
+    with pytest.raises(StudyError, match="2 perplexities for 1 responses"):
         judged(PROSE, perplexities=[1.0, 1.0], limit=2.0)

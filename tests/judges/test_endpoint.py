@@ -16,9 +16,8 @@ from fault_server import FAULTS, serving
 
 from studylib.judges import calls, endpoint
 from studylib.judges.endpoint import Endpoint, judge_all, moderate, plan
-from studylib.judges.registry import VERDICTS
-from studylib.study.config import FORMS, StudyError
 from studylib.study.paths import DATA
+from studylib.study.words import FORMS, VERDICTS, StudyError
 
 KEY = "sk-nobody-may-read-this-0123456789"
 TEXTS = yaml.safe_load((DATA / "judge_prompts.yaml").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from tiny import sets
 from studylib.judges import endpoint
 from studylib.judges.endpoint import Endpoint, judge_all
 from studylib.models.tiny import build
-from studylib.study.config import ARCHITECTURES, FORMS
+from studylib.study.words import ARCHITECTURES, FORMS
 
 TEXTS = [message["content"] for row in sets()["pretraining"] for message in row["messages"]]
 START_S = 180  # at most, on a busy machine

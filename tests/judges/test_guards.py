@@ -10,11 +10,10 @@ from studylib.data import sets as datasets
 from studylib.judges import guards
 from studylib.judges.guards import decide, train_guard
 from studylib.stages import graph, prerequisites, products, stage
-from studylib.study import config
-from studylib.study.config import EMBEDDED_GUARDS, FORMS, StudyError
 from studylib.study.grid import units
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import EMBEDDED_GUARDS, FORMS, GUARDS, STAGES, StudyError
 
 PROFILE = load_profile("smoke")
 COLUMNS = ["guard", "side", "prompt_id", "response_id", "form", "prompt_set", "harmful", "intent"]
@@ -184,7 +183,7 @@ def test_the_default_guards_need_no_download():
 def test_every_guard_that_is_no_own_classifier_is_a_known_model_or_the_endpoint():
     from studylib.judges import open_models
 
-    others = set(config.GUARDS) - set(EMBEDDED_GUARDS) - {"moderation_endpoint"}
+    others = set(GUARDS) - set(EMBEDDED_GUARDS) - {"moderation_endpoint"}
     assert others and others <= set(open_models.names())
 
 
@@ -192,7 +191,7 @@ def test_other_guards_run_the_defences_again_and_no_other_fine_tunes():
     changed = load_profile("smoke", {"guards": ["text_only"]})
     stale = {
         name
-        for name in config.STAGES
+        for name in STAGES
         for before, after in zip(units(PROFILE, name), units(changed, name), strict=True)
         if graph.settings_of(PROFILE, before) != graph.settings_of(changed, after)
     }

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from studylib.judges import labelled
-from studylib.judges.registry import VERDICTS
-from studylib.study.config import FORMS, StudyError, read_yaml
+from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import FORMS, VERDICTS, StudyError
 
 
 def written(path, text, newline="\n"):

@@ -23,7 +23,8 @@ from transformers import (
 from studylib.judges import open_models
 from studylib.models import hub
 from studylib.models.tiny import SIZES
-from studylib.study.config import LoraSettings, ModelSettings, StudyError
+from studylib.study.profile import LoraSettings, ModelSettings
+from studylib.study.words import StudyError
 
 KEPT = tempfile.TemporaryDirectory()  # one build of each for all tests
 SAID = "Harmful request: yes\nResponse refusal: no\nHarmful response: no"

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from frames import PROMPTS
 
-from studylib.judges.registry import VERDICTS, check_first, definitions, judge, redact
-from studylib.study.config import StudyError
+from studylib.judges.registry import check_first, definitions, judge, redact
+from studylib.study.words import VERDICTS, StudyError
 
 
 def responses(rows):

@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 
 from studylib.data.grammar import NUMBERS
 from studylib.models import hub, lora, prompts, small_llama
-from studylib.study.config import GenerationSettings, LoraSettings, ModelSettings, StudyError
+from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings
+from studylib.study.words import StudyError
 
 ASKED = [row["messages"][0]["content"] for row in sets()["harmful"] + sets()["twin"]]
 

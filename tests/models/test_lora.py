@@ -4,7 +4,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from test_small_llama import both
 
 from studylib.models import lora, small_llama
-from studylib.study.config import LoraSettings, StudyError
+from studylib.study.profile import LoraSettings
+from studylib.study.words import StudyError
 
 SETTINGS = LoraSettings(r=4, alpha=8, dropout=0.0)
 IDS = torch.randint(8, 200, (3, 15), generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from test_tiny import ARCHITECTURES, declared, folder
 from tiny import tokenizer
 
 from studylib.models import hub, prompts
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 SYSTEM = "Be kind."
 NAMES = ("miniature", *ARCHITECTURES)

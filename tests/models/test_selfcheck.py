@@ -10,7 +10,8 @@ from tiny import PROFILE, sets
 from transformers import DataCollatorForLanguageModeling
 
 from studylib.models import hub, prompts, selfcheck
-from studylib.study.config import GenerationSettings, LoraSettings, StudyError
+from studylib.study.profile import GenerationSettings, LoraSettings
+from studylib.study.words import StudyError
 
 LORA = LoraSettings(r=8, alpha=16, dropout=0.1)
 GENERATION = GenerationSettings(max_new_tokens=8, batch_size=64)

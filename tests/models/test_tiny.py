@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from studylib.models import hub, tiny
 from studylib.models.tiny import ARCHITECTURES, DECLARED, TRAITS, build
-from studylib.study import config
-from studylib.study.config import ModelSettings, StudyError
+from studylib.study.profile import ModelSettings
+from studylib.study.words import StudyError
 
 TEXTS = [message["content"] for row in sets()["pretraining"] for message in row["messages"]]
 KEPT = tempfile.TemporaryDirectory()  # one build of each for all tests
@@ -100,7 +100,7 @@ def test_the_same_seed_builds_the_same_weights_and_leaves_the_random_numbers_alo
 
 
 def test_every_known_architecture_has_traits_and_declared_settings():
-    assert set(config.ARCHITECTURES) == set(TRAITS) == set(DECLARED)
+    assert set(ARCHITECTURES) == set(TRAITS) == set(DECLARED)
 
 
 def test_an_unknown_architecture_names_the_known_ones(tmp_path):

@@ -4,7 +4,7 @@ from test_training import features, settings
 from tiny import PROFILE, model, tokenizer
 
 from studylib.models import hub, trainer
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 
 def test_tuning_lowers_the_loss_and_changes_the_adapter_alone(tmp_path):

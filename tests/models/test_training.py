@@ -6,7 +6,7 @@ from tiny import PROFILE, model, sets, tokenizer
 from transformers import get_scheduler
 
 from studylib.models import hub, prompts, small_llama, trainer, training
-from studylib.study.config import TrainSettings
+from studylib.study.profile import TrainSettings
 
 
 def features(name, n):
@@ -147,7 +147,7 @@ def test_one_can_look_at_the_model_after_every_step():
     [({}, True), ({"lora.dropout": 0.1}, False), ({"tuning.optimizer": "paged_adamw_32bit"}, False)],
 )
 def test_what_a_small_model_cannot_do_here_goes_through_transformers(change, possible):
-    from studylib.study.profiles import load_profile
+    from studylib.study.profile import load_profile
 
     profile = load_profile("smoke", change)
     assert training.can_tune(profile, profile.miniature, model().config.to_dict() | {"dtype": "float32"}) is possible

@@ -19,8 +19,8 @@ from studylib.scores.benign import (
     same_program,
     score,
 )
-from studylib.study.config import FORMS, StudyError
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, StudyError
 
 CODE = "def add_3(x):\n    return x + 3"
 

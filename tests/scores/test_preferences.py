@@ -13,8 +13,8 @@ from studylib.analysis.rates import CELL
 from studylib.judges import endpoint
 from studylib.judges.calls import KEPT, Endpoint
 from studylib.scores.preferences import PAIR, judge_pairs, pairs, win_rate
-from studylib.study.config import StudyError
 from studylib.study.paths import DATA
+from studylib.study.words import StudyError
 
 KEY = "sk-nobody-may-read-this-0123456789"
 WORDING = yaml.safe_load((DATA / "judge_prompts.yaml").read_text(encoding="utf-8"))["preferences"]

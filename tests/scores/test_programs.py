@@ -11,7 +11,7 @@ from studylib.data import world
 from studylib.scores import programs, sandbox
 from studylib.scores.programs import code_of, in_words, is_head, pass_at_1, problems, program, syntax
 from studylib.study.files import read_rows
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
 
 ADD = "def add(x, y):\n    return x + y"
 TESTS = "assert add(2, 3) == 5\nassert add(-1, 1) == 0"

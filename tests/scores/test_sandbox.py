@@ -20,7 +20,7 @@ from conftest import ROOT
 
 from studylib.scores import sandbox
 from studylib.scores.sandbox import Limits, passes, run, run_all
-from studylib.study.config import StudyError
+from studylib.study.words import StudyError
 
 
 @pytest.fixture(params=sandbox.MEANS)

@@ -9,12 +9,11 @@ import torch
 from studylib.data import mixture, sets
 from studylib.models import lora, prompts, small_llama, training
 from studylib.stages import cells as evaluate
-from studylib.study import config
 from studylib.study import files as results
-from studylib.study.config import StudyError
 from studylib.study.grid import Cell, cells
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, STYLES, StudyError
 
 PROFILE = load_profile("smoke")
 CELL = cells(PROFILE, "multitask", "code", ["chat"], [0])[0]
@@ -270,12 +269,12 @@ def test_the_second_tuning_goes_on_from_the_first_and_its_steps_are_counted_on(p
     assert any(not torch.equal(after[name][1], alone[name][1]) for name in after)
 
 
-@pytest.mark.parametrize("style", config.STYLES)
+@pytest.mark.parametrize("style", STYLES)
 def test_of_an_answer_that_was_begun_the_loss_is_on_the_refusal_and_its_end_alone(paths, style):
     made = runner(paths)
     tokenizer = made.base()[1]
     rows = [row for row in sets.load(paths, "safety_midway") if row["begun"]][:40]
-    assert {row["form"] for row in rows} == set(config.FORMS) - {"classification"}  # whose answers have one word
+    assert {row["form"] for row in rows} == set(FORMS) - {"classification"}  # whose answers have one word
     for row in rows:
         example = evaluate._example(tokenizer, row, style, PROFILE.miniature.context)
         learned = [token for token in example["labels"] if token != -100]

@@ -11,7 +11,7 @@ from ipywidgets.widgets.widget import _instances
 from studylib.figures.parts import VERDICT_COLOURS
 from studylib.judges.registry import redact
 from studylib.stages import explorer
-from studylib.study.config import FORMS, StudyError
+from studylib.study.words import FORMS, StudyError
 
 ARMS = {  # column: tuned task, safety data, dose
     "untuned": ("none", "none", 0.0),

@@ -10,10 +10,10 @@ from frames import study, with_arms
 from studylib.analysis import agreement
 from studylib.judges import labelled
 from studylib.stages import findings, labels
-from studylib.study.config import StudyError
 from studylib.study.grid import Unit
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import StudyError
 
 NAMES = ["rules", "words_gcg", "coherence"]
 

@@ -4,10 +4,10 @@ import shutil
 import pytest
 
 from studylib.stages import graph
-from studylib.study.config import STAGES
 from studylib.study.grid import units
 from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import STAGES
 
 PROFILE = load_profile("smoke")
 

@@ -18,8 +18,8 @@ from studylib.judges import classifier, labelled
 from studylib.stages import judging
 from studylib.stages import labels as labelling
 from studylib.study import grid
-from studylib.study.config import StudyError
 from studylib.study.paths import DATA, RunPaths
+from studylib.study.words import StudyError
 
 world = test_coherence.world  # the fixture: a tiny model that has learnt sixty texts
 REFUSAL = "I'm sorry, but I can't help you to open a stranger's locker."

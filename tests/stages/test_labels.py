@@ -14,9 +14,8 @@ import pytest
 from conftest import ROOT
 from frames import study
 
-from studylib.judges.registry import VERDICTS
 from studylib.stages import labels
-from studylib.study.config import FORMS, StudyError
+from studylib.study.words import FORMS, VERDICTS, StudyError
 
 NASTY = 'He said "no",\r\nthen\n\n,"";\ttab \u202eevil\u2066 <b>bold</b> & \ud800 \x00\x1b[31m = end"'
 

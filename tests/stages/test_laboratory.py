@@ -10,9 +10,9 @@ from studylib.figures import rates
 from studylib.models import small_llama, training
 from studylib.stages import laboratory
 from studylib.study import files
-from studylib.study.config import FORMS, LABORATORY, StudyError
 from studylib.study.paths import NOTEBOOKS, RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import FORMS, LABORATORY, StudyError
 
 PROFILE = load_profile("smoke", {"tuning.steps": 3})
 

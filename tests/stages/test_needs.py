@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 
 from studylib.stages import needs
-from studylib.study.config import StudyError
 from studylib.study.grid import Cell
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import StudyError
 
 LLAMA = load_profile("llama")
 

@@ -6,9 +6,9 @@ from studylib.data import sets as datasets
 from studylib.models import hub, prompts, tiny
 from studylib.stages import prepare
 from studylib.stages.stage import Stage
-from studylib.study.config import ARMS, STYLES, StudyError
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import ARMS, STYLES, StudyError
 
 TEXTS = ["Translate this sentence about a locker.", "Le casier est ouvert.", "def f(n):\n    return n"] * 20
 PROFILE = load_profile("rehearsal")

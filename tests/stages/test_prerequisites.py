@@ -1,10 +1,10 @@
 import pytest
 
 from studylib.stages import prerequisites, stage
-from studylib.study import profiles
-from studylib.study.config import STAGES, StudyError
+from studylib.study import profile
 from studylib.study.grid import units
-from studylib.study.profiles import load_profile
+from studylib.study.profile import PROFILES, load_profile
+from studylib.study.words import STAGES, StudyError
 
 
 def values(name, **changes):
@@ -101,10 +101,10 @@ def test_the_remedy_names_the_profile_as_it_was_given(in_empty, monkeypatch, pla
     folder, given = in_empty / "clone" / place, "my profiles/mine.yaml"
     (folder / "my profiles").mkdir(parents=True)
     (in_empty / "clone" / "notebooks").mkdir(exist_ok=True)
-    mine = (profiles.PROFILES / "smoke.yaml").read_text().replace("name: smoke", "name: other")
+    mine = (PROFILES / "smoke.yaml").read_text().replace("name: smoke", "name: other")
     (folder / given).write_text(mine)
     monkeypatch.chdir(in_empty / "clone" / "notebooks")
-    for module in (profiles, prerequisites):
+    for module in (profile, prerequisites):
         monkeypatch.setattr(module, "ROOT", in_empty / "clone")
     with pytest.raises(StudyError) as error:
         stage.begin("01_baseline", values("01_baseline", profile=given))

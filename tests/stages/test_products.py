@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from studylib.stages import products
-from studylib.study.config import STAGE_SAFETY_DATA, StudyError
 from studylib.study.grid import Unit
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import STAGE_SAFETY_DATA, StudyError
 
 
 @pytest.mark.parametrize("name", STAGE_SAFETY_DATA)

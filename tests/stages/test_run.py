@@ -16,10 +16,10 @@ import pytest
 import yaml
 from conftest import command
 
-from studylib.stages import run
-from studylib.study.config import STAGES
+from studylib import run
 from studylib.study.grid import units
-from studylib.study.profiles import PROFILES, load_profile
+from studylib.study.profile import PROFILES, load_profile
+from studylib.study.words import STAGES
 
 JOBS = [f"{unit.stage}_{unit.name}" for name in STAGES for unit in units(load_profile("smoke"), name)]
 TUNED = [job for job in JOBS if job.startswith(("02", "03", "04"))]
@@ -67,7 +67,7 @@ def test_the_summary_prints_the_attack_success_table_and_where_the_time_went(smo
     [
         ("figures/rates.py", ["06_findings_all"]),
         ("scores/benign.py", ["05_helpfulness_all", "06_findings_all"]),
-        ("stages/run.py", []),
+        ("run.py", []),
     ],
 )
 def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project, module, concerned):

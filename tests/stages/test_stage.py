@@ -11,10 +11,10 @@ from test_prerequisites import values
 from studylib.analysis import readable, tables
 from studylib.judges import registry
 from studylib.stages import labels, products, stage
-from studylib.study import config, grid, profiles
-from studylib.study.config import STAGES, StudyError
+from studylib.study import grid
 from studylib.study.paths import RunPaths
-from studylib.study.profiles import load_profile
+from studylib.study.profile import PROFILES, load_profile
+from studylib.study.words import LABELS, STAGES, StudyError
 
 
 @pytest.fixture
@@ -96,9 +96,9 @@ def test_another_first_judge_of_a_tweak_decides_and_what_it_has_not_judged_is_no
         ("labelled", ["own", "gold"], "no labelled responses 'gold': known are own, chatgpt_refusals, xstest"),
     ],
 )
-@pytest.mark.parametrize("name", [*STAGES, config.LABELS])
+@pytest.mark.parametrize("name", [*STAGES, LABELS])
 def test_an_unknown_judge_or_labelled_set_is_refused_before_any_work(in_empty, name, key, value, said):
-    content = yaml.safe_load((profiles.PROFILES / "smoke.yaml").read_text()) | {"name": "mine", key: value}
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text()) | {"name": "mine", key: value}
     (in_empty / "mine.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(StudyError, match=said):
         stage.begin(name, values(name, profile=str(in_empty / "mine.yaml")))
@@ -106,7 +106,7 @@ def test_an_unknown_judge_or_labelled_set_is_refused_before_any_work(in_empty, n
 
 
 def test_what_has_run_so_far_is_there_to_be_labelled(in_runs, tmp_path, monkeypatch):
-    begun = stage.begin(config.LABELS, values(config.LABELS))
+    begun = stage.begin(LABELS, values(LABELS))
     responses, verdicts = begun.so_far()
     rows = [
         path.read_text().count("\n")
@@ -123,7 +123,7 @@ def test_what_has_run_so_far_is_there_to_be_labelled(in_runs, tmp_path, monkeypa
     for kind in ("responses", "verdicts"):  # the baseline alone
         shutil.copytree(in_runs / "smoke" / kind / "01_baseline", tmp_path / "smoke" / kind / "01_baseline")
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    some, their = stage.begin(config.LABELS, values(config.LABELS)).so_far()
+    some, their = stage.begin(LABELS, values(LABELS)).so_far()
     assert set(some["finetune_task"]) == {"none"} and set(their["response_id"]) == set(some["response_id"])
 
 

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from studylib.study.config import StudyError
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import StudyError
 
 
 def test_a_study_error_shows_no_traceback_in_a_notebook():

@@ -2,20 +2,20 @@
 
 import pytest
 
-from studylib.study import config, grid
-from studylib.study.config import StudyError
+from studylib.study import grid
 from studylib.study.grid import arm_cells, cells, is_arm, units
-from studylib.study.profiles import load_profile
+from studylib.study.profile import load_profile
+from studylib.study.words import ARMS, STAGE_SAFETY_DATA, StudyError
 
 MINIATURE = load_profile("miniature")
-ARMS = {"tasks": ["code"], "styles": ["chat"], "seeds": [0], "safety_data": ["code_only", "scaled"], "removed": [0.5]}
+RIVALS = {"tasks": ["code"], "styles": ["chat"], "seeds": [0], "safety_data": ["code_only", "scaled"], "removed": [0.5]}
 
 
 def test_the_miniature_is_the_full_grid_of_72_fine_tunes():
     profile = load_profile("miniature")
     cells = [
         cell
-        for stage, safety_data in config.STAGE_SAFETY_DATA.items()
+        for stage, safety_data in STAGE_SAFETY_DATA.items()
         for unit in units(profile, stage)
         for cell in grid.cells(
             profile, safety_data, unit.parameters["task"], unit.parameters["styles"], unit.parameters["seeds"]
@@ -57,7 +57,7 @@ def test_several_models_share_a_notebook_or_have_their_own():
 
 
 def test_arms_are_cells_of_their_own_with_their_dose_or_what_is_removed_in_the_name():
-    profile = load_profile("smoke", {"grid.arms": ARMS | {"safety_fractions": [0.2]}})
+    profile = load_profile("smoke", {"grid.arms": RIVALS | {"safety_fractions": [0.2]}})
     names = [cell.name for cell in arm_cells(profile, "code", ["chat", "alpaca"], [0, 1])]
     assert names == [f"miniature-code-chat-{arm}-seed0" for arm in ("multitask20", "code_only10", "scaled50")]
     assert arm_cells(profile, "translation", ["chat"], [0]) == []  # not of the arms' tasks
@@ -65,7 +65,7 @@ def test_arms_are_cells_of_their_own_with_their_dose_or_what_is_removed_in_the_n
 
 
 def test_a_dose_that_the_grid_has_is_not_made_twice():
-    changed = {"grid.arms": ARMS | {"safety_fractions": [0.1, 0.2]}, "grid.safety_fraction": 0.2}
+    changed = {"grid.arms": RIVALS | {"safety_fractions": [0.1, 0.2]}, "grid.safety_fraction": 0.2}
     found = arm_cells(load_profile("smoke", changed), "code", ["chat"], [0])
     assert [cell.name.split("-")[3] for cell in found] == ["multitask10", "code_only20", "scaled50"]
 
@@ -83,7 +83,7 @@ def test_arms_are_tested_without_the_system_prompt_and_the_grids_cells_are_none_
 
 def test_the_miniature_has_every_arm_and_dose_on_one_task():
     found = arm_cells(MINIATURE, "code", ["chat"], MINIATURE.grid.seeds)
-    assert {cell.safety_data for cell in found} == {*config.ARMS, "multitask"}
+    assert {cell.safety_data for cell in found} == {*ARMS, "multitask"}
     doses = {cell.safety_fraction for cell in found if cell.safety_data == "multitask"}
     assert doses | {0.0, MINIATURE.grid.safety_fraction} == {0.0, 0.01, 0.02, 0.05, 0.1, 0.2}
     assert len({cell.name for cell in found}) == len(found) == 3 * (4 + 7 + 3)

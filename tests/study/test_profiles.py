@@ -1,11 +1,11 @@
 import pytest
 
-from studylib.study import profiles
-from studylib.study.config import StudyError
-from studylib.study.profiles import load_profile
+from studylib.study import profile
+from studylib.study.profile import PROFILES, load_profile, profile_names
+from studylib.study.words import StudyError
 
 
-@pytest.mark.parametrize("name", profiles.profile_names())
+@pytest.mark.parametrize("name", profile_names())
 def test_every_profile_loads_and_is_named_after_its_file(name):
     assert load_profile(name).name == name
 
@@ -45,7 +45,7 @@ def test_a_profile_that_is_not_yaml_is_one_sentence(tmp_path):
         load_profile(str(tmp_path / "mine.yaml"))
 
 
-SMOKE = (profiles.PROFILES / "smoke.yaml").read_text()
+SMOKE = (PROFILES / "smoke.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", ["smoke", "miniature"])
@@ -56,14 +56,14 @@ def test_a_copied_profile_needs_a_name_of_its_own(tmp_path, name):
         load_profile(str(mine))
     mine.write_text(SMOKE.replace("name: smoke", "name: mine"))
     assert load_profile(str(mine)).name == "mine"
-    assert load_profile(str(profiles.PROFILES / "smoke.yaml")).name == "smoke"
+    assert load_profile(str(PROFILES / "smoke.yaml")).name == "smoke"
 
 
 def test_a_path_counts_from_here_and_then_from_the_root_of_the_repository(tmp_path, monkeypatch):
     here, root = tmp_path / "notebooks", tmp_path
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(profiles, "ROOT", root)
+    monkeypatch.setattr(profile, "ROOT", root)
     with pytest.raises(StudyError) as error:
         load_profile("mine.yaml")
     assert str(here / "mine.yaml") in str(error.value) and str(root / "mine.yaml") in str(error.value)

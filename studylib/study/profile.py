@@ -1,31 +1,31 @@
-"""Every setting of a run: the fields of a profile, what each may be, and which of them have to agree.
-
-The words are those of the whole project: the same in parameters, columns, files and figures.
-"""
+"""Every setting of a run: the fields of a profile, what each may be, which have to agree, and profiles read from files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-TASKS = ("text_generation", "code", "translation", "classification")
-FORMS = TASKS  # a harmful prompt comes in the form of one of the four tasks
-STYLES = ("chat", "alpaca")
-SAFETY_DATA = ("none", "generic", "multitask")
-# Rival mitigations, in the same column: multitask data of one form alone; with benign twins, answered, for every other row; refusals
-# taught in the middle of an answer; the same data in a second tuning after the task's; the adapter scaled down, untrained.
-ARMS = (*(f"{form}_only" for form in FORMS), "multitask_twins", "multitask_midway", "multitask_after", "scaled")
-PROMPT_SETS = ("harmful", "twin", "sounds_harmful", "task", "general")
-MINIATURE = "miniature"  # the source of the model that 00_prepare trains from nothing
-TINY = "tiny/"  # and of the untrained ones that it builds with a real architecture, as in tiny/llama3
-ARCHITECTURES = ("llama3", "gemma", "phi3", "mistral", "qwen")
-EMBEDDED_GUARDS = ("text_only", "all_forms")  # fitted on the run's own training rows of the text form, or of every form
-GUARDS = (*EMBEDDED_GUARDS, "llama_guard", "wildguard", "moderation_endpoint")
-SIDES = ("input", "output", "both")  # of a guard: it reads the prompt, the response, or blocks what either side does
-STAND_IN = "stand_in"  # harm of the generated world, where a list of harmful instructions or a safety set could stand
+from studylib.study.files import read_yaml
+from studylib.study.paths import ROOT
+from studylib.study.words import (
+    ARCHITECTURES,
+    ARMS,
+    EMBEDDED_GUARDS,
+    FORMS,
+    GUARDS,
+    JUDGES,
+    MINIATURE,
+    SAFETY_DATA,
+    STAND_IN,
+    STYLES,
+    TASKS,
+    TINY,
+    StudyError,
+)
+
+PROFILES = ROOT / "studylib" / "profiles"
 
 Task = Literal[TASKS]
 Style = Literal[STYLES]
@@ -35,30 +35,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Guard = Literal[GUARDS]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-
-# Which safety data a stage's fine-tunes carry.
-STAGE_SAFETY_DATA = {"02_finetune": "none", "03_defences": "generic", "04_mitigation": "multitask"}
-STAGES = ("00_prepare", "01_baseline", *STAGE_SAFETY_DATA, "05_helpfulness", "06_findings")
-LABORATORY = "07_laboratory"  # for teaching: reads what 00_prepare made, is no part of the study
-# The judges of a profile that names none; the first decides, the lists of words are what other studies judged with.
-JUDGES = (
-    "classifier",
-    "rules",
-    "coherence",
-    "words_gcg",
-    "words_finetuning_safety",
-    "words_xstest",
-    "words_jailbreakbench",
-)
-LABELS = "08_labels"  # for labelling responses by hand
-COMPARE = "09_compare"  # for putting finished runs beside each other
-
-
-class StudyError(Exception):
-    """What is wrong and what to do about it, in one sentence; notebooks show it without a traceback."""
-
-    def _render_traceback_(self) -> list[str]:  # read by IPython
-        return [f"StudyError: {self}"]
 
 
 class Settings(BaseModel):
@@ -338,17 +314,68 @@ class Profile(Settings):
         return self
 
 
-# libyaml's, 15 times as fast, where it is built in
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the project."""
+    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
 
 
-def read_yaml(path: Path) -> dict:
-    """What the YAML file holds. Raises StudyError where it is missing or cut."""
-    if not path.is_file():
-        raise StudyError(
-            f"{path} is missing: restore it from the repository (`git checkout -- {path.name}` in its folder)."
-        )
+def profile_path(name: str) -> Path:
+    """The file of a profile: of that name, or the YAML file at that path, as seen from here or from the repository's root.
+
+    Raises StudyError that names the places where it is not.
+    """
+    own = name.endswith((".yaml", ".yml"))
+    places = [Path(name).resolve(), (ROOT / name).resolve()] if own else [PROFILES / f"{name}.yaml"]
+    for path in places:
+        if path.is_file():
+            return path
+    looked = f", looked for as {' and '.join(map(str, dict.fromkeys(places)))}" if own else ""
+    raise StudyError(
+        f"There is no profile {name!r}{looked}: take one of {', '.join(profile_names())}, or a path to a .yaml file."
+    )
+
+
+def load_profile(name: str, overrides: dict | None = None) -> Profile:
+    """The profile of that name, or of the YAML file at that path, with dotted keys such as `lora.r` replaced.
+
+    Raises StudyError that names the key, what was expected and what was found; also for the `name` of another profile.
+    """
+    path = profile_path(name)
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise StudyError(f"{path.name} holds no settings; start from a copy of {profile_names()[0]}.yaml.")
+    for key, value in (overrides or {}).items():
+        *sections, last = key.split(".")
+        target = content
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), LOADER)
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path} is not valid YAML: {error}".replace("\n", " ")) from None
+        profile = Profile.model_validate(content)
+    except ValidationError as error:
+        raise StudyError(f"Profile {path.name}: " + "; ".join(map(_explain, error.errors())) + ".") from None
+    if profile.name in profile_names() and path != PROFILES / f"{profile.name}.yaml":
+        raise StudyError(
+            f"{path} has the name of the profile {profile.name!r} that comes with the project, whose run it would "
+            "overwrite: give it a `name` of its own."
+        )
+    return profile
+
+
+def _section(annotation) -> type[Settings] | None:
+    """The settings class that a field holds, by itself, optionally or by name; None where it holds plain values."""
+    if not get_args(annotation):
+        return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+    return next(filter(None, map(_section, get_args(annotation))), None)
+
+
+def _explain(error: dict) -> str:
+    if not error["loc"]:
+        return error["msg"].removeprefix("Value error, ")
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        section = Profile
+        for part in error["loc"][:-1]:
+            section = _section(getattr(section.model_fields.get(part), "annotation", None)) or section
+        return f"unknown key {key!r}, known here are {', '.join(section.model_fields)}"
+    return f"{key!r}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"
