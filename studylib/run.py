@@ -290,14 +290,14 @@ def summary(profile_name: str) -> str:
     import pandas as pd
 
     from studylib.analysis import readable
-    from studylib.figures import caption
+    from studylib.analysis.rates import one_dose
 
     profile = load_profile(profile_name)
     paths = RunPaths.of(profile.name)
     shown = [pd.read_parquet(paths.table(name).with_suffix(".parquet")) for name in ("attack_success", "helpfulness")]
     shown = [table[~table["system_prompt"].astype(bool) & (table["style"] == "chat")] for table in shown]
     arms = ["finetune_task", "safety_data", "safety_fraction"]
-    rates, costs = (caption.one_dose(table[table["safety_data"].isin(SAFETY_DATA)]) for table in shown)
+    rates, costs = (one_dose(table[table["safety_data"].isin(SAFETY_DATA)]) for table in shown)
     n_rivals = len(shown[0][arms].drop_duplicates()) - len(rates[arms].drop_duplicates())
     rivals = f"{n_rivals} rival arms and doses: tables/arms.csv\n" if n_rivals else ""
     wide = readable.in_percent(rates).reset_index(["style", "system_prompt"], drop=True)

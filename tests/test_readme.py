@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from studylib.figures import caption
+from studylib.analysis import rates
 from studylib.stages import findings
 from studylib.study.profile import load_profile, profile_names
 from studylib.study.words import SAFETY_DATA, STAGES
@@ -51,7 +51,7 @@ def test_the_numbers_shown_are_those_of_the_shipped_tables():
     table = table[(table["style"] == "chat") & ~table["system_prompt"]].astype(
         {"rate": float, "low": float, "high": float}
     )
-    table = caption.one_dose(table[table["safety_data"].isin(SAFETY_DATA)].astype({"safety_fraction": float}))
+    table = rates.one_dose(table[table["safety_data"].isin(SAFETY_DATA)].astype({"safety_fraction": float}))
     forms = ["text_generation", "code", "translation", "classification", "all"]
     for (task, safety_data), rows in table.groupby(["finetune_task", "safety_data"]):
         rows = rows.set_index("form").loc[forms]
@@ -66,7 +66,7 @@ def test_the_numbers_shown_are_those_of_the_shipped_tables():
 def test_what_stands_beside_the_rates_and_what_is_said_of_the_rivals_is_in_the_shipped_table():
     arms = pd.read_csv(ROOT / "figures" / "arms.csv")
     percent = lambda values: [f"{100 * value:.0f}" for value in values]  # noqa: E731
-    grid = caption.one_dose(arms[arms["safety_data"].isin(SAFETY_DATA)])
+    grid = rates.one_dose(arms[arms["safety_data"].isin(SAFETY_DATA)])
     for row in grid.to_dict("records"):
         line = next(
             one for one in README.splitlines() if re.match(rf"{row['finetune_task']} +{row['safety_data']} ", one)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from studylib.analysis.comparisons import MARGIN
-from studylib.figures.caption import label, one_row_per_mark, span
-from studylib.figures.captions_change import front_of
+from studylib.analysis.rates import one_row_per_mark
+from studylib.analysis.readable import label, percent, span
 from studylib.study.words import ARMS, FORMS, SAFETY_DATA, TASKS
 
 PROMPTED = "system_prompt"  # the arm that is tuned without safety data and tested with the system prompt
@@ -76,6 +77,17 @@ def marks(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
         part = part.assign(front=front_of(part.assign(score=score, score_low=low, score_high=high)))
         found.append(pd.concat([part, aligned.assign(front="")], ignore_index=True).assign(task=task))
     return pd.concat(found, ignore_index=True)
+
+
+def front_of(marks: pd.DataFrame) -> list[str]:
+    """Per mark (rate, low, high; score, score_low, score_high) whether it is on the Pareto front: yes, no or cannot be told, see `plane`."""
+    rate, score = marks["rate"].to_numpy(), marks["score"].to_numpy()
+    beats = (rate[:, None] <= rate) & (score[:, None] >= score) & ((rate[:, None] < rate) | (score[:, None] > score))
+    best = ~beats.any(axis=0)
+    low, high, left, right = (marks[name].to_numpy() for name in ("low", "high", "score_low", "score_high"))
+    apart = (high[:, None] < low) | (left[:, None] > right)
+    beaten = (beats & apart).any(axis=0)
+    return list(np.select([best, beaten], ["yes", "no"], "cannot be told"))
 
 
 def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -233,8 +245,6 @@ def named(safety_data: str, fraction: float) -> str:
 
 def for_reading(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
     """The table of `which_to_ship` for reading, in percent with 95 % intervals, of one model (the first unless named)."""
-    from studylib.analysis.readable import percent
-
     table = table[table["model"] == (model or table["model"].iloc[0])] if len(table) else table
     shown = {
         name.replace("_", " "): percent(table, name, f"{name}_low", f"{name}_high")
@@ -254,8 +264,6 @@ def for_reading(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
 
 def by_rate(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     """Attack success and over-refusal of each arm for reading, in percent with 95 % intervals: chat style, all forms, no system prompt."""
-    from studylib.analysis.readable import percent
-
     costs = helpfulness[helpfulness["measure"] == "over_refusal_rate"]
     rows, costs = (
         table[(table["form"] == "all") & (table["style"] == "chat") & ~table["system_prompt"].astype(bool)]

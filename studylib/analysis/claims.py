@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis.comparisons import MARGIN
-from studylib.figures.caption import PUBLISHED_SHARE, TOGETHER, calibration_label, label, one_dose
+from studylib.analysis.rates import TOGETHER, one_dose
+from studylib.analysis.readable import calibration_label, label
 from studylib.study.words import FORMS, SAFETY_DATA, STYLES
 
 SUPPORTED, NOT_SUPPORTED, CANNOT, NOT_RUN = "supported", "not supported", "cannot be told at this n", "not run"
+PUBLISHED_SHARE = (0.73, 0.92)  # of TOGETHER among the answered prompts, as the paper states
 COLUMNS = ["model", "question", "claim", "verdict", "found", "would_change", "figure", "published"]
 
 Tables = dict[str, pd.DataFrame]

@@ -21,6 +21,7 @@ VERDICTS = (*ANSWERED, "refused", "incoherent", "unjudged")
 COSTS = ("task_score", "general_score", "over_refusal_rate", "sounds_harmful_refusal_rate", "incoherent_rate")
 MEASURES = ("attack_success_rate", *COSTS)
 INTERVAL = ["low", "high"]
+TOGETHER = "translation+classification"  # the two forms that the paper finds to be refused least
 _COUNTED = {  # prompt sets and verdicts that each rate counts
     "attack_success_rate": (("harmful",), ANSWERED),
     "over_refusal_rate": (("twin",), ("refused",)),
@@ -190,3 +191,31 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
         ranks[name] = ranks[name].map(order.index)
     by_rank = ranks.reset_index(drop=True).sort_values(list(ranks), kind="stable").index
     return table.iloc[by_rank].reset_index(drop=True)
+
+
+def one_dose(table: pd.DataFrame, fraction: float | None = None) -> pd.DataFrame:
+    """The rows without safety data, and those of one safety fraction: the given one, or the most frequent, the smaller of two.
+
+    A table without safety data or without the column is as it was. Raises ValueError where it has other fractions but not
+    the given one.
+    """
+    if "safety_fraction" not in table:
+        return table
+    doses = table.loc[table["safety_data"] != "none", "safety_fraction"]
+    if doses.empty:
+        return table
+    chosen = doses.mode().min() if fraction is None else fraction
+    if not np.isclose(doses, chosen).any():
+        known = ", ".join(f"{dose:g}" for dose in sorted(set(doses)))
+        raise ValueError(f"no rows with safety fraction {chosen:g}: the table has {known}")
+    return table[(table["safety_data"] == "none") | np.isclose(table["safety_fraction"], chosen)]
+
+
+def one_row_per_mark(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
+    """The rows as they are. Raises ValueError where two of them would be drawn at one place; `more`: further columns that set places apart."""
+    keys = ["finetune_task", "style", "system_prompt", "safety_data", "form", *more]
+    twice = rows[rows.duplicated(keys)]
+    if len(twice):
+        first = ", ".join(map(str, twice.iloc[0][keys]))
+        raise ValueError(f"several rows for one mark ({first}): keep one model, judge, metric and safety fraction")
+    return rows

@@ -15,6 +15,37 @@ from studylib.judges.registry import redact
 from studylib.study.files import write_text
 
 _DOSE = ["safety_data", "safety_fraction"]
+_LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}
+_LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
+
+
+def label(word: str) -> str:
+    """A task, form or metric as a reader would write it, as in "text generation"."""
+    return _LABELS.get(word, word.replace("_", " "))
+
+
+def calibration_label(style: str, system_prompt: bool, separator: str = ", ") -> str:
+    """Style and system prompt, as in "chat template, no system prompt"."""
+    styles = {"chat": "chat template", "alpaca": "Alpaca style"}
+    return styles[style] + separator + ("system prompt" if system_prompt else "no system prompt")
+
+
+def cell_words(row, form: bool = False) -> str:
+    """The cell of a row, as in "tuned on code, generic safety data, chat template, no system prompt"; with its form on request."""
+    words = ["aligned model" if row["finetune_task"] == "none" else f"tuned on {label(row['finetune_task'])}"]
+    words += [f"{row['safety_data']} safety data"] if row["safety_data"] != "none" else []
+    words += [calibration_label(row["style"], row["system_prompt"])]
+    words += [f"{label(row['form'])} prompts"] if form and row["form"] != "all" else []
+    return ", ".join(words)
+
+
+def span(numbers) -> str:
+    """Smallest and largest of the numbers, as in "148-150", the one where they round to the same, "no" where all are NaN."""
+    known = [float(number) for number in numbers if not np.isnan(number)]
+    if not known:
+        return "no"
+    low, high = f"{min(known):.0f}", f"{max(known):.0f}"
+    return low if low == high else f"{low}-{high}"
 
 
 def in_percent(attack: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis import rates, readable, stats, tables
-from studylib.figures.caption import cell_words, label
+from studylib.analysis.readable import cell_words, label
 from studylib.stages.products import known_runs
 from studylib.study.paths import ROOT, runs_folder
 from studylib.study.profile import profile_names

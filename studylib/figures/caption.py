@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from studylib.analysis.rates import TOGETHER, one_dose, one_row_per_mark
+from studylib.analysis.readable import cell_words, label, span
 from studylib.analysis.stats import CONFIDENCE, detectable_difference
 from studylib.study.words import FORMS, SAFETY_DATA
 
-TOGETHER = "translation+classification"
-PUBLISHED_SHARE = (0.73, 0.92)  # of them among the answered prompts, as the paper states
 TICKS = "Black ticks: the aligned model in the same calibration."
 
 
@@ -120,30 +120,6 @@ def _guards_caption(table: pd.DataFrame) -> tuple[str, str]:
     return " ".join(text), f"Blocked by form of the prompt, smallest to largest. {'; '.join(told)}."
 
 
-_LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}
-_LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
-
-
-def label(word: str) -> str:
-    """A task, form or metric as a reader would write it, as in "text generation"."""
-    return _LABELS.get(word, word.replace("_", " "))
-
-
-def calibration_label(style: str, system_prompt: bool, separator: str = ", ") -> str:
-    """Style and system prompt, as in "chat template, no system prompt"."""
-    styles = {"chat": "chat template", "alpaca": "Alpaca style"}
-    return styles[style] + separator + ("system prompt" if system_prompt else "no system prompt")
-
-
-def cell_words(row, form: bool = False) -> str:
-    """The cell of a row, as in "tuned on code, generic safety data, chat template, no system prompt"; with its form on request."""
-    words = ["aligned model" if row["finetune_task"] == "none" else f"tuned on {label(row['finetune_task'])}"]
-    words += [f"{row['safety_data']} safety data"] if row["safety_data"] != "none" else []
-    words += [calibration_label(row["style"], row["system_prompt"])]
-    words += [f"{label(row['form'])} prompts"] if form and row["form"] != "all" else []
-    return ", ".join(words)
-
-
 def extremes(rows: pd.DataFrame, value: str, form: bool = False) -> str:
     """Smallest and largest value in percent with their cells, as in "from 3 % (aligned model, ...) to 80 % (tuned on ...)"."""
     ends = (rows.loc[rows[value].idxmin()], rows.loc[rows[value].idxmax()])
@@ -151,7 +127,7 @@ def extremes(rows: pd.DataFrame, value: str, form: bool = False) -> str:
 
 
 def rows_of(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the table that this figure shows, of one dose of the safety data (see `one_dose`)."""
+    """The rows of the table that this figure shows, of one dose of the safety data (see `rates.one_dose`)."""
     shown = FIGURES[name]
     rows = frame[frame["form"].isin(shown.forms) & frame["safety_data"].isin(shown.safety_data)]
     if "measure" in rows:
@@ -161,34 +137,6 @@ def rows_of(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     if len(shown.safety_data) > 1 and (rows["finetune_task"] == "none").all():
         raise ValueError(f"{name} has nothing to draw: the table has no tuned model")
     return one_row_per_mark(one_dose(rows))
-
-
-def one_dose(table: pd.DataFrame, fraction: float | None = None) -> pd.DataFrame:
-    """The rows without safety data, and those of one safety fraction: the given one, or the most frequent, the smaller of two.
-
-    A table without safety data or without the column is as it was. Raises ValueError where it has other fractions but not
-    the given one.
-    """
-    if "safety_fraction" not in table:
-        return table
-    doses = table.loc[table["safety_data"] != "none", "safety_fraction"]
-    if doses.empty:
-        return table
-    chosen = doses.mode().min() if fraction is None else fraction
-    if not np.isclose(doses, chosen).any():
-        known = ", ".join(f"{dose:g}" for dose in sorted(set(doses)))
-        raise ValueError(f"no rows with safety fraction {chosen:g}: the table has {known}")
-    return table[(table["safety_data"] == "none") | np.isclose(table["safety_fraction"], chosen)]
-
-
-def one_row_per_mark(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
-    """The rows as they are. Raises ValueError where two of them would be drawn at one place; `more`: further columns that set places apart."""
-    keys = ["finetune_task", "style", "system_prompt", "safety_data", "form", *more]
-    twice = rows[rows.duplicated(keys)]
-    if len(twice):
-        first = ", ".join(map(str, twice.iloc[0][keys]))
-        raise ValueError(f"several rows for one mark ({first}): keep one model, judge, metric and safety fraction")
-    return rows
 
 
 def doses_said(rows: pd.DataFrame) -> list[str]:
@@ -220,15 +168,6 @@ def missing_said(rows: pd.DataFrame, value: str, safety_data: tuple = ("none",))
     text += [f"Left empty, not run: {absent} cells."] if absent else []
     unknown = int(rows[value].isna().sum())
     return text + ([f"Left empty, nothing judged: {unknown} marks."] if unknown else [])
-
-
-def span(numbers) -> str:
-    """Smallest and largest of the numbers, as in "148-150", the one where they round to the same, "no" where all are NaN."""
-    known = [float(number) for number in numbers if not np.isnan(number)]
-    if not known:
-        return "no"
-    low, high = f"{min(known):.0f}", f"{max(known):.0f}"
-    return low if low == high else f"{low}-{high}"
 
 
 def n_of(table: pd.DataFrame) -> str:

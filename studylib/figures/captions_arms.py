@@ -5,8 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from studylib.analysis.arms import marks, named
+from studylib.analysis.rates import one_row_per_mark
+from studylib.analysis.readable import calibration_label, label, span
 from studylib.analysis.stats import CONFIDENCE
-from studylib.figures.caption import calibration_label, label, one_row_per_mark, seeds_said, span
+from studylib.figures.caption import seeds_said
 from studylib.figures.captions_change import TOLD, n_unknown, points
 from studylib.study.words import ARMS, FORMS, SAFETY_DATA
 

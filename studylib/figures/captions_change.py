@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
+from studylib.analysis.arms import front_of
+from studylib.analysis.rates import one_dose, one_row_per_mark
+from studylib.analysis.readable import calibration_label, cell_words, label, span
 from studylib.analysis.stats import CONFIDENCE
-from studylib.figures.caption import (
-    calibration_label,
-    cell_words,
-    doses_said,
-    extremes,
-    label,
-    missing_said,
-    n_of,
-    one_dose,
-    one_row_per_mark,
-    rows_of,
-    seeds_said,
-    span,
-)
+from studylib.figures.caption import doses_said, extremes, missing_said, n_of, rows_of, seeds_said
 from studylib.study.words import FORMS, SAFETY_DATA, TASKS
 
 TOLD = ("worse", "better")  # verdicts of a comparison whose arms are told apart
@@ -229,17 +218,6 @@ def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     for _, part in points.groupby(["panel", "style", "system_prompt"], sort=False):
         front[part.index] = front_of(part)
     return points.assign(front=front)
-
-
-def front_of(marks: pd.DataFrame) -> list[str]:
-    """Per mark (rate, low, high; score, score_low, score_high) whether it is on the Pareto front: yes, no or cannot be told, see `plane`."""
-    rate, score = marks["rate"].to_numpy(), marks["score"].to_numpy()
-    beats = (rate[:, None] <= rate) & (score[:, None] >= score) & ((rate[:, None] < rate) | (score[:, None] > score))
-    best = ~beats.any(axis=0)
-    low, high, left, right = (marks[name].to_numpy() for name in ("low", "high", "score_low", "score_high"))
-    apart = (high[:, None] < low) | (left[:, None] > right)
-    beaten = (beats & apart).any(axis=0)
-    return list(np.select([best, beaten], ["yes", "no"], "cannot be told"))
 
 
 def grid_rows(grid: pd.DataFrame) -> pd.DataFrame:

@@ -6,18 +6,10 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis.paper import PUBLISHED_PROMPTS
-from studylib.analysis.rates import VERDICTS
+from studylib.analysis.rates import VERDICTS, one_dose, one_row_per_mark
+from studylib.analysis.readable import calibration_label, label, span
 from studylib.analysis.stats import CONFIDENCE
-from studylib.figures.caption import (
-    calibration_label,
-    doses_said,
-    label,
-    missing_said,
-    n_of,
-    one_dose,
-    one_row_per_mark,
-    span,
-)
+from studylib.figures.caption import doses_said, missing_said, n_of
 from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
 PARTS = {  # of the variance, as tables.variance names them, and what they are called

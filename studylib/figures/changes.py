@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from studylib.analysis.readable import calibration_label, label, span
 from studylib.figures import style as drawing
-from studylib.figures.caption import calibration_label, label, n_of, span
+from studylib.figures.caption import n_of
 from studylib.figures.captions_change import STEPS, TOLD, changes, doses, grid_rows, n_unknown, points, slopes
 from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from studylib.analysis.agreement import ALL
+from studylib.analysis.readable import label, span
 from studylib.analysis.stats import CONFIDENCE
 from studylib.figures import style
-from studylib.figures.caption import label, span
 
 KAPPA = "Cohen's kappa with the labels (refused or not)"
 DOT = style.OURS | {"markersize": 3.5}

@@ -12,8 +12,9 @@ from matplotlib.patches import Patch
 
 from studylib.analysis.paper import PUBLISHED_PROMPTS
 from studylib.analysis.rates import VERDICTS
+from studylib.analysis.readable import calibration_label, label
 from studylib.figures import style
-from studylib.figures.caption import calibration_label, label, n_of
+from studylib.figures.caption import n_of
 from studylib.figures.captions_parts import (
     PARTS,
     published_rows,

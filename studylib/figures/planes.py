@@ -10,8 +10,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from studylib.analysis.arms import ORDER, arm_label
+from studylib.analysis.readable import calibration_label, label, span
 from studylib.figures import style as drawing
-from studylib.figures.caption import calibration_label, label, span
 from studylib.figures.captions_arms import PANELS, ROWS, plane, transfers
 from studylib.figures.changes import change_heatmap
 from studylib.study.words import FORMS, STYLES

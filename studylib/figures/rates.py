@@ -16,10 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from studylib.analysis.claims import PUBLISHED_SHARE
+from studylib.analysis.readable import calibration_label, label, span
 from studylib.analysis.stats import wilson
 from studylib.figures import captions_change
 from studylib.figures import style as drawing
-from studylib.figures.caption import PUBLISHED_SHARE, calibration_label, label, n_of, rows_of, span
+from studylib.figures.caption import n_of, rows_of
 from studylib.study.words import FORMS
 
 BAND = "#E8E8E8"

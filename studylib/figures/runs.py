@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from studylib.analysis.rates import one_dose
+from studylib.analysis.readable import calibration_label, cell_words, label, span
 from studylib.analysis.runs import ATTACK, Run, all_results, known_by
 from studylib.analysis.stats import CONFIDENCE, detectable_difference
 from studylib.figures import style
-from studylib.figures.caption import calibration_label, cell_words, doses_said, label, n_of, one_dose, seeds_said, span
+from studylib.figures.caption import doses_said, n_of, seeds_said
 from studylib.study.words import SAFETY_DATA, StudyError
 
 AXES = {ATTACK: style.ATTACK, "over_refusal_rate": style.OVER_REFUSAL}

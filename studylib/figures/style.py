@@ -16,7 +16,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from studylib.figures.caption import calibration_label, label
+from studylib.analysis.readable import calibration_label, label
 from studylib.study import files
 from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 

@@ -10,8 +10,9 @@ import pandas as pd
 
 from studylib.analysis import rates
 from studylib.analysis.arms import ORDER, named
+from studylib.analysis.rates import one_dose
+from studylib.analysis.readable import calibration_label, label
 from studylib.data.harmful import hidden
-from studylib.figures.caption import calibration_label, label, one_dose
 from studylib.figures.parts import VERDICT_COLOURS
 from studylib.judges.registry import redact
 from studylib.stages.labels import INVISIBLE

@@ -147,7 +147,7 @@ def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
         ", ".join(str(row[f"other_{name}"]) for name in comparisons.ARM[:-1] if row[name] != row[f"other_{name}"])
         for row in tested.to_dict("records")
     ]
-    n = f"n = {caption.span(attack.loc[attack['n'] > 0, 'n'])} responses a rate"
+    n = f"n = {readable.span(attack.loc[attack['n'] > 0, 'n'])} responses a rate"
     return {
         "attack_success": (
             readable.in_percent(attack),

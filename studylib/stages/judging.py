@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis import agreement, rates, readable
+from studylib.analysis.rates import one_dose
 from studylib.data import fetching, sources
 from studylib.data.fetching import Absent
-from studylib.figures.caption import one_dose
 from studylib.judges import labelled, registry
 from studylib.stages import labels
 from studylib.study.grid import untuned as untuned_cells

@@ -59,3 +59,18 @@ def test_several_doses_of_one_kind_are_rows_of_their_own_in_the_readable_table(s
     assert wide.index.names == ["finetune_task", "safety_data", "safety_fraction", "style", "system_prompt"]
     assert (wide.xs(0.2, level="safety_fraction") == "0 (0-50)").all(axis=None)
     assert len(wide) == len(readable.in_percent(table)) + len(more) / 5  # four forms and all
+
+
+def test_a_cell_is_told_in_full():
+    row = {"finetune_task": "code", "safety_data": "generic", "style": "chat", "system_prompt": False, "form": "code"}
+    words = "tuned on code, generic safety data, chat template, no system prompt, code prompts"
+    assert readable.cell_words(row, form=True) == words
+    aligned = row | {"finetune_task": "none", "safety_data": "none", "form": "all"}
+    assert readable.cell_words(aligned, form=True) == "aligned model, chat template, no system prompt"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([148, 150.2], "148-150"), ([3.1, 2.9, np.nan], "3"), ([np.nan], "no"), ([], "no")]
+)
+def test_a_span_copes_with_nan(numbers, text):
+    assert readable.span(np.array(numbers)) == text

@@ -7,7 +7,7 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib.analysis import comparisons, rates, tables
+from studylib.analysis import comparisons, rates, readable, tables
 from studylib.figures import caption, changes
 from studylib.figures import rates as plots
 from studylib.figures import style as drawing
@@ -76,7 +76,7 @@ def test_the_scale_of_change_is_the_same_in_every_figure(results):
 
 def test_panels_of_the_erosion_are_calibrations_and_of_the_repair_styles_by_safety_data(results):
     titles = [ax.get_title() for ax in changes.erosion_heatmap(results["comparisons"]).axes if ax.get_title()]
-    assert titles == [caption.calibration_label(style, on) for style in STYLES for on in (False, True)]
+    assert titles == [readable.calibration_label(style, on) for style in STYLES for on in (False, True)]
     repair = changes.repair_heatmap(results["comparisons"])
     titles = [ax.get_title() for ax in repair.axes if ax.get_title()]
     assert titles == [

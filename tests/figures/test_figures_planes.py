@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from frames import study, with_arms
 
-from studylib.analysis import arms, comparisons, rates, tables
+from studylib.analysis import arms, comparisons, rates, readable, tables
 from studylib.figures import caption, captions_arms, planes, style
 from studylib.study.words import FORMS
 
@@ -29,7 +29,7 @@ def test_the_matrix_has_a_row_per_form_alone_then_all_forms_and_twins_at_one_dos
     ax = fig.axes[0]
     assert ax.get_title() == "tuned on code, chat template" and not fig.axes[1].get_title()  # where they were tried
     names = [text.get_text() for text in ax.get_yticklabels()]
-    assert names == [f"{caption.label(form)} alone" for form in FORMS] + ["multitask", "multitask with twins"]
+    assert names == [f"{readable.label(form)} alone" for form in FORMS] + ["multitask", "multitask with twins"]
     assert set(captions_arms.transfers(results[0])["safety_fraction"]) == {0.1}
 
 
@@ -62,7 +62,7 @@ def test_the_caption_of_the_matrix_counts_pairs_and_what_is_told(results):
     text, alt = caption.caption("transfer_matrix", results[0])
     rows = captions_arms.transfers(results[0])
     single = rows[rows["form"] != "all"]
-    assert f"n = {caption.span(single['n'])} pairs" in text and "Safety data: 10 % of the tuning rows." in text
+    assert f"n = {readable.span(single['n'])} pairs" in text and "Safety data: 10 % of the tuning rows." in text
     assert "Holm" in text and "Judge: rules." in text and "Training seeds pooled: 2." in text
     own = single[single["safety_data"] == single["form"].astype(str) + "_only"]
     assert f"told apart {own['verdict'].isin(['worse', 'better']).sum()} of 4" in alt
@@ -117,7 +117,7 @@ def test_without_rivals_the_plane_says_so(results):
 def test_the_caption_of_the_plane_names_ends_front_and_numbers(results):
     text, alt = caption.caption("arms_plane", *results[1:])
     points = captions_arms.plane(*results[1:]).query("panel == 'over_refusal_rate' and finetune_task != 'none'")
-    assert f"n = {caption.span(points['n'])} responses to harmful prompts" in text and "Judge: rules." in text
+    assert f"n = {readable.span(points['n'])} responses to harmful prompts" in text and "Judge: rules." in text
     lowest = points.loc[points["rate"].idxmin()]
     assert f"from {arms.named(lowest['safety_data'], lowest['safety_fraction'])} (" in alt
     for row in points[points["front"] == "yes"].to_dict("records"):

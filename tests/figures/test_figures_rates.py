@@ -10,7 +10,8 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib.analysis import paper, tables
+from studylib.analysis import paper, readable, tables
+from studylib.analysis.rates import TOGETHER
 from studylib.figures import caption, captions_change
 from studylib.figures import rates as plots
 from studylib.figures import style as drawing
@@ -200,7 +201,7 @@ def test_ours_stands_left_of_the_published_share_around_the_equal_share(results,
     share = results[2]
     ax = drawn["answered_share"][0].axes[0]
     found = points(ax)
-    ours = [one(share, ("chat", False), task, caption.TOGETHER)["share"] for task in ("none", *TASKS)]
+    ours = [one(share, ("chat", False), task, TOGETHER)["share"] for task in ("none", *TASKS)]
     assert [y for x, y, _ in found if x % 1 > 0.5] == pytest.approx(ours, nan_ok=True)
     theirs = [y for x, y, _ in found if x % 1 < 0.5]
     assert theirs[0] == pytest.approx(47 / 77)
@@ -350,20 +351,13 @@ def test_captions_take_every_number_from_the_table(drawn):
     shown = drawn["attack_success_by_form"][1].query("safety_data == 'none' and form != 'all'")
     assert f"{shown['n_unjudged'].sum()} responses that could not be judged" in text or not shown["n_unjudged"].sum()
     top = shown.loc[shown["rate"].idxmax()]
-    assert f"to {100 * top['rate']:.0f} % (tuned on {caption.label(top['finetune_task'])}" in alt
+    assert f"to {100 * top['rate']:.0f} % (tuned on {readable.label(top['finetune_task'])}" in alt
 
 
 def test_a_caption_of_nothing_but_nan_is_refused(results):
     share = results[2].assign(share=np.nan)
     with pytest.raises(ValueError, match="NaN"):
         caption.caption("answered_share", share)
-
-
-@pytest.mark.parametrize(
-    ("numbers", "text"), [([148, 150.2], "148-150"), ([3.1, 2.9, np.nan], "3"), ([np.nan], "no"), ([], "no")]
-)
-def test_a_span_copes_with_nan(numbers, text):
-    assert caption.span(np.array(numbers)) == text
 
 
 def test_a_figure_of_a_model_that_answered_nothing_has_a_caption(results):
