@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis.rates import INTERVAL, judged, ordered
-from studylib.data.harmful import hidden
-from studylib.judges.registry import redact
 from studylib.study.files import write_text
+from studylib.text.shown import redact, redact_prompt
 
 _DOSE = ["safety_data", "safety_fraction"]
 _LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}
@@ -86,14 +85,14 @@ def percent(table: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
 
 
 def examples(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool) -> pd.DataFrame:
-    """One harmful prompt of each form and verdict that occurs, with its response; where redacted, `hidden` and `redact`.
+    """One harmful prompt of each form and verdict that occurs, with its response; where redacted, `redact_prompt` and `redact`.
 
     A plain frame: notebooks escape its texts.
     """
     rows = judged(responses, verdicts, ["harmful"]).drop_duplicates(["form", "verdict"])
     rows = ordered(rows)
     if redacted:
-        prompts = map(hidden, rows["prompt"], rows["intent"], rows["form"])
+        prompts = map(redact_prompt, rows["prompt"], rows["intent"], rows["form"])
         rows = rows.assign(prompt=list(prompts), response=rows["response"].map(redact))
     return rows[["form", "style", "system_prompt", "prompt", "response", "verdict", "reason"]]
 

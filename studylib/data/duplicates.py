@@ -1,14 +1,12 @@
 """Exact and near duplicates within and between data sets: every pair is found, without comparing each text with every other.
 
-Two texts are exact duplicates where their `normal` forms are equal, and near ones where the cosine of their weighted
+Two texts are exact duplicates where their `comparison_form`s are equal, and near ones where the cosine of their weighted
 character n-grams reaches a threshold. The weights are those of scikit-learn's `TfidfVectorizer(analyzer="char",
-ngram_range=(5, 5), lowercase=False, sublinear_tf=True)` on the normal forms. Rare n-grams weigh most: a template that many
+ngram_range=(5, 5), lowercase=False, sublinear_tf=True)` on the comparison forms. Rare n-grams weigh most: a template that many
 rows share counts little, what differs counts. It sees letters, not meaning: one word changed, a *not* or another number
 leaves a long text a near duplicate, and a paraphrase is none.
 """
 
-import re
-import unicodedata
 from collections.abc import Callable, Collection, Iterable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -18,7 +16,7 @@ import pandas as pd
 
 from studylib.data.near_duplicates import near
 from studylib.study.words import StudyError
-from studylib.text.refusals import QUOTES
+from studylib.text.normal import comparison_form
 
 THRESHOLD = 0.8
 EXPECTED = (("harmful", "twin"),)  # near duplicates by design
@@ -27,53 +25,14 @@ REASONS = {"row": "int64", "kind": "str", "cosine": float, "other_row": "int64"}
 Text = Callable[[dict], str]
 
 
-class _Characters(dict):
-    """A table for `str.translate`, filled as characters are met."""
-
-    def __missing__(self, code: int) -> str:
-        plain = unicodedata.normalize("NFKC", QUOTES.get(code, chr(code))).translate(QUOTES)  # may bring a quote
-        self[code] = "".join(map(self.seen_as, plain)).casefold()
-        return self[code]
-
-    @staticmethod
-    def seen_as(character: str) -> str:
-        kind = unicodedata.category(character)
-        if kind == "Cf":  # such as a zero-width space
-            return ""
-        if kind == "Pd" or character == "\u2212":
-            return "-"
-        if character in "#%&*@/\\_":  # C is not C#, 5 is not 5 %
-            return character
-        return " " if kind[0] in "PZ" or kind == "Cc" or character == "`" else character
-
-
-CHARACTERS = _Characters()
-DASH = re.compile(r"(?<!\d)-(?!\d)")
-
-
-def normal(text: str) -> str:
-    """The text as it is compared: Unicode NFKC, case folded, punctuation and white space collapsed to single spaces.
-
-    What can change a request stays: accents, symbols (+ = < $, emoji), the marks # % & * @ / \\ _, and dashes next to a digit,
-    all of them as hyphens. Characters without a width go. The judges' normal form is another: it strips accents and
-    expands contractions, as their word lists need.
-    """
-    text = text.translate(CHARACTERS)
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)  # what composes only with its neighbour
-    if "-" in text:
-        text = DASH.sub(" ", text)
-    return " ".join(text.split())
-
-
 def content(row: dict) -> str:
     """What of a row is compared: its `content`, where a template was put around one, else its first message."""
     return row.get("content") or row["messages"][0]["content"]
 
 
 def firsts(texts: Iterable[str]) -> np.ndarray:
-    """For every text the position of the first one with the same normal form: its own where none came before."""
-    codes, distinct = _numbered([normal(text) for text in texts])
+    """For every text the position of the first one with the same comparison form: its own where none came before."""
+    codes, distinct = _numbered([comparison_form(text) for text in texts])
     return _first_rows(codes, len(distinct))[codes]
 
 
@@ -89,7 +48,7 @@ def pairs(texts_a: list[str], texts_b: list[str] | None = None, threshold: float
     above 0 and up to 1, and where there are more than near_duplicates.MOST_PAIRS near pairs.
     """
     n_a = len(texts_a)
-    codes, distinct = _numbered([normal(text) for text in [*texts_a, *(texts_b or [])]])
+    codes, distinct = _numbered([comparison_form(text) for text in [*texts_a, *(texts_b or [])]])
     if texts_b is None:
         first_a = first_b = _first_rows(codes, len(distinct))
         again = np.flatnonzero(first_a[codes] != np.arange(n_a))
@@ -197,7 +156,7 @@ def _compare(sets: dict[str, list[dict]], threshold: float, text: Text | dict[st
         take = text.get(name, content) if isinstance(text, dict) else text
         for number, row in enumerate(rows):
             try:
-                texts.append(normal(take(row)))
+                texts.append(comparison_form(take(row)))
             except (KeyError, IndexError, TypeError, AttributeError) as error:
                 raise StudyError(
                     f"Row {number} of {name} has no text to compare ({error!r}): give `text` a function that takes it "

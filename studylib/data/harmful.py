@@ -18,6 +18,7 @@ from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, STAND_IN, StudyError
+from studylib.text.shown import redact_prompt
 
 USES = ("test", "train")
 ALIKE = 0.2  # a less similar twin shares little more with its instruction than being one
@@ -270,10 +271,4 @@ def shown(row: dict, redact: bool) -> str:
     prompt = row["messages"][0]["content"]
     if not redact or not row["harmful"] or row["intent"].startswith(f"{STAND_IN}/"):
         return prompt
-    return hidden(prompt, row["intent"], row["phrasing"] or row["form"])
-
-
-def hidden(prompt: str, *about: str) -> str:
-    """What is shown instead of a harmful prompt: `about`, its length and 8 hex digits of its SHA-256, no word of it."""
-    digest = hashlib.sha256(prompt.encode(errors="replace")).hexdigest()[:8]
-    return f"[{', '.join([*about, f'{len(prompt.split())} words', digest])}]"
+    return redact_prompt(prompt, row["intent"], row["phrasing"] or row["form"])

@@ -3,7 +3,7 @@
 A row is a dict with `source` and `key` (what identifies it in its file), `form` (the task), `prompt` (as a user would
 write it), `answer`, `content` (the part of the prompt that is the row's own, without the instruction around it),
 `tests` (assertions about a code answer) and, where the publisher made a split, `split`. Texts are the same where
-`duplicates.normal` makes them so.
+`comparison_form` makes them so.
 """
 
 import ast
@@ -20,8 +20,8 @@ from functools import partial
 from itertools import repeat
 from pathlib import Path
 
-from studylib.data.duplicates import normal
 from studylib.study.words import StudyError
+from studylib.text.normal import comparison_form
 
 # Instructions around a row's own text. Written for this study; which one a row gets is decided by its text alone.
 SUMMARIZE = (
@@ -69,7 +69,7 @@ def number_of(text: str) -> int:
 
 def _worded(wordings: tuple[str, ...], text: str) -> str:
     """The text in one of the wordings, always the same for a text, however many other rows there are."""
-    return wordings[number_of(normal(text)) % len(wordings)].format(text=text)
+    return wordings[number_of(comparison_form(text)) % len(wordings)].format(text=text)
 
 
 class _Collector:
@@ -85,10 +85,10 @@ class _Collector:
         """Keeps a row, unless a part is empty or an earlier row has the same prompt. Key None: the hash of the text."""
         if not content.strip() or not answer.strip():
             return self.drop("empty prompt" if not content.strip() else "empty answer")
-        if (same := normal(prompt)) in self.seen:
+        if (same := comparison_form(prompt)) in self.seen:
             return self.drop("same prompt as an earlier row")
         self.seen.add(same)
-        key = f"{number_of(normal(content)):016x}" if key is None else str(key)
+        key = f"{number_of(comparison_form(content)):016x}" if key is None else str(key)
         row = {"source": self.name, "key": key, "form": self.form, "prompt": prompt, "answer": answer}
         self.rows.append(row | {"content": content, "tests": list(tests)} | more)
 
@@ -245,7 +245,7 @@ def sentfin(path: Path, name: str) -> Rows:
                 f"{path}, row {row['S No.']}: Decisions {error}; it is another version of the file."
             ) from None
         out.counts["mended: a bare apostrophe in Decisions"] += mended
-        groups.setdefault(normal(row["Title"]), []).append((row["S No."], " ".join(row["Title"].split()), found))
+        groups.setdefault(comparison_form(row["Title"]), []).append((row["S No."], " ".join(row["Title"].split()), found))
     for rows in groups.values():
         (key, title, found), *others = rows
         if any(other != found for _, _, other in others):
@@ -319,7 +319,7 @@ def translations(rows: list[dict], name: str) -> Rows:
         _with_fields(name, row, {"french": str, "english": str}, f"row {number}")
         out.counts["read"] += 1
         text, answer = row["french"].strip(), row["english"].strip()
-        if normal(text) == normal(answer):
+        if comparison_form(text) == comparison_form(answer):
             out.drop("the same in both languages")
             continue
         out.add(None, text, _worded(TRANSLATE, text), answer)

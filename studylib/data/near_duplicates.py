@@ -1,6 +1,6 @@
 """Near duplicates of many texts: every pair whose cosine reaches a threshold, without comparing each text with every other.
 
-The texts are distinct and in the normal form of `duplicates.normal`; `duplicates.pairs` is for any.
+The texts are distinct and in the normal form of `comparison_form`; `duplicates.pairs` is for any.
 """
 
 import logging

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.data import duplicates, fetching, harmful, real, sets
-from studylib.data.duplicates import THRESHOLD, normal
+from studylib.data.duplicates import THRESHOLD
 from studylib.data.harmful import ALIKE, UNLIKE
 from studylib.data.instructions import NEAR
 from studylib.data.safety import KINDS
@@ -27,6 +27,7 @@ from studylib.data.safety_card import write
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, STAND_IN, StudyError
+from studylib.text.normal import comparison_form
 from studylib.text.refusals import judge_rules
 
 PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)
@@ -179,13 +180,13 @@ def _different(pairs: list[dict], parts: tuple[str, ...], counts: Counter) -> li
     """
     kept = _without_repetitions(pairs, parts)
     counts[NEAR] += len(pairs) - len(kept)
-    refused = {(pair["form"], normal(pair["prompt"])) for pair in kept}
+    refused = {(pair["form"], comparison_form(pair["prompt"])) for pair in kept}
     single = set(map(id, _without_repetitions([pair["twin"] for pair in kept if pair["twin"]], parts)))
     out = []
     for pair in kept:
         twin, lacks = pair["twin"], ""
         if twin:
-            lacks = HARMFUL_TWIN if (pair["form"], normal(twin["prompt"])) in refused else ""
+            lacks = HARMFUL_TWIN if (pair["form"], comparison_form(twin["prompt"])) in refused else ""
             lacks = lacks or ("" if id(twin) in single else NEAR_TWIN)
         out.append(pair | {"twin": None, "lacks": lacks} if lacks else pair)
     return out

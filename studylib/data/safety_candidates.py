@@ -15,8 +15,8 @@ from studylib.data.duplicates import THRESHOLD
 from studylib.data.french import read_french
 from studylib.data.grammar import Scene, lexicon, phrasings, refusal, request
 from studylib.data.instructions import NEAR
-from studylib.judges.coherence import languages
 from studylib.study.words import FORMS, STAND_IN, StudyError
+from studylib.text.normal import languages
 from studylib.text.refusals import judge_rules
 
 SPARE = 3  # times the pairs asked for are drawn of the miniature's world, as near duplicates go

@@ -1,16 +1,16 @@
 """Benign task data by name: the rows of a source or of a group of sources, and their split into training and test.
 
-Rows are those of importers.py. Texts are the same where `duplicates.normal` makes them so.
+Rows are those of importers.py. Texts are the same where `comparison_form` makes them so.
 """
 
 from collections import Counter
 from pathlib import Path
 
-from studylib.data.duplicates import normal
 from studylib.data.fetching import fetch, hub_rows
 from studylib.data.importers import IMPORTERS, Rows, number_of
 from studylib.data.sources import source
 from studylib.study.words import StudyError
+from studylib.text.normal import comparison_form
 
 # Sources that make up one data set.
 GROUPS = {
@@ -47,11 +47,11 @@ def split(
     rows at most, and only rows at the border can change sides. Where rows have their publisher's `split`, test rows
     come from its test alone, and training rows from the others, without the texts of that test; only `n_test` is
     allowed then. Raises StudyError where a side would be empty, and where not exactly one of the two is given.
-    A change of `duplicates.normal` can move rows.
+    A change of `comparison_form` can move rows.
     """
     if (test_share is None) == (n_test is None):
         raise StudyError("split needs either test_share or n_test.")
-    texts = [normal(row.get("content") or row["prompt"]) for row in rows]
+    texts = [comparison_form(row.get("content") or row["prompt"]) for row in rows]
     numbers = {text: number_of(f"{seed}\n{text}") for text in set(texts)}
     published = any("split" in row for row in rows)
     if published and test_share is not None:

@@ -8,15 +8,12 @@ misses.
 import re
 import zlib
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
 
 import numpy as np
 import pandas as pd
 
-from studylib.study.files import read_yaml
-from studylib.study.paths import DATA
 from studylib.study.words import StudyError, Verdict
-from studylib.text.refusals import WORD, _loops
+from studylib.text.normal import WORD, languages, loops
 
 COHERENT = ("unjudged", "coherent: it does not tell refusals from answers")
 LONGEST = 20_000  # characters that are looked at: the first and the last half of them
@@ -26,7 +23,6 @@ BEGINNING = 200  # characters that are compressed
 INCOMPRESSIBLE = 0.88
 LETTERS = 0.5  # share of letters and digits below which a text has too few; the same responses have 0.88 or more
 ENOUGH = 20  # characters from which that share counts
-FUNCTION_WORDS = 0.05  # share of a language's function words from which a text is in it
 SENTENCE = 8  # words from which a text has to have some
 KNOWN = 0.5  # share of the words that a given vocabulary has to hold
 PHRASE = 5  # words from which vocabulary and perplexity count: a wrong label is no babble
@@ -74,10 +70,10 @@ def _verdict(response, form, stop_reason, perplexity, limit, vocabulary) -> Verd
     words = WORD.findall(response.lower())
     if not words:
         return "incoherent", "no words" if response.strip() else "empty"
-    if _loops(response, words):
+    if loops(response, words):
         return "incoherent", "repetition"
     half = response[len(response) // 2 :]
-    if stop_reason == "length" and _loops(half, WORD.findall(half.lower())):
+    if stop_reason == "length" and loops(half, WORD.findall(half.lower())):
         return "incoherent", "repetition up to the cut"
     prose = form in ("text_generation", "translation")
     if prose and (sign := _unreadable(response, words, vocabulary)):
@@ -99,18 +95,6 @@ def _unreadable(response: str, words: list[str], vocabulary: Collection[str] | N
         return "characters without a pattern"
     known = len(words) if vocabulary is None else sum(word in vocabulary for word in words)
     return "mostly words that are not known" if len(words) >= PHRASE and known < KNOWN * len(words) else ""
-
-
-def languages(text: str) -> list[str]:
-    """The languages of `data/stop_words.yaml` whose function words are at least 5 % of the text's words."""
-    words = re.findall(r"[^\W_]+", text.lower())
-    found = {name: sum(word in known for word in words) for name, known in _function_words().items()}
-    return [name for name, n in found.items() if words and n >= FUNCTION_WORDS * len(words)]
-
-
-@cache
-def _function_words() -> dict[str, frozenset]:
-    return {name: frozenset(words) for name, words in read_yaml(DATA / "stop_words.yaml").items()}
 
 
 def limit(own: Sequence[float]) -> float:

@@ -11,14 +11,11 @@ from studylib.judges.calls import Endpoint, Question, ask_all, endpoint, expecte
 from studylib.study.files import digest, read_yaml
 from studylib.study.paths import DATA, runs_folder
 from studylib.study.words import FORMS, StudyError, Verdict
+from studylib.text.shown import is_blank, name_invisible
 
 LOG = logging.getLogger("studylib")
 MODERATION_MODEL = "omni-moderation-latest"
 BYTES_PER_TOKEN = 3  # for the estimate: English has about 4, French and code less
-# Invisible characters that reorder, hide or break text: controls but tab and line ends, surrogates, bidirectional marks, tags.
-INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
-)
 # Marks of chat templates, which a server's tokenizer would read as the end of a turn. A space inside makes them plain text.
 SPECIAL = re.compile(
     r"<(?=[|\uff5c])|[|\uff5c](?=>)|<(?=/?(?:s|bos|eos|pad|unk|sep|cls|mask|\w+_of_\w+|im_\w+)>)|<(?=</?SYS>>)"
@@ -87,7 +84,7 @@ def moderate(texts: list[str], settings: Endpoint | None = None, cache_path: Pat
     judge, questions = f"{settings.model}/moderation", []
     for text in texts:
         body = {"model": settings.model, "input": shown(text, settings.kept_characters)[0]}
-        questions.append(_question("moderations", body, judge, _read_moderation, settings) if visible(text) else None)
+        questions.append(_question("moderations", body, judge, _read_moderation, settings) if not is_blank(text) else None)
     outcomes = ask_all(list(filter(None, questions)), settings, cache_file(cache_path))
     found = [outcomes[question.key][0] if question else "clean" for question in questions]
     return [{"flagged": True, "clean": False}.get(one) for one in found]
@@ -142,7 +139,7 @@ def _judge_questions(prompts, responses, forms, settings: Endpoint) -> list[Ques
     wording = texts["prompts"][settings.prompt]
     found: list[Question | Verdict] = []
     for prompt, response, form in zip(prompts, responses, forms, strict=True):
-        if not visible(response):
+        if is_blank(response):
             found.append(("incoherent", "empty"))
             continue
         (asked, cut_prompt), (said, cut) = (shown(text, settings.kept_characters) for text in (prompt, response))
@@ -154,14 +151,9 @@ def _judge_questions(prompts, responses, forms, settings: Endpoint) -> list[Ques
     return found
 
 
-def visible(text: str) -> bool:
-    """Whether there is anything to see in the text."""
-    return any(sign.isprintable() and not sign.isspace() for sign in text)
-
-
 def shown(text: str, kept: int) -> tuple[str, bool]:
     """The text as a judge sees it, and whether its middle was left out."""
-    text = INVISIBLE.sub(lambda sign: f"<U+{ord(sign[0]):04X}>", text)
+    text = name_invisible(text, "<U+{:04X}>")
     text = SPECIAL.sub(lambda sign: sign[0] + " ", text)
     left_out = len(text) - 2 * kept
     if left_out <= 0:

@@ -1,11 +1,9 @@
-"""Judging: verdicts on responses by any of several judges, and redaction of what is shown.
+"""Judging: verdicts on responses by any of several judges.
 
 A judge is a function of four lists of equal length (prompts, responses, forms, stop reasons) that gives one Verdict, (verdict,
 reason), per response. JUDGES makes them by name; each is imported when it is first used.
 """
 
-import hashlib
-import html
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -115,11 +113,3 @@ def _judged(responses: pd.DataFrame, judge: str, decide: Judge) -> pd.DataFrame:
     frame.insert(0, "judge", judge)
     frame.insert(0, "response_id", responses["response_id"].to_numpy())
     return frame
-
-
-def redact(text: str) -> str:
-    """The first three words, how many there are, and 8 hex digits of the text's SHA-256; safe inside HTML."""
-    words = text.split()
-    shown = " ".join(word[:20] for word in words[:3])  # without spaces a whole response is one word
-    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
-    return html.escape(f"{shown} \u2026 ({len(words)} words, {digest})")

@@ -13,9 +13,9 @@ from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.words import StudyError
 from studylib.text import refusals
+from studylib.text.normal import normal
+from studylib.text.shown import without_invisible
 
-# Control characters, soft hyphens, zero-width characters, marks of direction, lone surrogates.
-INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 # Reasoning that some models write down before the response.
 REASONING = re.compile(r"\A\s*<think>.*?</think>", re.S)
 RULES_READ = 10_000  # characters at either end that the rules read
@@ -43,11 +43,11 @@ SPEAKER = re.compile(r"^[*_\[]{0,3}[A-Z][\w .]{1,20}[*_\]]{0,3}:[*_\]]{0,3} \S",
 
 
 def visible(response: str) -> str:
-    """Head and tail of the response, RULES_READ characters each, without INVISIBLE ones and REASONING."""
+    """Head and tail of the response, RULES_READ characters each, without invisible ones and REASONING."""
     response = REASONING.sub("", response, count=1)
     if len(response) > 2 * RULES_READ:
         response = response[:RULES_READ] + "\n" + response[1 - RULES_READ :]
-    return INVISIBLE.sub("", response)
+    return without_invisible(response)
 
 
 def _choices(pattern: str) -> list[str]:
@@ -106,7 +106,7 @@ def _read(response: str) -> str:
         response = response[:HEAD] + "\n" + response[-TAIL:]
     lines = []
     for line in response.splitlines():
-        line = refusals.normal(line)
+        line = normal(line)
         if '"' in line:  # what is quoted is not the assistant's own
             unquoted = refusals.QUOTATION.sub("", line)
             line = unquoted if len(unquoted) > 20 else line
@@ -147,7 +147,7 @@ def signs(prompt: str, response: str) -> tuple[dict[str, float], list[str]]:
     """
     text = _read(response)
     starts = [0, *(end.end() for end in SENTENCE.finditer(text) if end.end() < len(text))]
-    asked = set(_stems(refusals.normal(prompt[:HEAD])))
+    asked = set(_stems(normal(prompt[:HEAD])))
     found, n = _found(text, starts, asked), len(starts)
     seen = response[:20_000]
     values: dict[str, float] = {}

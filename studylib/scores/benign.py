@@ -7,7 +7,7 @@ import pandas as pd
 
 from studylib.scores.programs import code_of, pass_at_1, syntax
 from studylib.study.words import StudyError
-from studylib.text.refusals import WORD, normal
+from studylib.text.normal import WORD, normal
 
 PASSED = "pass_at_1"
 LABELS = 20  # a classification with more different references is none

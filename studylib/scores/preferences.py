@@ -15,6 +15,7 @@ from studylib.judges import endpoint
 from studylib.judges.calls import Endpoint, Question, ask_all
 from studylib.study.files import digest
 from studylib.study.words import StudyError, Verdict
+from studylib.text.shown import is_blank
 
 LOG = logging.getLogger("studylib")
 AGAINST = {  # whose answers are the baseline, and what both models have in common
@@ -122,7 +123,7 @@ def _questions(pairs: pd.DataFrame, settings: Endpoint) -> list[tuple[Question, 
     endpoint.check_texts(**columns)
     found: list[tuple[Question, Question] | Verdict] = []
     for prompt, answer, baseline in zip(*columns.values(), strict=True):
-        seen = endpoint.visible(answer), endpoint.visible(baseline)
+        seen = not is_blank(answer), not is_blank(baseline)
         if answer.strip() == baseline.strip() or not any(seen):
             found.append(("tie", "the same answer" if any(seen) else "both empty"))
         elif not all(seen):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import unicodedata
 from itertools import combinations
 
 import pandas as pd
@@ -12,11 +11,9 @@ from studylib.analysis import rates
 from studylib.analysis.arms import ORDER, named
 from studylib.analysis.rates import one_dose
 from studylib.analysis.readable import calibration_label, label
-from studylib.data.harmful import hidden
 from studylib.figures.parts import VERDICT_COLOURS
-from studylib.judges.registry import redact
-from studylib.stages.labels import INVISIBLE
 from studylib.study.words import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS, StudyError
+from studylib.text.shown import name_invisible, redact, redact_prompt
 
 UNTUNED, TUNED, NOT_ASKED = "untuned", "tuned", "not asked"
 MOST, WHOLE = 400, 5000  # characters of a text in the table, and in the explorer
@@ -49,7 +46,7 @@ def side_by_side(
     no sample: first the prompts refused (benign ones: answered) untuned, answered after tuning and refused with some
     safety data (the adapter scaled down has none); then those with the most pairs of arms that differ in verdict,
     unjudged ones aside; ties by prompt_id. Texts are cut after MOST characters and the rest is counted; redacted where
-    asked for, benign ones too, and harmful prompts `harmful.hidden`. Cells are safe HTML: `<`, `>` and `&` are escaped,
+    asked for, benign ones too, and harmful prompts by `redact_prompt`. Cells are safe HTML: `<`, `>` and `&` are escaped,
     control, bidi and other invisible characters named, "[U+202E]".
     Of several judges the first that comes decides. `seed` is the training seed, the smallest there is unless named;
     `model` the first unless named. Left out: all samples but the first, and answers in another style than the tuning's
@@ -238,7 +235,7 @@ def _frame(asked: pd.DataFrame, ids, redacted: bool, most: int) -> pd.DataFrame:
     shown = asked[["prompt", "response"]].map(lambda text: _text(text, redacted, most))
     if redacted:
         unsaid = asked[asked["harmful"].astype(bool)]
-        unsaid = unsaid.assign(prompt=list(map(hidden, unsaid["prompt"], unsaid["intent"], unsaid["form"])))
+        unsaid = unsaid.assign(prompt=list(map(redact_prompt, unsaid["prompt"], unsaid["intent"], unsaid["form"])))
         shown.loc[unsaid.index, "prompt"] = unsaid["prompt"].map(lambda text: _text(text, False, most))
     cells = asked.assign(
         cell=asked["verdict"] + ": " + shown["response"], prompt=shown["prompt"], arm=asked["arm"].astype(str)
@@ -252,8 +249,7 @@ def _frame(asked: pd.DataFrame, ids, redacted: bool, most: int) -> pd.DataFrame:
 def _text(text: str, redacted: bool, most: int) -> str:
     text = html.unescape(redact(text)) if redacted else text.replace("\r\n", "\n")
     more = f" \u2026 ({len(text) - most} more characters)" if len(text) > most else ""
-    unseen = {c: f"[U+{ord(c):04X}]" for c in set(text) - set("\n\t") if unicodedata.category(c) in INVISIBLE}
-    return html.escape("".join(unseen.get(c, c) for c in text[:most]) + more, quote=False)
+    return html.escape(name_invisible(text[:most]) + more, quote=False)
 
 
 def _table(parts: list[tuple[str, pd.DataFrame]]) -> str:

@@ -13,7 +13,6 @@ import io
 import os
 import statistics
 import time
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis.rates import CELL
-from studylib.data.harmful import hidden
-from studylib.judges.registry import definitions, redact
+from studylib.judges.registry import definitions
 from studylib.study.files import aside, csv_rows
 from studylib.study.words import VERDICTS, StudyError
+from studylib.text.shown import name_invisible, redact, redact_prompt
 
 SHOWN = ("prompt", "response", "form", "stop_reason")  # of a response; where all are equal it is one text
 DISAGREE, RANDOM = "judges disagree", "random"
@@ -32,7 +31,6 @@ COLUMNS = ("response_id", *SHOWN, "label", "labeller", "seconds", "chosen_becaus
 KEYS = {verdict[0]: verdict for verdict in VERDICTS}  # r a p i u
 BACK = "b"
 QUICKEST = 0.3  # seconds: nobody has read a text sooner, so it is a key held down or a double click
-INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}  # Unicode categories of control, bidi, private and broken characters
 
 
 def choose(
@@ -88,13 +86,8 @@ def visible(text: str) -> str:
 
     Line ends and tabs are kept, so it wants a `white-space: pre-wrap` around it.
     """
-    parts = []
-    for character in text.replace("\r\n", "\n"):
-        if character not in "\n\t" and unicodedata.category(character) in INVISIBLE:
-            parts.append(f'<mark title="an invisible character">U+{ord(character):04X}</mark>')
-        else:
-            parts.append(html.escape(character))
-    return "".join(parts)
+    text = html.escape(text.replace("\r\n", "\n"))
+    return name_invisible(text, '<mark title="an invisible character">U+{:04X}</mark>')
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -245,7 +238,7 @@ class Sheet:
         if self.place == len(self.rows):
             return "<p>All are labelled.</p>"
         row = self.rows[self.place]
-        shown = {"prompt": visible, "response": visible} if self.open else {"prompt": hidden, "response": redact}
+        shown = {"prompt": visible, "response": visible} if self.open else {"prompt": redact_prompt, "response": redact}
         parts = [f"<p>Asked for: <b>{html.escape(row['form'].replace('_', ' '))}</b></p>"]
         for name in ("prompt", "response"):
             style = "white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; line-height: 1.4"

@@ -12,7 +12,6 @@ import pandas as pd
 from studylib.data import cards as dataset_card
 from studylib.data import duplicates, fetching, mixture, real, sources, world
 from studylib.data import sets as datasets
-from studylib.judges import registry
 from studylib.stages import cells, needs
 from studylib.stages.products import built_models
 from studylib.stages.stage import Stage
@@ -21,6 +20,7 @@ from studylib.study.files import write_text
 from studylib.study.grid import Cell
 from studylib.study.profile import Profile
 from studylib.study.words import STAGE_SAFETY_DATA, STYLES, TASKS, TINY
+from studylib.text.shown import redact
 
 
 @dataclass
@@ -228,7 +228,7 @@ def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.Dat
         answers = {
             i: text for batch in hub.generate(model, tokenizer, ids, now.profile.generation) for i, text, *_ in batch
         }
-        rows[name] = [registry.redact(answers[i]) if redacted else answers[i] for i in range(len(shown))]
+        rows[name] = [redact(answers[i]) if redacted else answers[i] for i in range(len(shown))]
     return rows
 
 

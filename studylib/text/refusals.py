@@ -6,8 +6,6 @@ cannot* is an answer where its source says *je ne peux pas*. Their words are in 
 """
 
 import re
-import unicodedata
-import zlib
 from collections.abc import Iterator
 from functools import cache
 from types import SimpleNamespace
@@ -15,13 +13,10 @@ from types import SimpleNamespace
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.words import Verdict
+from studylib.text.normal import QUOTES, WORD, loops, normal, without_accents
 
-WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-LOOP = re.compile(r"\b(?:(\S+ )\1{5,}|((?:\S+ ){2,8}?)\2{3,})")  # a word six times, a phrase four times
 BREAK = re.compile(r"(?<=[.!?;])\s+|,?\s+(?:but|however|mais|cependant)\b|\s[\u2013\u2014-]+\s|\u2014", re.I)
-QUOTES = {ord(c): "'" for c in "\u2018\u2019\u02bc\u00b4"} | {ord(c): '"' for c in "\u201c\u201d\u00ab\u00bb"}
 QUOTATION = re.compile(r'"(?:[^"\s]+\s+){2,}[^"\s]*"')
-CONTRACTIONS = {"can't": "cannot", "won't": "will not", "n't": " not", "i'm ": "i am ", "i'll ": "i will "}
 DOCSTRING = re.compile(r"(\"\"\"|''')(.*?)(?:\1|\Z)", re.S)
 PROGRAM = re.compile(r"^\s*```|^(?:def|class) \w+[(:]", re.M)
 CODE = re.compile(
@@ -45,7 +40,7 @@ def judge_rules(prompt: str, response: str, form: str, stop_reason: str) -> Verd
     words, source, plain = WORD.findall(response.lower()), normal(prompt), normal(response)
     if not words:
         return "incoherent", "no words" if plain else "empty"
-    if _loops(response, words):
+    if loops(response, words):
         return "incoherent", "repetition"
     if len(words) > 2 and plain in (source, "" if form == "classification" else _task_text(source)):
         return "unjudged", "repeats the prompt"
@@ -195,15 +190,6 @@ def _pieces(response: str, form: str) -> Iterator[tuple[str, str]]:
         yield from (("text", text) for text in BREAK.split(line) if WORD.search(text))
 
 
-def _loops(response: str, words: list[str]) -> bool:
-    if len(response) > 200 and len(response) > 5 * len(zlib.compress(response.encode(errors="replace"))):
-        return True
-    if len(set(words)) > 1 + 0.65 * len(words):  # spares the search: loops over half of the words leave fewer
-        return False
-    text = " ".join(words) + " "
-    return 2 * sum(len(found.group()) for found in LOOP.finditer(text)) >= len(text)
-
-
 def _length(text: str) -> int:
     return len(WORD.findall(text))
 
@@ -213,23 +199,6 @@ def _task_text(source: str) -> str:
     return re.split(r"[:?] ", source, maxsplit=1)[-1]
 
 
-def _plain(text: str) -> str:
-    if text.isascii():
-        return text
-    letters = unicodedata.normalize("NFKD", text.translate(QUOTES))
-    return "".join(c for c in letters if not unicodedata.combining(c))
-
-
-def normal(text: str) -> str:
-    """The text as the rules' words expect it: see the head of `data/refusals.yaml`."""
-    text = _plain(text).lower()
-    if "'" in text:
-        for short, long in CONTRACTIONS.items():
-            text = text.replace(short, long)
-        text = text.replace("'", "' ")
-    return " ".join(text.split())
-
-
 @cache
 def _rules() -> SimpleNamespace:
     """The compiled patterns of `data/refusals.yaml`; a refusal's group is its meaning."""
@@ -237,7 +206,7 @@ def _rules() -> SimpleNamespace:
     caveats = "|".join(raw.pop("signs")["caveat"])  # the other signs are the classifier's
 
     def either(words: list[str]) -> str:
-        return "(?:" + "|".join(_plain(word).replace("'", "' ?") for word in words) + ")"
+        return "(?:" + "|".join(without_accents(word).replace("'", "' ?") for word in words) + ")"
 
     meanings = raw.pop("doing")["meanings"].items()
     words = {name: either(part["english"] + part["french"]) for name, part in raw.items()}

@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when numpy is imported
 import numpy as np
 
 from studylib.data import duplicates
+from studylib.text.normal import comparison_form
 
 QUICK = "--quick" in sys.argv[1:]
 SCALE = 50 if QUICK else 1
@@ -64,7 +65,7 @@ def plain(one: list[str], other: list[str], threshold: float) -> tuple[np.ndarra
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     weigh = TfidfVectorizer(analyzer="char", ngram_range=(5, 5), lowercase=False, sublinear_tf=True)
-    weights = weigh.fit_transform([duplicates.normal(text) for text in one + other]).tocsr()
+    weights = weigh.fit_transform([comparison_form(text) for text in one + other]).tocsr()
     lookup, found, cosines = weights[len(one) :].T.tocsr(), [], []
     for start in range(0, len(one), 500):
         block = (weights[start : min(start + 500, len(one))] @ lookup).tocoo()

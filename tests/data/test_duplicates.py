@@ -1,5 +1,4 @@
 import random
-import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -9,6 +8,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from studylib.data import duplicates
 from studylib.study.words import StudyError
+from studylib.text.normal import comparison_form
 
 TEMPLATE = "Read the following request with care and answer it in one short friendly sentence: "  # 83 characters
 
@@ -33,7 +33,7 @@ def rows(texts, **more) -> list[dict]:
 
 def brute_force(texts_a, texts_b, threshold) -> pd.DataFrame:
     """What `pairs` promises, by comparing each text with every other."""
-    plain = [duplicates.normal(text) for text in [*texts_a, *(texts_b or [])]]
+    plain = [comparison_form(text) for text in [*texts_a, *(texts_b or [])]]
     try:
         weigh = TfidfVectorizer(analyzer="char", ngram_range=(5, 5), lowercase=False, sublinear_tf=True)
         cosine = cosine_similarity(weigh.fit_transform(plain))
@@ -89,54 +89,6 @@ def odd_texts(n: int, seed: int) -> list[str]:
         made.append(text.upper() if rng.random() < 0.1 else text)
     rng.shuffle(made)
     return made
-
-
-@pytest.mark.parametrize(
-    "one, other",
-    [
-        ("Open  the\n\tlocker.", "open the locker"),
-        ("\u201cOpen\u201d Paul\u2019s locker \u2026", '"Open" Paul\'s locker...'),
-        ("caf\u00e9", "cafe\u0301"),
-        ("\uff27\uff4f \uff01", "go"),
-        ("stra\u00dfe", "STRASSE"),
-        ("open\u200b the\u00a0locker\ufeff", "open the locker"),
-        ("a well\u2011known man \u2014 or not", "a well-known man, or not"),
-        ("from 3\u20135 to \u22122", "from 3-5 to -2"),
-        ("`open`", "'open'"),
-        ("l\u00b4eau", "l'eau"),
-        ("!?", ""),
-    ],
-)
-def test_case_quotes_dashes_spaces_and_unicode_forms_make_no_difference(one, other):
-    assert duplicates.normal(one) == duplicates.normal(other)
-
-
-@pytest.mark.parametrize(
-    "one, other",
-    [
-        ("Write it in C", "Write it in C#"),
-        ("Write it in C", "Write it in C++"),
-        ("Is it 5?", "Is it -5?"),
-        ("add 5 %", "add 5"),
-        ("x < 3", "x > 3"),
-        ("3.5 km", "35 km"),
-        ("p\u00eache", "p\u00e9ch\u00e9"),
-        ("\U0001f600", "\U0001f622"),
-        ("a_b", "ab"),
-    ],
-)
-def test_what_changes_a_request_is_kept(one, other):
-    assert duplicates.normal(one) != duplicates.normal(other)
-
-
-def test_the_normal_form_is_its_own_normal_form_for_any_characters():
-    rng = random.Random(0)
-    planes = [(32, 127), (160, 0x250), (0x300, 0x370), (0x2000, 0x2200), (0x3000, 0xD7FF), (0xE000, 0x2FFFF)]
-    for _ in range(3000):
-        text = "".join(chr(rng.randint(*rng.choice(planes))) for _ in range(rng.randint(1, 12)))
-        plain = duplicates.normal(text)
-        assert duplicates.normal(plain) == plain, [unicodedata.name(c, hex(ord(c))) for c in text]
-        assert plain == " ".join(plain.split())
 
 
 @pytest.mark.parametrize("threshold", [0.15, 0.5, 0.8, 1.0])

@@ -16,11 +16,11 @@ from studylib.data import duplicates, safety, safety_builder, safety_candidates,
 from studylib.data import sets as datasets
 from studylib.data.safety_builder import build, rivals_table
 from studylib.data.safety_card import write
-from studylib.judges.coherence import languages
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, StudyError
 from studylib.text import refusals as rules
+from studylib.text.normal import languages
 
 KEYS = ["messages", "form", "kind", "source", "key", "intent", "pair", "language"]
 REFUSAL = "I'm sorry, but I can't help with that."

@@ -11,8 +11,8 @@ from studylib.data import fetching, safety_builder, tasks
 from studylib.data.safety_builder import build
 from studylib.data.safety_candidates import NEAR, NO_ANSWER, NO_TWIN, UNREAD_TWIN, read_own
 from studylib.data.safety_card import write
-from studylib.judges.coherence import languages
 from studylib.study.words import FORMS, StudyError
+from studylib.text.normal import languages
 
 
 @pytest.fixture

@@ -96,14 +96,6 @@ def test_long_and_odd_texts_are_judged_quickly_by_their_ends():
     assert judged("\ud800 and \u202e " + PROSE) == COHERENT  # a lone surrogate, a mark that turns the text around
 
 
-def test_function_words_are_words_and_tell_english_from_french():
-    words = coherence._function_words()
-    assert all(isinstance(word, str) for known in words.values() for word in known)  # YAML reads on and no as truths
-    assert coherence.languages("The boats are painted every spring.") == ["english"]
-    assert coherence.languages("Les bateaux sont peints au printemps.") == ["french"]
-    assert coherence.languages("") == []
-
-
 @pytest.fixture(scope="module")
 def world():
     """A tiny model that knows sixty texts, translations and functions by heart; these rows, and its own answers."""

@@ -9,9 +9,9 @@ from frames import joined, study
 from ipywidgets.widgets.widget import _instances
 
 from studylib.figures.parts import VERDICT_COLOURS
-from studylib.judges.registry import redact
 from studylib.stages import explorer
 from studylib.study.words import FORMS, StudyError
+from studylib.text.shown import redact
 
 ARMS = {  # column: tuned task, safety data, dose
     "untuned": ("none", "none", 0.0),
