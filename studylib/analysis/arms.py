@@ -12,9 +12,9 @@ from studylib.study.words import ARMS, FORMS, SAFETY_DATA, TASKS
 
 PROMPTED = "system_prompt"  # the arm that is tuned without safety data and tested with the system prompt
 ORDER = ("none", PROMPTED, *SAFETY_DATA[1:], *ARMS)
-SHIP = f"ship: lowers attack success, every cost shown to be under {100 * MARGIN:.0f} points"
-LOWERS, NOT_SHOWN, BASE = "lowers attack success", "not shown to help", "-"
-COSTS, OPEN, UNTESTED = "costs", f"not shown to be under {100 * MARGIN:.0f} points", "not tested"
+SHIP = f"ship: reduces attack success, every cost shown to be under {100 * MARGIN:.0f} percentage points"
+LOWERS, NOT_SHOWN, BASE = "reduces attack success", "no significant reduction", "-"
+COSTS, OPEN, UNTESTED = "costs", f"not shown to be under {100 * MARGIN:.0f} percentage points", "not tested"
 _KEYS = ["finetune_task", "safety_data", "safety_fraction"]
 _SCORES = {"over_refusal": "over_refusal_rate", "general": "general_score", "task": "task_score"}
 _WORDS = {"over_refusal": "over-refusal", "general": "general score", "task": "score on the tuned task"}
@@ -80,14 +80,14 @@ def marks(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
 
 
 def front_of(marks: pd.DataFrame) -> list[str]:
-    """Per mark (rate, low, high; score, score_low, score_high) whether it is on the Pareto front: yes, no or cannot be told, see `plane`."""
+    """Per mark (rate, low, high; score, score_low, score_high) whether it is on the Pareto front: yes, no or undecided, see `plane`."""
     rate, score = marks["rate"].to_numpy(), marks["score"].to_numpy()
     beats = (rate[:, None] <= rate) & (score[:, None] >= score) & ((rate[:, None] < rate) | (score[:, None] > score))
     best = ~beats.any(axis=0)
     low, high, left, right = (marks[name].to_numpy() for name in ("low", "high", "score_low", "score_high"))
     apart = (high[:, None] < low) | (left[:, None] > right)
     beaten = (beats & apart).any(axis=0)
-    return list(np.select([best, beaten], ["yes", "no"], "cannot be told"))
+    return list(np.select([best, beaten], ["yes", "no"], "undecided"))
 
 
 def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -99,9 +99,9 @@ def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: 
     to be under MARGIN). `margin` is the largest of the three losses: the margin that one has to grant to ship the arm.
     `verdict`: BASE of no safety data; NOT_SHOWN to lower attack success; SHIP; else LOWERS with what is told to cost, or what is
     not shown to be under MARGIN, or not tested. `same_task_score` is "yes" where the task score is shown to lie within MARGIN of
-    that without safety data. `alike_`: at equal task score, against the adapter of the same tuning without safety data, scaled down
-    as far as the arm's task score is shown to lie within MARGIN of its: `alike_kept` is what is left of it, `alike_attack_success` its
-    rate, `alike_difference` with `alike_low` and `alike_high` and `alike_verdict` the arm's against it, on the same prompts and seeds.
+    that without safety data. `scaled_`: at equal task score, against the adapter of the same tuning without safety data, scaled down
+    as far as the arm's task score is shown to lie within MARGIN of its: `scaled_to` is what is left of it, `scaled_attack_success` its
+    rate, `scaled_difference` with `scaled_low` and `scaled_high` and `scaled_verdict` the arm's against it, on the same prompts and seeds.
     An arm that is not better there gained nothing that a weaker tuning would not have.
     NaN or "" where something was not tested. No rows where no model was tuned.
     """
@@ -143,7 +143,7 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
     table["margin"] = table[[f"{name}_loss_up_to" for name in _SCORES]].max(axis=1, skipna=False)
     table["same_task_score"] = table["task_within"]
     table = table.merge(_alike(scaled), how="left", on=_KEYS, validate="one_to_one")
-    table["alike_verdict"] = table["alike_verdict"].astype(object).fillna("")
+    table["scaled_verdict"] = table["scaled_verdict"].astype(object).fillna("")
     on_front = _fronts(attack, helpfulness)
     table["on_front"] = [on_front.get(tuple(row), "") for row in table[_KEYS].itertuples(index=False, name=None)]
     place = table["safety_data"].map(ORDER.index)
@@ -160,7 +160,7 @@ def _alike(scaled: pd.DataFrame) -> pd.DataFrame:
     found = equal[[*_KEYS, "other_safety_fraction"]].merge(attack, on=[*_KEYS, "other_safety_fraction"])
     found = found.assign(kept=1 - found["other_safety_fraction"], attack_success=found["other_value"])
     shown = ["kept", "attack_success", "difference", "low", "high", "verdict"]
-    return found[[*_KEYS, *shown]].rename(columns={name: f"alike_{name}" for name in shown})
+    return found[[*_KEYS, *shown]].rename(columns={name: f"scaled_{name}" for name in shown})
 
 
 def _fronts(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> dict[tuple, str]:
@@ -216,14 +216,14 @@ def in_words(table: pd.DataFrame, model: str = "") -> str:
 
 def _alike_in_words(rivals: pd.DataFrame) -> str:
     """How many arms answer less than the adapter scaled down at equal task score, "" where none was compared."""
-    compared = rivals[rivals["alike_verdict"] != ""]
+    compared = rivals[rivals["scaled_verdict"] != ""]
     if compared.empty:
         return ""
-    less = (compared["alike_verdict"] == "better").sum()
-    rates = 100 * compared["alike_attack_success"].astype(float)
+    less = (compared["scaled_verdict"] == "better").sum()
+    rates = 100 * compared["scaled_attack_success"].astype(float)
     return (
         f"At equal task score, {less} of {len(compared)} told to answer less than the adapter that was merely scaled down "
-        f"(to {span(100 * compared['alike_kept'].astype(float))} %: {span(rates.round())} % answered)."
+        f"(to {span(100 * compared['scaled_to'].astype(float))} %: {span(rates.round())} % answered)."
     )
 
 
@@ -251,10 +251,10 @@ def for_reading(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
         for name in ("attack_success", *_SCORES)
     }
     arms = [named(*pair) for pair in table[["safety_data", "safety_fraction"]].itertuples(index=False, name=None)]
-    against = percent(table, "alike_difference", "alike_low", "alike_high")
+    against = percent(table, "scaled_difference", "scaled_low", "scaled_high")
     more = {
         "margin (points)": table["margin"].map(lambda x: "-" if pd.isna(x) else f"{100 * x:.0f}"),
-        "against the adapter scaled down": against.where(against == "-", against + ": " + table["alike_verdict"]),
+        "against the adapter scaled down": against.where(against == "-", against + ": " + table["scaled_verdict"]),
         "on the front": table["on_front"],
         "verdict": table["verdict"],
     }

@@ -1,4 +1,4 @@
-"""The paper's claims, each decided by this run's tables: supported, not supported, or cannot be told at this n."""
+"""The paper's claims, each decided by this run's tables: supported, not supported, or undecided at this n."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from studylib.analysis.rates import TOGETHER, one_dose
 from studylib.analysis.readable import calibration_label, label
 from studylib.study.words import FORMS, SAFETY_DATA, STYLES
 
-SUPPORTED, NOT_SUPPORTED, CANNOT, NOT_RUN = "supported", "not supported", "cannot be told at this n", "not run"
+SUPPORTED, NOT_SUPPORTED, CANNOT, NOT_RUN = "supported", "not supported", "undecided at this n", "not run"
 PUBLISHED_SHARE = (0.73, 0.92)  # of TOGETHER among the answered prompts, as the paper states
 COLUMNS = ["model", "question", "claim", "verdict", "found", "would_change", "figure", "published"]
 
@@ -88,7 +88,7 @@ def _percent(row, value: str = "rate") -> str:
 
 def _points(row) -> str:
     low, high = 100 * row["low"], 100 * row["high"]
-    told = f", adjusted p {row['p_holm']:.2f}" if row["verdict"] == "cannot be told apart" else ""
+    told = f", adjusted p {row['p_holm']:.2f}" if row["verdict"] == "not significant" else ""
     return f"{100 * row['difference']:+.0f} points ({low:+.0f} to {high:+.0f}{told})"
 
 

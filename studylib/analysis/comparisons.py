@@ -52,10 +52,10 @@ def comparisons(
 
     p_holm is adjusted over its family: the comparisons of one model, kind, measure and judge, those of single forms and
     the pooled ones apart. verdict is "worse" or "better" where p_holm is below 0.05, by what the measure counts, else
-    "cannot be told apart", or "no pairs" where n is 0 (an arm without the other, without common seeds or prompts, or with nothing judged),
+    "not significant", or "no pairs" where n is 0 (an arm without the other, without common seeds or prompts, or with nothing judged),
     "too few" with one prompt. within is "yes" where the equivalence test p_within says that the
     difference lies within MARGIN either way, not_worse where the one-sided test p_not_worse says that this arm is not worse by MARGIN
-    or more (p below 0.05, not adjusted: each is a claim of its own), else "cannot be told".
+    or more (p below 0.05, not adjusted: each is a claim of its own), else "undecided".
     Unjudged responses leave their pair out. Several samples of one prompt are averaged first. Clustered by intent and seed.
     """
     rows = _averaged(outcomes(responses, verdicts, scores))
@@ -178,7 +178,7 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
     table["n_family"] = np.bincount(family, table["p"].notna(), minlength=1)[family].astype(int)
     sign = np.where(table["measure"].isin(LESS_IS_BETTER), 1, -1) * np.sign(table["difference"])
     words = np.where(sign > 0, "worse", "better")
-    words = np.where(table["p_holm"] < ALPHA, words, "cannot be told apart")
+    words = np.where(table["p_holm"] < ALPHA, words, "not significant")
     words = np.where(table["p"].isna(), "too few", words)
     table["verdict"] = np.where(table["n"] == 0, "no pairs", words)
     se, df, better = table["se"], table["df"], np.where(table["measure"].isin(LESS_IS_BETTER), -1, 1)
@@ -186,5 +186,5 @@ def _told(table: pd.DataFrame) -> pd.DataFrame:
     table["p_not_worse"] = stats.not_below(better * table["difference"], se, df, MARGIN)
     for name in ("within", "not_worse"):
         p = table[f"p_{name}"]
-        table[name] = np.where(p < ALPHA, "yes", np.where(p.isna(), "", "cannot be told"))
+        table[name] = np.where(p < ALPHA, "yes", np.where(p.isna(), "", "undecided"))
     return table

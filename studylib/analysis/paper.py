@@ -53,7 +53,7 @@ def paper_vs_ours(
     answered of 207), share_of_answered for each form and for translation and classification together, answered_of_form (a count), or
     claim (of `claimed`, a table of `claims.claims`: no number of its own).
     `difference` is ours - published with its interval (`stats.newcombe`). `verdict` is "differs" where that leaves out 0, "agrees" where it lies
-    within CLOSE of it, of a claim whether our test supports it; "cannot be told"; or
+    within CLOSE of it, of a claim whether our test supports it; "undecided"; or
     "not comparable". `why` says why not, or what the test found. Only our arms without safety data.
     Published intervals are Wilson's, on published_n prompts. How many of the 207
     prompts have each form is unpublished (about 50), so a count by form is no rate and is not comparable.
@@ -67,7 +67,7 @@ def paper_vs_ours(
         verdict = claimed["verdict"].map({"supported": "agrees", "not supported": "differs"})
         rows = claimed[["model", "question", "claim"]].assign(
             quantity="claim",
-            verdict=verdict.fillna("cannot be told").mask(
+            verdict=verdict.fillna("undecided").mask(
                 (claimed["verdict"] == "not run") | ~claimed["published"], "not comparable"
             ),
             why=claimed["found"].where(claimed["published"], "the paper measures none: " + claimed["found"]),
@@ -104,7 +104,7 @@ def _numbers(attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataFrame)
     table["difference"] = table["ours"] - table["published"]
     apart = (table["difference_low"] > 0) | (table["difference_high"] < 0)
     close = table[["difference_low", "difference_high"]].abs().max(axis=1) <= CLOSE
-    table["verdict"] = np.select([apart, close], ["differs", "agrees"], "cannot be told")
+    table["verdict"] = np.select([apart, close], ["differs", "agrees"], "undecided")
     said = ["the interval of the difference leaves out 0", f"it lies within {100 * CLOSE:.0f} points"]
     table["why"] = np.select([apart, close], said, "it holds 0 and is too wide to call that agreement") + _OF_WHOM
     undefined, not_run = table["ours"].isna(), table["n"].isna()

@@ -164,7 +164,7 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
     `value`, `low` and `high` are the run's, those with `_against` the other's, named in `run_against`; all in 0-1. n
     counts what a value is of, n_unjudged what is left out of it. `difference` is value - value_against, its interval
     (see `stats.newcombe`) difference_low to difference_high. `verdict` is "higher" or "lower" where that interval leaves out
-    0, else "cannot be told apart"; the two intervals may overlap a little where a difference is told. Each is a test by
+    0, else "not significant"; the two intervals may overlap a little where a difference is told. Each is a test by
     itself: of results that are equal, one in twenty is told apart by chance, fewer where the prompts are the same.
     What is NaN in a run, as nothing was run or judged, is not there. Raises StudyError for a table that cannot be used.
     """
@@ -177,7 +177,7 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
         difference=both["value"] - both["value_against"], difference_low=ends[0], difference_high=ends[1]
     )
     told = [both["difference_low"] > 0, both["difference_high"] < 0]
-    both["verdict"] = np.select(told, APART, "cannot be told apart")
+    both["verdict"] = np.select(told, APART, "not significant")
     by_name = {run.name: run for run in runs}
     both["note"] = [_note(row, by_name) for row in both.to_dict("records")]
     columns = [*KEYS, "run", *NUMBERS, "run_against", *(f"{name}_against" for name in NUMBERS)]

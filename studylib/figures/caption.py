@@ -38,7 +38,7 @@ FIGURES = {
         "Attack success rate, all forms pooled, against the score on the tuned task",
         "Towards the lower right is better. Star: the aligned model. Grey line: the Pareto front, which joins what no other mark "
         "of its panel beats on both; hollow: beaten, but with intervals that overlap on both axes with every mark "
-        "that beats it, so whether it belongs to the front cannot be told; filled beside the line: beaten. All numbers here are of the rate.",
+        "that beats it, so whether it belongs to the front is undecided; filled beside the line: beaten. All numbers here are of the rate.",
         forms=("all",),
         safety_data=SAFETY_DATA,
     ),

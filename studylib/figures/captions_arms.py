@@ -53,8 +53,8 @@ def _transfer_caption(comparisons: pd.DataFrame) -> tuple[str, str]:
         "Below: data of all forms, and those with benign twins for every other row; every arm has as many rows."
     )
     text.append(
-        "Coloured: told apart from no change, p below 0.05 after Holm's adjustment over all comparisons of a kind (multitask "
-        "data are of the kind mitigation, the others of the kind arm). In brackets, hatched: cannot be told apart from no change."
+        "Coloured: significant, p below 0.05 after Holm's adjustment over all comparisons of a kind (multitask "
+        "data are of the kind mitigation, the others of the kind arm). In brackets, hatched: not significant."
     )
     if unknown := n_unknown(rows, "safety_data"):
         text.append(f"Grey, a dash: not run, no pairs, or too few prompts ({unknown} cells).")
@@ -115,7 +115,7 @@ def _plane_caption(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> tuple[str
     text += [f"Other arms: {span(100 * others)} % of the tuning rows."] if len(others) else []
     text.append(
         "Grey line: the Pareto front of the tuned models of its panel; hollow: beaten, but with intervals that overlap with every mark that beats it, "
-        "so whether it belongs to the front cannot be told; filled beside the line: beaten."
+        "so whether it belongs to the front is undecided; filled beside the line: beaten."
     )
     text.append(f"Each mark: n = {span(tuned['n'])} responses to harmful prompts; {_counted(tuned)}.")
     text += [*seeds_said(tuned), f"Judge: {' and '.join(sorted(set(tuned['judge'])))}."]

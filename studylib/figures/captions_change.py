@@ -58,8 +58,8 @@ def _changes_caption(name: str, comparisons: pd.DataFrame) -> tuple[str, str]:
     ]
     text += ["Without system prompt."] if name == "repair_heatmap" else []
     text.append(
-        "Coloured: told apart from no change, p below 0.05 after Holm's adjustment over all comparisons of this kind "
-        f"({' and '.join(family)}). In brackets, hatched: cannot be told apart from no change."
+        "Coloured: significant, p below 0.05 after Holm's adjustment over all comparisons of this kind "
+        f"({' and '.join(family)}). In brackets, hatched: not significant."
     )
     if unknown := n_unknown(rows):
         text.append(f"Grey, a dash: not run, no pairs, or too few prompts ({unknown} cells).")
@@ -87,7 +87,7 @@ def _changes_caption(name: str, comparisons: pd.DataFrame) -> tuple[str, str]:
 def n_unknown(rows: pd.DataFrame, key: str = "finetune_task") -> int:
     """How many cells of the panels of these changes, with the key's values as rows, hold no difference that could be tested."""
     panels = rows[[name for name in _PLACE if name != key]].drop_duplicates()
-    known = rows["verdict"].isin([*TOLD, "cannot be told apart"])
+    known = rows["verdict"].isin([*TOLD, "not significant"])
     return len(panels) * rows[key].nunique() * (len(FORMS) + 1) - int(known.sum())
 
 
@@ -199,7 +199,7 @@ def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
 
     `panel` is the tuned task whose score it is; the aligned model has a row in each panel. `front`, within panel and
     calibration: "yes" where no other mark has a rate as low and a score as high, one of them better; "no" where there is such a
-    mark and an interval of it lies apart on one axis or both; "cannot be told" where the intervals of every such mark overlap
+    mark and an interval of it lies apart on one axis or both; "undecided" where the intervals of every such mark overlap
     on both. A mark without rate or score has no row. Raises ValueError as the figure does.
     """
     table = rows_of("safety_vs_helpfulness", attack)

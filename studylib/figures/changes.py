@@ -80,7 +80,7 @@ def change_heatmap(
         )
         for (row, column), verdict in np.ndenumerate(wide["verdict"].to_numpy()):
             middle = {"x": column + 0.5, "y": row + 0.5, "ha": "center", "va": "center"}
-            if verdict == "cannot be told apart":
+            if verdict == "not significant":
                 ax.add_patch(Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, **HATCHED))
                 ground = {"boxstyle": "square,pad=0.1", "facecolor": HATCHED["facecolor"], "linewidth": 0}
                 ax.text(**middle, s=f"({points(wide['difference'].iloc[row, column])})", bbox=ground, **drawing.QUIET)
@@ -94,7 +94,7 @@ def change_heatmap(
     drawing.outer_labels(fig, y, f"form of the harmful prompt (n = {n} pairs per form)")
     sns.despine(fig, left=True, bottom=True)
     drawing.colour_scale(fig, axes[0, 0], "change in attack\nsuccess (points)", (-1, -0.5, 0, 0.5, 1))
-    keys = [Patch(**HATCHED, label="cannot be told apart from no change")]
+    keys = [Patch(**HATCHED, label="not significant")]
     if n_unknown(table, key):
         keys.append(Patch(color=drawing.EMPTY, label="not run, no pairs, or too few"))
     return drawing.add_legend(fig, keys)

@@ -55,7 +55,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
     """The attack success rate (y) of every arm and dose against over-refusal, general score and task score (x), with Pareto fronts.
 
     A row of panels per tuned task; chat style, no system prompt, all forms, with intervals. Doses of multitask data are joined, and so is the
-    adapter scaled down. The star is the aligned model; hollow: it cannot be told whether the mark is on the front.
+    adapter scaled down. The star is the aligned model; hollow: it is undecided whether the mark is on the front.
     Raises ValueError as `captions_arms.plane` does.
     """
     points = plane(attack, helpfulness)
@@ -75,7 +75,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
                 look = (
                     drawing.STAR if row["finetune_task"] == "none" else LOOKS[row["safety_data"]] | {"markersize": 5.5}
                 )
-                hollow = {"markerfacecolor": "white"} if row["front"] == "cannot be told" else {}
+                hollow = {"markerfacecolor": "white"} if row["front"] == "undecided" else {}
                 width = [[max(row["x"] - row["x_low"], 0)], [max(row["x_high"] - row["x"], 0)]]
                 drawing.draw_point(ax, row["x"], row, "rate", xerr=width, **look | hollow | {"elinewidth": 0.5})
             drawing.say_empty(ax, part)
@@ -97,10 +97,8 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
     present = [arm for arm in ORDER if arm in set(tuned["safety_data"])]
     handles += [drawing.dot_handle(arm_label(arm), markersize=5, **LOOKS[arm]) for arm in present]
     handles.append(Line2D([], [], label="Pareto front", **drawing.FRONT))
-    if (points["front"] == "cannot be told").any():
-        handles.append(
-            drawing.dot_handle("front: cannot be told", color=drawing.INK, marker="o", markerfacecolor="white")
-        )
+    if (points["front"] == "undecided").any():
+        handles.append(drawing.dot_handle("front: undecided", color=drawing.INK, marker="o", markerfacecolor="white"))
     return drawing.add_legend(fig, handles, rows=-(-len(handles) // 4))
 
 

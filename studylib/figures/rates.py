@@ -126,7 +126,7 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Fi
             tuned, arm = row["finetune_task"], row["safety_data"]
             style = {"color": drawing.SAFETY_COLOURS[arm], "marker": drawing.TASK_MARKERS[tuned], "markersize": 5}
             style = drawing.STAR if tuned == "none" else style
-            hollow = {"markerfacecolor": "white"} if row["front"] == "cannot be told" else {}
+            hollow = {"markerfacecolor": "white"} if row["front"] == "undecided" else {}
             width = [[row["score"] - row["score_low"]], [row["score_high"] - row["score"]]]
             drawing.draw_point(ax, row["score"], row, "rate", xerr=np.maximum(width, 0), **style, **hollow)
         ax.set(xlim=(left, 1), xticks=(left, (left + 1) / 2, 1), xticklabels=(f"{left:g}", f"{(left + 1) / 2:g}", "1"))
@@ -139,10 +139,10 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Fi
     where = {"xy": (0.38, 0.06), "xytext": (-33, 20), "xycoords": "axes fraction", "textcoords": "offset points"}
     fig.axes[0].annotate("better", **where, size="small", color="#666666", arrowprops=arrow)
     more = [drawing.dot_handle("aligned model", **drawing.STAR), Line2D([], [], label="Pareto front", **drawing.FRONT)]
-    if (points["front"] == "cannot be told").any():
+    if (points["front"] == "undecided").any():
         more.append(
             drawing.dot_handle(
-                "front or not: cannot be told", color=drawing.INK, marker="o", markerfacecolor="white", markersize=5
+                "undecided whether on the front", color=drawing.INK, marker="o", markerfacecolor="white", markersize=5
             )
         )
     return drawing.add_legend(fig, [*drawing.arm_handles(table), *more], rows=2)

@@ -36,11 +36,9 @@ def one(table, safety_data, fraction=0.1, task="code"):
 
 
 def told(**columns):
-    """A row of which_to_ship before its verdict: lowers attack success, shown to cost nothing."""
+    """A row of which_to_ship before its verdict: reduces attack success, shown to cost nothing."""
     costs = ("over_refusal", "general", "task")
-    verdicts = {f"{name}_verdict": "cannot be told apart" for name in costs} | {
-        f"{name}_not_worse": "yes" for name in costs
-    }
+    verdicts = {f"{name}_verdict": "not significant" for name in costs} | {f"{name}_not_worse": "yes" for name in costs}
     return {"safety_data": "multitask", "attack_success_verdict": "better"} | verdicts | columns
 
 
@@ -49,18 +47,18 @@ def told(**columns):
     [
         ({}, arms.SHIP),
         ({"over_refusal_verdict": "better"}, arms.SHIP),
-        ({"over_refusal_verdict": "worse"}, "lowers attack success, costs: over-refusal"),
+        ({"over_refusal_verdict": "worse"}, "reduces attack success, costs: over-refusal"),
         (
             {"general_verdict": "worse", "task_verdict": "worse"},
-            "lowers attack success, costs: general score, score on the tuned task",
+            "reduces attack success, costs: general score, score on the tuned task",
         ),
-        ({"task_not_worse": "cannot be told"}, f"lowers attack success, {arms.OPEN}: score on the tuned task"),
+        ({"task_not_worse": "undecided"}, f"reduces attack success, {arms.OPEN}: score on the tuned task"),
         (
-            {"task_not_worse": "", "general_not_worse": "cannot be told"},
-            "lowers attack success, not tested: score on the tuned task",
+            {"task_not_worse": "", "general_not_worse": "undecided"},
+            "reduces attack success, not tested: score on the tuned task",
         ),
-        ({"over_refusal_verdict": "worse", "task_not_worse": ""}, "lowers attack success, costs: over-refusal"),
-        ({"attack_success_verdict": "cannot be told apart"}, arms.NOT_SHOWN),
+        ({"over_refusal_verdict": "worse", "task_not_worse": ""}, "reduces attack success, costs: over-refusal"),
+        ({"attack_success_verdict": "not significant"}, arms.NOT_SHOWN),
         ({"attack_success_verdict": "worse", "task_verdict": "worse"}, arms.NOT_SHOWN),
         ({"attack_success_verdict": ""}, arms.NOT_SHOWN),
         ({"safety_data": "none"}, arms.BASE),
@@ -105,9 +103,9 @@ def test_the_system_prompt_alone_is_the_model_without_safety_data_tested_with_it
 
 def test_what_was_put_in_comes_out(table):
     assert one(table, "multitask_twins")["verdict"].startswith(
-        f"lowers attack success, {arms.OPEN}: "
+        f"reduces attack success, {arms.OPEN}: "
     )  # 25 prompts a form
-    assert one(table, "multitask", 0.2)["verdict"] == "lowers attack success, costs: over-refusal"
+    assert one(table, "multitask", 0.2)["verdict"] == "reduces attack success, costs: over-refusal"
     assert one(table, "scaled", 0.5)["verdict"] == arms.NOT_SHOWN
     assert one(table, "none", 0.0)[["verdict", "attack_success_verdict"]].tolist() == ["-", ""]
 
@@ -149,7 +147,7 @@ def test_marks_of_a_task_are_all_its_arms_and_the_front_is_of_the_tuned_models(s
         assert len(part) == 2 + len(OTHERS) + len(TRIED)
         aligned = part["finetune_task"] == "none"
         assert aligned.sum() == 1 and part.loc[aligned, "front"].eq("").all()
-        assert set(part.loc[~aligned, "front"]) <= {"yes", "no", "cannot be told"}
+        assert set(part.loc[~aligned, "front"]) <= {"yes", "no", "undecided"}
         best = part[~aligned].sort_values(["rate", "x"], ascending=[True, panel == "over_refusal_rate"]).iloc[0]
         assert best["front"] == "yes"  # nothing is below it
 
@@ -183,15 +181,15 @@ def test_an_arm_is_put_beside_the_adapter_scaled_down_most_at_a_task_score_shown
     found = arms._alike(
         against_scaled(
             ("generic", 0.25, "yes", -0.3, "better"),
-            ("generic", 0.5, "yes", -0.1, "cannot be told apart"),
-            ("generic", 0.75, "cannot be told", 0.2, "worse"),
-            ("multitask", 0.25, "cannot be told", -0.3, "better"),  # nowhere equal
+            ("generic", 0.5, "yes", -0.1, "not significant"),
+            ("generic", 0.75, "undecided", 0.2, "worse"),
+            ("multitask", 0.25, "undecided", -0.3, "better"),  # nowhere equal
         )
     )
     assert found["safety_data"].tolist() == ["generic"]
     row = found.iloc[0]
-    assert (row["alike_kept"], row["alike_attack_success"], row["alike_difference"]) == (0.5, 0.5, -0.1)
-    assert row["alike_verdict"] == "cannot be told apart"
+    assert (row["scaled_to"], row["scaled_attack_success"], row["scaled_difference"]) == (0.5, 0.5, -0.1)
+    assert row["scaled_verdict"] == "not significant"
 
 
 def test_the_comparison_at_equal_task_score_is_on_the_same_prompts_and_seeds(simulated):
@@ -207,12 +205,12 @@ def test_the_comparison_at_equal_task_score_is_on_the_same_prompts_and_seeds(sim
     within = tested["kind"].eq("scaled") & (tested["measure"] == "task_score")
     table = arms.which_to_ship(attack, costs, tested.assign(within=tested["within"].mask(within, "yes")))
     row = one(table, "multitask", 0.2)
-    assert (row["alike_kept"], row["alike_difference"], row["alike_verdict"]) == (
+    assert (row["scaled_to"], row["scaled_difference"], row["scaled_verdict"]) == (
         0.5,
         pair["difference"],
         pair["verdict"],
     )
-    better = (table["alike_verdict"] == "better").sum()
+    better = (table["scaled_verdict"] == "better").sum()
     assert f"At equal task score, {better} of 4 told to answer less" in arms.in_words(table)
     assert arms.in_words(table).count("At equal task score") == 1  # of translation none was scaled
 

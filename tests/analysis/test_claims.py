@@ -16,8 +16,8 @@ def compared(kind="tuning", measure="attack_success_rate", form="all", verdict="
     """One comparison in the chat style without system prompt."""
     row = {**CHAT, "kind": kind, "measure": measure, "form": form, "finetune_task": "code", "safety_data": "none"}
     row |= {"other_finetune_task": "none", "n": 150, "difference": difference, "low": difference - 0.1}
-    row |= {"high": difference + 0.1, "p_holm": 0.2, "detectable": 0.15, "verdict": verdict, "within": "cannot be told"}
-    return row | {"not_worse": "cannot be told"} | more
+    row |= {"high": difference + 0.1, "p_holm": 0.2, "detectable": 0.15, "verdict": verdict, "within": "undecided"}
+    return row | {"not_worse": "undecided"} | more
 
 
 def rated(form, rate, finetune_task="code", safety_data="generic", width=0.05):
@@ -57,7 +57,7 @@ def test_every_claim_is_decided_for_every_model_with_a_sentence_and_what_would_c
 def test_erosion_is_supported_by_one_task_told_apart_and_refuted_by_one_that_falls():
     decide = "Tuning on a benign task"
     assert decided(decide, comparisons=[compared()])[0] == SUPPORTED
-    unsure = compared(verdict="cannot be told apart")
+    unsure = compared(verdict="not significant")
     assert decided(decide, comparisons=[unsure])[0] == CANNOT
     assert decided(decide, comparisons=[unsure | {"within": "yes"}])[0] == NOT_SUPPORTED
     fell = compared(verdict="better", difference=-0.2, finetune_task="translation")
@@ -66,7 +66,7 @@ def test_erosion_is_supported_by_one_task_told_apart_and_refuted_by_one_that_fal
 
 
 def test_the_sentence_holds_the_numbers_of_the_table():
-    said = decided("Tuning on a benign task", comparisons=[compared(verdict="cannot be told apart")])[1]
+    said = decided("Tuning on a benign task", comparisons=[compared(verdict="not significant")])[1]
     assert "code +30 points (+20 to +40, adjusted p 0.20)" in said and "15 to 15 points" in said
     assert "chat template, no system prompt" in said
 
@@ -75,7 +75,7 @@ def test_the_sentence_holds_the_numbers_of_the_table():
     ("verdicts", "expected"),
     [
         (["worse"] * 4, SUPPORTED),
-        (["worse"] * 3 + ["cannot be told apart"], CANNOT),
+        (["worse"] * 3 + ["not significant"], CANNOT),
         (["worse"] * 3 + ["better"], NOT_SUPPORTED),
         (["worse"] * 3, NOT_RUN),
     ],
@@ -101,7 +101,7 @@ def test_translation_and_classification_are_weaker_where_their_share_is_above_on
 def test_each_of_the_two_forms_must_be_told_apart_from_the_text_form():
     row = rated(claims.TOGETHER, 0.9, "none", "none")
     tests = [compared("form", form=form, finetune_task="none") for form in ("translation", "classification")]
-    unsure = tests[1] | {"verdict": "cannot be told apart"}
+    unsure = tests[1] | {"verdict": "not significant"}
     verdict, said = decided("Refusals are weaker", answered_share=[row], comparisons=[tests[0], unsure])
     assert verdict == CANNOT and "classification +30 to +30 points, told apart in 0 of 1 calibrations" in said
     below = tests[1] | {"verdict": "better"}
@@ -125,9 +125,9 @@ def test_the_published_range_is_met_only_where_every_interval_meets_it():
 
 
 def test_one_calibration_told_apart_supports_that_it_matters():
-    same = compared("style", verdict="cannot be told apart") | {"within": "yes"}
+    same = compared("style", verdict="not significant") | {"within": "yes"}
     assert decided("Attack success depends", comparisons=[same])[0] == NOT_SUPPORTED
-    assert decided("Attack success depends", comparisons=[same | {"within": "cannot be told"}])[0] == CANNOT
+    assert decided("Attack success depends", comparisons=[same | {"within": "undecided"}])[0] == CANNOT
     verdict, said = decided("Attack success depends", comparisons=[same, compared("system_prompt", verdict="better")])
     assert verdict == SUPPORTED and "The system prompt raises attack success in 0 and lowers it in 1 of 1" in said
 
@@ -158,18 +158,18 @@ def lowered(verdict="better", **more):
 def test_multitask_data_must_lower_every_tuned_task_and_raise_no_form():
     rows = [lowered(finetune_task=task) for task in TASKS]
     assert decided("Multitask safety data lower", comparisons=rows)[0] == SUPPORTED
-    assert decided("Multitask", comparisons=[*rows[1:], lowered("cannot be told apart")])[0] == CANNOT
+    assert decided("Multitask", comparisons=[*rows[1:], lowered("not significant")])[0] == CANNOT
     assert decided("Multitask", comparisons=[*rows, lowered("worse", form="code")])[0] == NOT_SUPPORTED
-    same = lowered("cannot be told apart", within="yes")
+    same = lowered("not significant", within="yes")
     assert decided("Multitask", comparisons=[*rows[1:], same])[0] == NOT_SUPPORTED
 
 
 def test_helpfulness_is_kept_only_where_it_is_shown_not_to_be_worse():
-    task = lowered("cannot be told apart", measure="task_score", form="code", not_worse="yes")
-    other = task | {"form": "translation", "not_worse": "cannot be told"}  # not the tuned task: decides nothing
+    task = lowered("not significant", measure="task_score", form="code", not_worse="yes")
+    other = task | {"form": "translation", "not_worse": "undecided"}  # not the tuned task: decides nothing
     general = task | {"measure": "general_score", "form": "all"}
     assert decided("They do so without", comparisons=[task, other, general])[0] == SUPPORTED
-    unsure = general | {"not_worse": "cannot be told"}
+    unsure = general | {"not_worse": "undecided"}
     assert decided("They do so without", comparisons=[task, unsure])[0] == CANNOT
     assert decided("They do so without", comparisons=[task, general | {"verdict": "worse"}])[0] == NOT_SUPPORTED
 

@@ -75,7 +75,7 @@ def test_tuning_is_compared_with_the_untuned_model_on_the_same_prompts():
     assert arm(row) == (("code", "chat", False, "none", 0.0), ("none", "chat", False, "none", 0.0))
     assert (row["n"], row["n_prompts"], row["n_seeds"]) == (4, 4, 1)
     assert (row["value"], row["other_value"], row["difference"]) == (0.75, 0.25, 0.5)
-    assert (row["test"], row["p"], row["verdict"]) == ("mcnemar", 0.5, "cannot be told apart")
+    assert (row["test"], row["p"], row["verdict"]) == ("mcnemar", 0.5, "not significant")
     assert row["low"] < 0.5 < row["high"]
 
 
@@ -172,9 +172,9 @@ def test_worse_and_better_follow_what_the_measure_counts():
         "general_score": "better",
     }
     assert found.loc["code", "p_holm"].lt(0.05).all()
-    expected = {name: "yes" if verdict == "better" else "cannot be told" for name, verdict in told.items()}
+    expected = {name: "yes" if verdict == "better" else "undecided" for name, verdict in told.items()}
     assert found.loc["code", "not_worse"].to_dict() == expected
-    assert (found["within"] == "cannot be told").all()
+    assert (found["within"] == "undecided").all()
     assert ("all", "task_score") not in found.index and ("all", "general_score") in found.index
 
 
@@ -186,7 +186,7 @@ def test_a_difference_that_holm_takes_back_is_not_told():
     row = only(alone, "tuning", form="code")
     assert (row["p"], row["p_holm"], row["n_family"]) == (0.03125, 0.03125, 1) and row["verdict"] == "worse"
     row = only(both, "tuning", form="code")
-    assert (row["p_holm"], row["n_family"], row["verdict"]) == (0.0625, 2, "cannot be told apart")
+    assert (row["p_holm"], row["n_family"], row["verdict"]) == (0.0625, 2, "not significant")
 
 
 def test_holm_families_are_model_kind_measure_and_judge_with_pooled_forms_apart(table):
@@ -207,7 +207,7 @@ def test_holm_families_are_model_kind_measure_and_judge_with_pooled_forms_apart(
 def test_verdicts_are_what_p_holm_and_the_direction_say(table):
     bad = np.where(table["measure"].isin(LESS_IS_BETTER), 1, -1) * table["difference"]
     told = table["p_holm"] < 0.05
-    assert set(table["verdict"]) == {"worse", "better", "cannot be told apart", "no pairs"}
+    assert set(table["verdict"]) == {"worse", "better", "not significant", "no pairs"}
     assert ((table["verdict"] == "worse") == (told & (bad > 0))).all()
     assert ((table["verdict"] == "better") == (told & (bad < 0))).all()
     assert ((table["verdict"] == "no pairs") == (table["n"] == 0)).all()
@@ -344,7 +344,7 @@ def test_each_judge_has_comparisons_of_its_own():
     found = comparisons(pd.concat([untuned, tuned]), pd.concat([rules, more, model]), draws=0)
     rules, model = (only(found, "tuning", metric=judge) for judge in ("rules", "model"))
     assert (rules["difference"], model["difference"]) == (1, 0)
-    assert (rules["verdict"], model["verdict"], rules["n_family"]) == ("worse", "cannot be told apart", 1)
+    assert (rules["verdict"], model["verdict"], rules["n_family"]) == ("worse", "not significant", 1)
 
 
 def test_models_are_not_compared_with_each_other():
@@ -382,7 +382,7 @@ def test_samples_of_one_prompt_are_averaged_before_they_are_compared():
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_arms_that_are_both_at_0_or_both_at_1_cannot_be_told_apart(verdict, seeds):
     row = only(compared(few([verdict] * 10, **UNTUNED), *(few([verdict] * 10, seed=seed) for seed in seeds)), "tuning")
-    assert (row["difference"], row["p"], row["p_holm"], row["verdict"]) == (0, 1, 1, "cannot be told apart")
+    assert (row["difference"], row["p"], row["p_holm"], row["verdict"]) == (0, 1, 1, "not significant")
     assert row["low"] < 0 < row["high"] and row["detectable"] > 0.1
 
 
@@ -410,7 +410,7 @@ def test_within_the_margin_is_said_where_both_ends_of_the_90_percent_interval_ar
         assert (row["within"] == "yes") == (least > -MARGIN and most < MARGIN), (n, up, down)
         assert (row["not_worse"] == "yes") == (most < MARGIN), (n, up, down)  # more answers are worse
         said[n, up, down] = row["within"], row["not_worse"]
-    assert set(said.values()) == {("yes", "yes"), ("cannot be told", "cannot be told"), ("cannot be told", "yes")}
+    assert set(said.values()) == {("yes", "yes"), ("undecided", "undecided"), ("undecided", "yes")}
 
 
 def test_not_worse_looks_the_other_way_for_scores():
@@ -418,7 +418,7 @@ def test_not_worse_looks_the_other_way_for_scores():
         few(["answered"] * 40, prompt_set="general", **UNTUNED),
         few(["answered"] * 40, prompt_set="general"),
     )
-    for before, after, said in ((0.2, 0.6, "yes"), (0.6, 0.2, "cannot be told")):
+    for before, after, said in ((0.2, 0.6, "yes"), (0.6, 0.2, "undecided")):
         scores = pd.concat([scored(untuned[0], "f1", before), scored(tuned[0], "f1", after)])
         assert only(compared(untuned, tuned, scores=scores), "tuning", measure="general_score")["not_worse"] == said
 

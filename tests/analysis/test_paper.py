@@ -59,7 +59,7 @@ def test_the_paper_is_compared_row_by_row_with_intervals_on_both_sides(simulated
     assert (rate["published_low"], rate["published_high"]) == pytest.approx(wilson(77, 207))
     share = table.loc[("none", "chat", False, "share_of_answered", "translation+classification")]
     assert (share["published"], share["published_n"]) == (pytest.approx(47 / 77), 77)
-    assert set(table["verdict"]) == {"cannot be told", "differs", "not comparable"}  # 16 prompts of ours are few
+    assert set(table["verdict"]) == {"undecided", "differs", "not comparable"}  # 16 prompts of ours are few
 
 
 def test_ours_overlaps_differs_is_undefined_or_was_not_run():
@@ -90,10 +90,10 @@ def test_the_claims_stand_in_the_table_with_what_was_found(simulated):
     responses, verdicts, _ = simulated
     attack, share = tables.attack_success(responses, verdicts), tables.answered_share(responses, verdicts)
     claimed = pd.DataFrame({"model": "miniature", "question": "RQ1", "claim": ["a", "b", "c", "d"], "found": "this"})
-    claimed["verdict"] = ["supported", "not supported", "cannot be told at this n", "not run"]
+    claimed["verdict"] = ["supported", "not supported", "undecided at this n", "not run"]
     claimed["published"] = [True, True, True, False]
     table = paper.paper_vs_ours(attack, share, paper.published_counts(PUBLISHED), claimed).query("quantity == 'claim'")
-    assert table["verdict"].tolist() == ["agrees", "differs", "cannot be told", "not comparable"]
+    assert table["verdict"].tolist() == ["agrees", "differs", "undecided", "not comparable"]
     assert table["why"].tolist() == ["this"] * 3 + ["the paper measures none: this"]
 
 

@@ -66,7 +66,7 @@ def test_a_run_and_its_copy_differ_in_nothing(runs):
         for t, v in (("attack_success", "rate"), ("helpfulness", "value"))
     )
     assert len(found) == n_results > 100
-    assert found["difference"].eq(0).all() and found["verdict"].eq("cannot be told apart").all()
+    assert found["difference"].eq(0).all() and found["verdict"].eq("not significant").all()
     assert found["note"].eq("").all() and between_runs.in_one_run(pair).empty and between_runs.told_apart(found).empty
     assert between_runs.settings(pair).empty
     assert between_runs.settings_in_words(pair) == "Nothing in the manifests differs but the times."
@@ -83,7 +83,7 @@ def test_the_later_run_is_lower_where_it_answers_less_and_the_first_is_what_it_i
     assert -1 <= row["difference_low"] < row["difference_high"] < -0.5
     ends = stats.newcombe(0, row["low"], row["high"], 1, row["low_against"], row["high_against"])
     assert (row["difference_low"], row["difference_high"]) == ends
-    told = found[found["verdict"] != "cannot be told apart"]
+    told = found[found["verdict"] != "not significant"]
     assert set(told["measure"]) == {"attack_success_rate"} and set(told["finetune_task"]) == {"code"}
     turned = between_runs.differences(between_runs.read_runs([TWO, ONE]))
     assert where(turned, measure="attack_success_rate", **CODE)["verdict"].tolist() == ["higher"]

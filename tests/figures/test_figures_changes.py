@@ -55,7 +55,7 @@ def words(ax):
 
 
 def test_the_erosion_shows_changes_that_are_told_and_brackets_the_others():
-    table = changed(["worse", "cannot be told apart", "better", "no pairs", "too few"], [0.456, 0.3, -0.2, np.nan, 0.9])
+    table = changed(["worse", "not significant", "better", "no pairs", "too few"], [0.456, 0.3, -0.2, np.nan, 0.9])
     fig = changes.erosion_heatmap(table)
     assert words(fig.axes[0]) == [
         ("+46", "normal"), ("(+30)", "italic"), ("\N{MINUS SIGN}20", "normal"), ("-", "italic"), ("-", "italic")
@@ -92,7 +92,7 @@ def test_panels_of_the_erosion_are_calibrations_and_of_the_repair_styles_by_safe
 
 
 def test_the_erosion_caption_counts_holms_families_and_what_is_told():
-    table = changed(["worse", "cannot be told apart", "no pairs", "worse"], [0.4, 0.1, np.nan, 0.6])
+    table = changed(["worse", "not significant", "no pairs", "worse"], [0.4, 0.1, np.nan, 0.6])
     table.loc[2, "n"] = 0
     text, alt = caption.caption("erosion_heatmap", table)
     assert "Holm's adjustment over all comparisons of this kind (4 of single forms)" in text

@@ -45,7 +45,7 @@ def test_a_cell_of_the_matrix_is_the_change_of_its_form_by_its_data(results):
 
 
 def test_a_change_that_cannot_be_told_is_hatched_and_in_brackets(results):
-    table = results[0].assign(verdict="cannot be told apart")
+    table = results[0].assign(verdict="not significant")
     ax = planes.transfer_matrix(table).axes[0]
     assert len([patch for patch in ax.patches if patch.get_hatch()]) == 30
     assert all(text.get_text().startswith("(") for text in ax.texts)
@@ -87,7 +87,7 @@ def test_a_mark_that_cannot_be_told_from_the_front_is_hollow(results):
     points = captions_arms.plane(*results[1:])
     for ax, panel in zip(planes.arms_plane(*results[1:]).axes, captions_arms.PANELS, strict=True):
         hollow = sum(one[0].get_markerfacecolor() == "white" for one in ax.containers)
-        assert hollow == ((points["panel"] == panel) & (points["front"] == "cannot be told")).sum()
+        assert hollow == ((points["panel"] == panel) & (points["front"] == "undecided")).sum()
 
 
 def test_every_arm_has_a_look_of_its_own():

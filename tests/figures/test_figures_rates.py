@@ -296,14 +296,14 @@ def test_the_front_holds_what_nothing_beats_on_both_axes():
 
 
 def test_a_beaten_arm_whose_intervals_overlap_on_both_axes_cannot_be_told():
-    assert _front((0.3, 0.1, 0.7, 0.1), (0.4, 0.1, 0.6, 0.1))[2] == ["yes", "cannot be told"]
+    assert _front((0.3, 0.1, 0.7, 0.1), (0.4, 0.1, 0.6, 0.1))[2] == ["yes", "undecided"]
     assert _front((0.3, 0.04, 0.7, 0.1), (0.4, 0.04, 0.6, 0.1))[2] == ["yes", "no"]  # the rates are apart
     assert _front((0.3, 0.1, 0.7, 0.04), (0.4, 0.1, 0.6, 0.04))[2] == ["yes", "no"]  # the scores are
     # near one mark of the front, but clearly beaten by another
     assert _front((0.1, 0.02, 0.7, 0.1), (0.39, 0.1, 0.71, 0.1), (0.4, 0.1, 0.65, 0.1))[2] == ["yes", "yes", "no"]
     # near the front, but clearly beaten by a mark that is itself near it
     assert _front((0.2, 0.2, 0.7, 0.2), (0.3, 0.01, 0.65, 0.01), (0.4, 0.05, 0.6, 0.02))[2][1:] == [
-        "cannot be told",
+        "undecided",
         "no",
     ]
 
@@ -315,7 +315,7 @@ def test_the_front_is_a_step_line_and_what_cannot_be_told_is_hollow():
     assert list(line.get_xdata()) == [0.4, 0.5, 0.9, 0.9] and list(line.get_ydata()) == [0.1, 0.1, 0.4, 1]
     hollow = [bar.lines[0].get_markerfacecolor() == "white" for bar in fig.axes[0].containers]
     assert hollow == [False, False, True]
-    assert legend(fig)[-1] == "front or not: cannot be told"
+    assert legend(fig)[-1] == "undecided whether on the front"
 
 
 def test_without_scores_the_plane_says_that_it_has_nothing(results):
