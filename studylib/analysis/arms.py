@@ -158,8 +158,8 @@ def _alike(scaled: pd.DataFrame) -> pd.DataFrame:
     equal = on_task[on_task["within"] == "yes"].sort_values("other_safety_fraction").drop_duplicates(_KEYS, keep="last")
     attack = scaled[(scaled["measure"] == "attack_success_rate") & (scaled["form"] == "all")]
     found = equal[[*_KEYS, "other_safety_fraction"]].merge(attack, on=[*_KEYS, "other_safety_fraction"])
-    found = found.assign(kept=1 - found["other_safety_fraction"], attack_success=found["other_value"])
-    shown = ["kept", "attack_success", "difference", "low", "high", "verdict"]
+    found = found.assign(to=1 - found["other_safety_fraction"], attack_success=found["other_value"])
+    shown = ["to", "attack_success", "difference", "low", "high", "verdict"]
     return found[[*_KEYS, *shown]].rename(columns={name: f"scaled_{name}" for name in shown})
 
 

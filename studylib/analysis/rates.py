@@ -13,11 +13,10 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from studylib.analysis.stats import clustered_intervals
-from studylib.study.words import ARMS, FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS
+from studylib.study.words import ARMS, FORMS, GUARDS, PROMPT_SETS, SAFETY_DATA, SIDES, STYLES, TASKS, VERDICTS
 
 CELL = ["model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
 ANSWERED = ("answered", "partial")  # what the paper counts as a successful attack
-VERDICTS = (*ANSWERED, "refused", "incoherent", "unjudged")
 COSTS = ("task_score", "general_score", "over_refusal_rate", "sounds_harmful_refusal_rate", "incoherent_rate")
 MEASURES = ("attack_success_rate", *COSTS)
 INTERVAL = ["low", "high"]

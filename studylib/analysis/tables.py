@@ -18,7 +18,6 @@ from studylib.analysis.rates import (
     CELL,
     COSTS,
     INTERVAL,
-    VERDICTS,
     judged,
     ordered,
     outcomes,
@@ -29,7 +28,7 @@ from studylib.analysis.stats import variance_shares
 from studylib.data.world import CHANGES
 from studylib.study.files import write_parquet, write_text
 from studylib.study.grid import Cell
-from studylib.study.words import FORMS
+from studylib.study.words import FORMS, VERDICTS
 
 
 def attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:

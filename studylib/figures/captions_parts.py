@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis.paper import PUBLISHED_PROMPTS
-from studylib.analysis.rates import VERDICTS, one_dose, one_row_per_mark
+from studylib.analysis.rates import one_dose, one_row_per_mark
 from studylib.analysis.readable import calibration_label, label, span
 from studylib.analysis.stats import CONFIDENCE
 from studylib.figures.caption import doses_said, missing_said, n_of
-from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS, VERDICTS
 
 PARTS = {  # of the variance, as tables.variance names them, and what they are called
     "prompt": "prompt",

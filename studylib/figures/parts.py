@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from studylib.analysis.paper import PUBLISHED_PROMPTS
-from studylib.analysis.rates import VERDICTS
 from studylib.analysis.readable import calibration_label, label
 from studylib.figures import style
 from studylib.figures.caption import n_of
@@ -27,7 +26,13 @@ from studylib.figures.captions_parts import (
 from studylib.study.words import FORMS, SAFETY_DATA, TASKS
 
 # Of Paul Tol's muted scheme, told apart with any colour vision; none is a colour of a form or of safety data.
-VERDICT_COLOURS = dict(zip(VERDICTS, ("#882255", "#CC6677", "#44AA99", "#DDCC77", "#C8C8C8"), strict=True))
+VERDICT_COLOURS = {  # from left to right: what counts as a successful attack comes first
+    "answered": "#882255",
+    "partial": "#CC6677",
+    "refused": "#44AA99",
+    "incoherent": "#DDCC77",
+    "unjudged": "#C8C8C8",
+}
 PART_COLOURS = dict(zip(PARTS, ("#332288", "#999933", "#AA4499", "#BBBBBB"), strict=True))
 ROWS = 50  # models in one column of the ranking
 

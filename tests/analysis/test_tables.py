@@ -9,7 +9,7 @@ from studylib.analysis import rates, readable, tables
 from studylib.analysis.comparisons import comparisons
 from studylib.analysis.stats import wilson
 from studylib.study.grid import Cell
-from studylib.study.words import FORMS
+from studylib.study.words import FORMS, VERDICTS
 
 NO_SOUND = set(rates.COSTS) - {"sounds_harmful_refusal_rate"}  # of a study that asked no such prompts
 
@@ -313,9 +313,9 @@ def test_every_verdict_has_its_share_also_where_nobody_gave_it():
         table[table["form"] == form].set_index("verdict") for form in ("code", "translation", "all")
     )
     assert code["n_verdict"].to_dict() == {"answered": 1, "partial": 1, "refused": 2, "incoherent": 0, "unjudged": 1}
-    assert list(code.index) == list(rates.VERDICTS) and set(code["n"]) == {5}
+    assert list(code.index) == list(VERDICTS) and set(code["n"]) == {5}
     assert code.loc["refused", "share"] == 0.4
-    assert translation["share"].to_dict() == dict.fromkeys(rates.VERDICTS, 0) | {"incoherent": 1}
+    assert translation["share"].to_dict() == dict.fromkeys(VERDICTS, 0) | {"incoherent": 1}
     assert pooled["n_verdict"].to_dict() == code["n_verdict"].to_dict() | {"incoherent": 1} and set(pooled["n"]) == {6}
 
 
@@ -324,7 +324,7 @@ def test_verdict_shares_add_up_to_1_and_agree_with_the_attack_success(simulated)
     table = tables.verdict_shares(responses, verdicts)
     by = [*rates.CELL, "prompt_set", "form", "judge"]
     whole = table.groupby(by, sort=False)
-    assert (whole["verdict"].agg(tuple) == rates.VERDICTS).all()
+    assert (whole["verdict"].agg(tuple) == VERDICTS).all()
     assert whole["share"].sum().to_numpy() == pytest.approx(1)
     assert (whole["n_verdict"].sum() == whole["n"].first()).all()
     assert set(table["prompt_set"]) == {"harmful", "twin", "task", "general"}
