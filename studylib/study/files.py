@@ -1,4 +1,4 @@
-"""Files and times: YAML read, rows appended as they are made, tables written aside and moved into place, fingerprints."""
+"""Files and times: tables and settings read, rows appended, files written whole or not at all, fingerprints."""
 
 import ast
 import csv
@@ -8,32 +8,78 @@ import io
 import json
 import logging
 import os
+import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from pyarrow import ArrowException
 from pydantic import BaseModel
+from tqdm import tqdm
 
 from studylib.study.words import StudyError
 
 LOG = logging.getLogger("studylib")
 LIBRARY = Path(__file__).resolve().parents[1]
+LOGGER = re.compile(r"\b(log|logger|logging|getLogger\(.*\))$", re.I)
+LOG_LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
+LFS_POINTER = "version https://git-lfs"
 # libyaml's, 15 times as fast, where it is built in
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def csv_rows(text: str) -> list[list[str]]:
+def csv_rows(text: str, delimiter: str = ",") -> list[list[str]]:
     """The rows of a CSV text, cells as strings of any length; csv's own limit (128 kB) is as before afterwards."""
     limit = csv.field_size_limit(max(len(text), 1))
     try:
-        return list(csv.reader(io.StringIO(text, newline="")))
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     finally:
         csv.field_size_limit(limit)
+
+
+def read_text(path: Path) -> str:
+    """The file's text: UTF-8, or UTF-16 with its mark. Raises StudyError that says what it is instead."""
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read ({error.strerror}): put the original file there.") from None
+    except UnicodeDecodeError as error:
+        raise StudyError(
+            f"{path} is no UTF-8 from byte {error.start} on: save it as UTF-8, or fetch it again."
+        ) from None
+    if text.startswith(LFS_POINTER):
+        raise StudyError(f"{path} is the pointer of Git LFS to a file: get the file with `git lfs pull`.")
+    return text
+
+
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, as strings; cells of any length, separated by commas or semicolons.
+
+    Lines within a cell end in LF. Empty lines are no rows; nothing is taken for a missing value: "None" is a text.
+    Raises StudyError where one of the columns is missing, or a row (1 is the first after the header) has too few or many.
+    """
+    text = re.sub(r"\r\n?", "\n", read_text(path))
+    first = text.partition("\n")[0]
+    header, *lines = list(filter(None, csv_rows(text, ";" if first.count(";") > first.count(",") else ","))) or [[]]
+    if missing := [name for name in columns if name not in header]:
+        has = ", ".join(map(repr, header)) or "no header at all"
+        raise StudyError(
+            f"{path} has no column {', '.join(map(repr, missing))} (it has {has}): it is another file, or another "
+            "version of it, than was meant."
+        )
+    for number, line in enumerate(lines, 1):
+        if len(line) != len(header):
+            raise StudyError(
+                f"{path}, row {number}, has {len(line)} cells instead of the header's {len(header)}: the file is "
+                "cut, or not quoted as CSV is; put the original file there, or repair or delete the row."
+            )
+    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,8 +89,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_parquet(path: Path, columns: Sequence[str], unique: Sequence[str], again: str) -> pd.DataFrame:
-    """The table of a file that a stage left. Raises StudyError, which names the file and says what to run (`again`), where it
-    cannot be read, lacks one of the columns, or has two rows for one value of `unique`.
+    """The table of a file that a stage left.
+
+    Raises StudyError, which names the file and says what to run (`again`), where it cannot be read, lacks one of the
+    columns, or has two rows for one value of `unique`.
     """
     try:
         table = pd.read_parquet(path)
@@ -113,6 +161,16 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def progress(rows: Iterable | None = None, what: str = "", total: int | None = None, unit: str = "") -> tqdm:
+    """The rows, one after the other; after ten seconds a line on stderr says how many are done and what time is left.
+
+    Without rows it counts to `total`: `with progress(total=9, what="texts") as done: done.update(3)`. A value to show
+    with it: `done.set_postfix_str("loss 0.123", refresh=False)`.
+    """
+    shown = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {unit}".rstrip() + "{postfix}, {remaining} left"
+    return tqdm(rows, what, total, mininterval=10, miniters=1, delay=10, leave=False, bar_format=shown)
+
+
 class Clock(dict):
     """Seconds spent by kind of work: `with clock("training"): ...`."""
 
@@ -126,7 +184,7 @@ class Clock(dict):
 
 
 class aside:
-    """A context whose value is a temporary path in the same folder that replaces `path` on success and vanishes on failure."""
+    """A context: a temporary path in the same folder, which replaces `path` on success and vanishes on failure."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -166,18 +224,42 @@ def digest(value) -> str:
 
 
 def code_digest(*modules: str) -> str:
-    """Hash of what the studylib modules named as `room/module` do, for fingerprints: comments, docstrings and layout do not count."""
-    dumps = []
-    for module in modules:
-        tree = ast.parse((LIBRARY / f"{module}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                node.body = body[1:]
-        dumps.append(ast.dump(tree))
-    return digest(dumps)
+    """Hash of what the studylib modules named as `room/module` do, for fingerprints: see `code`."""
+    return digest([code((LIBRARY / f"{module}.py").read_text(encoding="utf-8")) for module in modules])
+
+
+@cache
+def code(source: str) -> str:
+    """What the source does: without comments, layout, docstrings, and the words of log lines, progress and errors."""
+    return ast.dump(_Code().visit(ast.parse(source)))
+
+
+class _Code(ast.NodeTransformer):
+    """Takes out of a syntax tree what no result depends on."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            node.body = body[isinstance(body[0].value, ast.Constant) :]
+        return super().generic_visit(node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        called = getattr(node.value, "func", None)
+        if isinstance(called, ast.Attribute) and called.attr in LOG_LEVELS and LOGGER.search(ast.unparse(called.value)):
+            return None
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.Raise:
+        return self.generic_visit(_Wordless().visit(node))
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        named = isinstance(node.func, ast.Name) and node.func.id == progress.__name__
+        return self.generic_visit(_Wordless().visit(node) if named else node)
+
+
+class _Wordless(ast.NodeTransformer):
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Constant:
+        return ast.Constant("")

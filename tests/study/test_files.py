@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from studylib.study import files
+from studylib.study.words import StudyError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
@@ -69,3 +70,54 @@ def test_a_lock_is_let_go_of_after_an_error_and_holds_up_no_other_file(tmp_path,
     with files.locked(path):
         pass
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'a,b\r\n1,"x\r\ny"\r\n\r\n2,None\r\n',
+        b'\xef\xbb\xbfa;b\n1;"x\ny"\n2;None\n',
+        b'a,b\r1,"x\ry"\r2,None',
+        'a,b\n1,"x\ny"\n2,None\n'.encode("utf-16"),
+    ],
+)
+def test_a_table_is_read_however_a_spreadsheet_saved_it(tmp_path, raw):
+    (tmp_path / "t.csv").write_bytes(raw)
+    assert files.read_csv(tmp_path / "t.csv", ["a"]) == [{"a": "1", "b": "x\ny"}, {"a": "2", "b": "None"}]
+
+
+def test_a_cell_may_be_long(tmp_path):
+    (tmp_path / "t.csv").write_text("a\n" + "x" * 300_000)
+    assert len(files.read_csv(tmp_path / "t.csv")[0]["a"]) == 300_000
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"a,c\n1,2\n", r"has no column 'b' \(it has 'a', 'c'\)"),
+        (b"", "no header at all"),
+        (b"a,b\n1,2\n3\n", "row 2, has 1 cells instead of the header's 2"),
+        ("a,b\n\xe9,2\n".encode("cp1252"), "no UTF-8 from byte 4 on: save it as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_why(tmp_path, raw, said):
+    if raw is not None:
+        (tmp_path / "t.csv").write_bytes(raw)
+    with pytest.raises(StudyError, match=said) as error:
+        files.read_csv(tmp_path / "t.csv", ["a", "b"])
+    assert "t.csv" in str(error.value)
+
+
+def test_progress_says_what_is_done_and_left_only_where_it_takes_long(capsys, monkeypatch):
+    assert list(files.progress(range(3), "texts")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    clock = iter(range(0, 1000, 6))
+    with files.progress(total=9, what="texts", unit="texts") as done:
+        monkeypatch.setattr(done, "_time", lambda: done.start_t + next(clock))
+        for n in (3, 3, 3):
+            done.set_postfix_str(f"loss {n}.5", refresh=False)
+            done.update(n)
+    said = capsys.readouterr().err
+    assert "texts: 9 of 9 texts, loss 3.5, 00:00 left" in said and "3 of 9" not in said
