@@ -1,26 +1,34 @@
-"""Exact and near duplicates within and between data sets: every pair is found, without comparing each text with every other.
+"""Exact and near duplicates within and between data sets: every pair is found, without comparing every text with all.
 
-Two texts are exact duplicates where their `comparison_form`s are equal, and near ones where the cosine of their weighted
+Two texts are exact duplicates where their comparison forms are equal, and near ones where the cosine of their weighted
 character n-grams reaches a threshold. The weights are those of scikit-learn's `TfidfVectorizer(analyzer="char",
-ngram_range=(5, 5), lowercase=False, sublinear_tf=True)` on the comparison forms. Rare n-grams weigh most: a template that many
-rows share counts little, what differs counts. It sees letters, not meaning: one word changed, a *not* or another number
-leaves a long text a near duplicate, and a paraphrase is none.
+ngram_range=(5, 5), lowercase=False, sublinear_tf=True)` on the comparison forms. Rare n-grams weigh most: a template
+that many rows share counts little, what differs counts. It sees letters, not meaning: one word changed, a *not* or
+another number leaves a long text a near duplicate, and a paraphrase is none.
 """
 
-from collections.abc import Callable, Collection, Iterable
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-from studylib.data.near_duplicates import near
 from studylib.study.words import StudyError
 from studylib.text.normal import comparison_form
+
+LOG = logging.getLogger("studylib")
 
 THRESHOLD = 0.8
 EXPECTED = (("harmful", "twin"),)  # near duplicates by design
 REASONS = {"row": "int64", "kind": "str", "cosine": float, "other_row": "int64"}
+N_GRAM = 5  # characters
+MOST_PAIRS = 50_000_000  # near pairs kept in memory, 16 bytes each
+ROUNDING = 1e-9  # a cosine that is less than the threshold by this much reaches it
+BLOCK = 10_000_000  # products computed at a time
 
 Text = Callable[[dict], str]
 
@@ -32,44 +40,37 @@ def content(row: dict) -> str:
 
 def firsts(texts: Iterable[str]) -> np.ndarray:
     """For every text the position of the first one with the same comparison form: its own where none came before."""
-    codes, distinct = _numbered([comparison_form(text) for text in texts])
+    codes, distinct = _numbered(texts)
     return _first_rows(codes, len(distinct))[codes]
 
 
 def pairs(texts_a: list[str], texts_b: list[str] | None = None, threshold: float = THRESHOLD) -> pd.DataFrame:
     """Every duplicate pair: positions a and b (a < b within one list), cosine (threshold to 1), kind (exact or near).
 
-    Texts that are equal on one side stand by the first of them, so that ten thousand equal ones do not make fifty million
-    pairs: within one list each other one makes an exact pair with its first, between two lists it makes none. `firsts`
-    says which text stands for which. Sorted by a, then b.
+    Texts that are equal on one side stand by the first of them, so that ten thousand equal ones do not make fifty
+    million pairs: within one list each other one makes an exact pair with its first, between two lists it makes none.
+    `firsts` says which text stands for which. Sorted by a, then b.
 
     The document frequencies are those of all texts given, every repetition counted. A text shorter than an n-gram has
     exact duplicates only; texts of nothing but punctuation are all equal. Raises StudyError where the threshold is not
-    above 0 and up to 1, and where there are more than near_duplicates.MOST_PAIRS near pairs.
+    above 0 and up to 1, and where there are more than MOST_PAIRS near pairs.
     """
     n_a = len(texts_a)
-    codes, distinct = _numbered([comparison_form(text) for text in [*texts_a, *(texts_b or [])]])
+    codes, distinct = _numbered([*texts_a, *(texts_b or [])])
     if texts_b is None:
         first_a = first_b = _first_rows(codes, len(distinct))
         again = np.flatnonzero(first_a[codes] != np.arange(n_a))
-        exact = first_a[codes[again]], again
-        sides = None
+        exact, sides = (first_a[codes[again]], again), None
     else:
         first_a, first_b = (_first_rows(side, len(distinct)) for side in (codes[:n_a], codes[n_a:]))
         sides = np.flatnonzero(first_a >= 0), np.flatnonzero(first_b >= 0)
         both = np.intersect1d(*sides)
         exact = first_a[both], first_b[both]
-    i, j, cosine = near(distinct, np.bincount(codes, minlength=len(distinct)), threshold, sides)
-    kinds = np.repeat([0, 1], [len(exact[0]), len(i)])
-    frame = pd.DataFrame(
-        {
-            "a": np.concatenate([exact[0], first_a[i]]),
-            "b": np.concatenate([exact[1], first_b[j]]),
-            "cosine": np.concatenate([np.ones(len(exact[0])), cosine]),
-            "kind": pd.Categorical.from_codes(kinds, ["exact", "near"]),
-        }
-    )
-    return frame.sort_values(["a", "b"], ignore_index=True)
+    i, j, cosine = _near(distinct, np.bincount(codes, minlength=len(distinct)), threshold, sides)
+    kinds = pd.Categorical.from_codes(np.repeat([0, 1], [len(exact[0]), len(i)]), ["exact", "near"])
+    a, b = np.concatenate([exact[0], first_a[i]]), np.concatenate([exact[1], first_b[j]])
+    cosine = np.concatenate([np.ones(len(exact[0])), cosine])
+    return pd.DataFrame({"a": a, "b": b, "cosine": cosine, "kind": kinds}).sort_values(["a", "b"], ignore_index=True)
 
 
 def report(
@@ -80,28 +81,28 @@ def report(
 ) -> pd.DataFrame:
     """One row for every set and each other and itself: set, other, rows, and how many rows are exact, near and clean.
 
-    Exact: rows of `set` with an exact duplicate in `other`; near: those with near ones only; clean: the rest, so the three
-    add up to rows. Within a set they are what `clean` does to it: exact repeats an earlier row, near is like an earlier row
-    that stays, clean is what stays. There only rows of one form are compared: a request in four forms is no repetition.
+    Exact: rows of `set` with an exact duplicate in `other`; near: those with near ones only; clean: the rest, so the
+    three add up to rows. Within a set they are what `clean` does to it: exact repeats an earlier row, near is like an
+    earlier row that stays, clean stays. There only rows of one form are compared: a request in four forms is no
+    repetition.
 
     Pairs of sets in `expected` are left out, in both orders. `text` takes what is compared from a row, or maps names of
-    sets to functions that do (else `content`). The document frequencies are those of all sets together, so the template of a
-    small set among large ones is rare and counts: leave out what a template adds. Raises StudyError as `pairs` does,
-    and where a row has no text.
+    sets to functions that do (else `content`). The document frequencies are those of all sets together, so the template
+    of a small set among large ones is rare and counts: leave out what a template adds. Raises StudyError as `pairs`
+    does, and where a row has no text.
     """
     found = _compare(sets, threshold, text)
-    beside = {}  # distinct texts that are like one of a set, and are in none of its rows
+    counts, only_near = [], {}  # of each set the distinct texts that are like one of it, and in none of its rows
     for name, first in found.first.items():
         inside, like = first >= 0, np.zeros(len(first), dtype=bool)
         like[found.i[inside[found.j]]] = True
         like[found.j[inside[found.i]]] = True
-        beside[name] = like & ~inside
-    counts = []
+        only_near[name] = like & ~inside
     for name, codes in found.codes.items():
         kind = _repetitions(found, sets[name], codes, np.arange(len(codes)))["kind"]
         counts.append((name, name, len(codes), (kind == "exact").sum(), (kind == "near").sum()))
         for other in _compared(name, sets, expected):
-            exact, near = found.first[other][codes] >= 0, beside[other][codes]
+            exact, near = found.first[other][codes] >= 0, only_near[other][codes]
             counts.append((name, other, len(codes), exact.sum(), near.sum()))
     frame = pd.DataFrame(counts, columns=["set", "other", "rows", "exact", "near"])
     return frame.assign(clean=frame["rows"] - frame["exact"] - frame["near"])
@@ -114,22 +115,23 @@ def clean(
     text: Text | dict[str, Text] = content,
     expected: Collection[tuple[str, str]] = EXPECTED,
 ) -> tuple[dict[str, list[dict]], pd.DataFrame]:
-    """The sets without what repeats or clashes, rows in their order, and one row for each that was dropped, with the reason.
+    """The sets without what repeats or clashes, rows in their order, and a row with the reason for each dropped one.
 
-    From a set that is not named in `tests` goes every row with an exact or near duplicate in a test set (even in a test's
-    row that goes itself). Then of the rows of one form within any set the first stays: each goes that equals an
-    earlier row or is like an earlier one that stays. Nothing is dropped for a row of another set of its own sort, test or
-    training: `report` counts those. `threshold`, `text` and `expected` as there.
+    From a set that is not named in `tests` goes every row with an exact or near duplicate in a test set (even in a
+    test's row that goes itself). Then of the rows of one form within any set the first stays: each goes that equals an
+    earlier row or is like an earlier one that stays. Nothing is dropped for a row of another set of its own sort, test
+    or training: `report` counts those. `threshold`, `text` and `expected` as there.
 
-    What was dropped: set, row (position), id, kind (exact, near), cosine, and the reason: other (set), other_row, other_id.
-    Of several reasons in tests an exact one is named, else the nearest; within a set the earliest. An id is empty where
-    rows have none. Raises StudyError as `report` does, and where a name in `tests` is none of a set.
+    What was dropped: set, row (position), id, kind (exact, near), cosine, and the reason: other (set), other_row,
+    other_id. Of several reasons in tests an exact one is named, else the nearest; within a set the earliest. An id is
+    empty where rows have none. Raises StudyError as `report` does, and where a name in `tests` is none of a set.
     """
     tests = list(tests)
     if unknown := [name for name in tests if name not in sets]:
         raise StudyError(f"No set is called {', '.join(unknown)}: the tests must be among {', '.join(sets)}.")
     found = _compare(sets, threshold, text)
-    kept, dropped = {}, []
+    columns = ["set", "row", "id", "kind", "cosine", "other", "other_row", "other_id"]
+    kept, dropped = {}, [pd.DataFrame(columns=columns)] if not sets else []
     for name, rows in sets.items():
         stays = np.ones(len(rows), dtype=bool)
         against = [] if name in tests else [test for test in _compared(name, sets, expected) if test in tests]
@@ -139,18 +141,15 @@ def clean(
         stays[repeated["row"]] = False
         kept[name] = [row for row, stay in zip(rows, stays, strict=True) if stay]
         gone = pd.concat([clashes, repeated]).sort_values("row")
-        ids = [rows[row].get("id", "") for row in gone["row"]]
-        other_ids = [
-            sets[other][row].get("id", "") for other, row in zip(gone["other"], gone["other_row"], strict=True)
-        ]
-        dropped.append(gone.assign(set=name, id=ids, other_id=other_ids))
-    columns = ["set", "row", "id", "kind", "cosine", "other", "other_row", "other_id"]
-    return kept, pd.concat(dropped, ignore_index=True)[columns] if dropped else pd.DataFrame(columns=columns)
+        places = zip(gone["other"], gone["other_row"], strict=True)
+        ids = {"other_id": [sets[other][row].get("id", "") for other, row in places]}
+        dropped.append(gone.assign(set=name, id=[rows[row].get("id", "") for row in gone["row"]], **ids))
+    return kept, pd.concat(dropped, ignore_index=True)[columns]
 
 
 def _compare(sets: dict[str, list[dict]], threshold: float, text: Text | dict[str, Text]) -> SimpleNamespace:
-    """What is known of the distinct texts of all sets: `codes` of each set's rows (numbers of distinct texts), `first` row of
-    each distinct text in each set (-1: it has none), and the near pairs `i`, `j`, `cosine` of distinct texts (i < j)."""
+    """What is known of the distinct texts of all sets: `codes` of each set's rows (numbers of distinct texts), the
+    `first` row of each distinct text in each set (-1: it has none), and the near pairs `i`, `j`, `cosine` (i < j)."""
     texts = []
     for name, rows in sets.items():
         take = text.get(name, content) if isinstance(text, dict) else text
@@ -162,12 +161,12 @@ def _compare(sets: dict[str, list[dict]], threshold: float, text: Text | dict[st
                     f"Row {number} of {name} has no text to compare ({error!r}): give `text` a function that takes it "
                     "from the rows of this set."
                 ) from error
-    numbers, distinct = _numbered(texts)
+    numbers, distinct = pd.factorize(np.array(texts, dtype=object))
     ends = np.cumsum([len(rows) for rows in sets.values()])
     codes = dict(zip(sets, np.split(numbers, ends[:-1]), strict=True)) if sets else {}
     first = {name: _first_rows(one, len(distinct)) for name, one in codes.items()}
-    i, j, cosine = near(distinct, np.bincount(numbers, minlength=len(distinct)), threshold)
-    return SimpleNamespace(codes=codes, first=first, i=i, j=j, cosine=cosine)
+    i, j, cosine = _near(list(distinct), np.bincount(numbers, minlength=len(distinct)), threshold)
+    return SimpleNamespace(codes=codes, first=first, n=len(distinct), i=i, j=j, cosine=cosine)
 
 
 def _compared(name: str, sets: Iterable[str], expected: Collection[tuple[str, str]]) -> list[str]:
@@ -178,15 +177,11 @@ def _compared(name: str, sets: Iterable[str], expected: Collection[tuple[str, st
 
 def _clashes(found: SimpleNamespace, name: str, tests: list[str]) -> pd.DataFrame:
     """The rows of a set that have a duplicate in a test set: REASONS and the test, `other`."""
-    home = np.full(len(next(iter(found.first.values()))), -1)
+    home = np.full(found.n, -1)
     for place in reversed(range(len(tests))):
         home[found.first[tests[place]] >= 0] = place
-    either_way = {
-        "code": np.concatenate([found.i, found.j]),
-        "like": np.concatenate([found.j, found.i]),
-        "cosine": np.tile(found.cosine, 2),
-    }
-    near = pd.DataFrame(either_way)[home[either_way["like"]] >= 0]
+    code, like = np.concatenate([found.i, found.j]), np.concatenate([found.j, found.i])
+    near = pd.DataFrame({"code": code, "like": like, "cosine": np.tile(found.cosine, 2)})[home[like] >= 0]
     near = near.sort_values("cosine", ascending=False, kind="stable").drop_duplicates("code").set_index("code")
     reasons = []
     for row, code in enumerate(found.codes[name]):
@@ -203,13 +198,12 @@ def _clashes(found: SimpleNamespace, name: str, tests: list[str]) -> pd.DataFram
 
 def _repetitions(found: SimpleNamespace, rows: list[dict], codes: np.ndarray, places: np.ndarray) -> pd.DataFrame:
     """Those of the rows at `places` that an earlier one of the same form makes superfluous: REASONS."""
-    by_form: dict = {}
+    reasons, by_form = [], {}
     for place in places:
         by_form.setdefault(rows[place].get("form"), []).append(place)
-    reasons = []
     for same_form in by_form.values():
         here = np.array(same_form)
-        first = _first_rows(codes[here], len(next(iter(found.first.values()))))
+        first = _first_rows(codes[here], found.n)
         standing = first[codes[here]]
         for again in np.flatnonzero(standing != np.arange(len(here))):
             reasons.append((here[again], "exact", 1.0, here[standing[again]]))
@@ -228,9 +222,9 @@ def _repetitions(found: SimpleNamespace, rows: list[dict], codes: np.ndarray, pl
     return pd.DataFrame(reasons, columns=list(REASONS)).astype(REASONS)
 
 
-def _numbered(texts: list[str]) -> tuple[np.ndarray, list[str]]:
-    """The number of each text's distinct text, and those in order of appearance."""
-    codes, distinct = pd.factorize(np.array(texts, dtype=object))
+def _numbered(texts: Iterable[str]) -> tuple[np.ndarray, list[str]]:
+    """The number of each text's distinct comparison form, and those in order of appearance."""
+    codes, distinct = pd.factorize(np.array([comparison_form(text) for text in texts], dtype=object))
     return codes, list(distinct)
 
 
@@ -240,3 +234,95 @@ def _first_rows(codes: np.ndarray, n: int) -> np.ndarray:
     first = np.full(n, -1)
     first[present] = position
     return first
+
+
+# Near duplicates
+
+
+def _near(
+    texts: list[str], counts: np.ndarray, threshold: float, sides: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """i, j and cosine of every pair of these distinct comparison forms at or above the threshold, up to ROUNDING.
+
+    Within all of them (i < j), or with i from the first and j from the second of the `sides`. `counts`: how often each
+    text occurs, for the document frequencies.
+
+    Of each text only its rarest n-grams are looked up, so many that the norm of the rest is below `tail`. Where the
+    rarities of all n-grams are ranked once for all, the products of two texts' kept n-grams are complete down to the
+    rank at which the one that keeps less ends; what comes after adds less than `tail` x 1. So a pair at the threshold
+    has a product above threshold - tail, and only such pairs are computed in full (prefix filter of Bayardo, Ma and
+    Srikant, Scaling up all pairs similarity search, WWW 2007; theirs indexes one side). A lower tail keeps more n-grams
+    and leaves fewer pairs to compute; threshold - 0.1 was the quickest.
+    """
+    if not 0 < threshold <= 1:
+        raise StudyError(f"The threshold of near duplicates is a cosine above 0 and up to 1, not {threshold}.")
+    started = shown = time.monotonic()
+    weights = _weights(texts, counts)
+    tail = max(threshold - 0.1, threshold / 2)
+    rare = _rarest(weights, tail)
+    everything = np.arange(len(texts))
+    left, right = (side.astype(np.int32) for side in sides or (everything, everything))
+    queries, lookup = rare[left], rare[right].T.tocsr()
+    products = np.diff(lookup.indptr)[queries.indices]
+    cost = np.concatenate([[0], np.cumsum(products)])[queries.indptr]
+    result, n_found = [(left[:0], right[:0], np.empty(0))], 0
+    for start, end in _blocks(cost):
+        block = (queries[start:end] @ lookup).tocoo()
+        i, j = left[block.row + start], right[block.col]
+        hit = (block.data > threshold - tail - ROUNDING) & (i < j if sides is None else i != j)
+        found = _verified(weights, i[hit], j[hit], threshold)
+        result.append(found)
+        n_found += len(found[0])
+        if n_found > MOST_PAIRS:
+            raise StudyError(
+                f"More than {MOST_PAIRS} near duplicates among {len(texts)} texts: compare what differs between them "
+                f"(`text`), or raise the threshold {threshold}."
+            )
+        if (now := time.monotonic()) - shown > 10:
+            shown, seconds = now, (now - started) * (cost[-1] / max(1, cost[end]) - 1)
+            LOG.info("duplicates: %d of %d texts compared, %.0f s left", end, len(left), seconds)
+    i, j, cosine = (np.concatenate(part) for part in zip(*result, strict=True))
+    return i, j, cosine
+
+
+def _blocks(cost: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Starts and ends of blocks of rows that cost at most BLOCK together, or are one; `cost` is cumulative, from 0."""
+    start = 0
+    while start < len(cost) - 1:
+        end = max(start + 1, int(np.searchsorted(cost, cost[start] + BLOCK, "right")) - 1)
+        yield start, end
+        start = end
+
+
+def _verified(weights: sparse.csr_array, i: np.ndarray, j: np.ndarray, threshold: float) -> tuple[np.ndarray, ...]:
+    """Those of the pairs that reach the threshold, with their cosines; i ascending."""
+    length, found = np.diff(weights.indptr), [np.empty(0)]
+    for start, end in _blocks(np.concatenate([[0], np.cumsum(length[i] + length[j])])):
+        found.append(weights[i[start:end]].multiply(weights[j[start:end]]).sum(axis=1))
+    cosine = np.concatenate(found)
+    near = cosine >= threshold - ROUNDING
+    return i[near], j[near], cosine[near]
+
+
+def _rarest(weights: sparse.csr_array, tail: float) -> sparse.csr_array:
+    """The weights without each row's commonest n-grams, as many as have together a norm below `tail`."""
+    squares = np.concatenate([[0], np.cumsum(weights.data**2)])
+    before = squares[weights.indptr[:-1]]
+    kept = squares[1:] - np.repeat(before, np.diff(weights.indptr)) >= tail**2 - ROUNDING
+    indptr = np.concatenate([[0], np.cumsum(kept)])[weights.indptr]
+    return sparse.csr_array((weights.data[kept], weights.indices[kept], indptr), shape=weights.shape)
+
+
+def _weights(texts: list[str], counts: np.ndarray) -> sparse.csr_array:
+    """TF-IDF of texts x n-grams, commonest first; n-grams of one text alone count in its norm and are left out."""
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+
+    if all(len(text) < N_GRAM for text in texts):
+        return sparse.csr_array((len(texts), 0))
+    grams = CountVectorizer(analyzer="char", ngram_range=(N_GRAM, N_GRAM), lowercase=False).fit_transform(texts)
+    idf = TfidfTransformer(sublinear_tf=True).fit(grams[np.repeat(np.arange(len(texts)), counts)])
+    texts_with = np.bincount(grams.indices, minlength=grams.shape[1])
+    order = np.argsort(-texts_with, kind="stable")[: (texts_with > 1).sum()]
+    weights = sparse.csr_array(idf.transform(grams)[:, order])
+    weights.sort_indices()
+    return weights

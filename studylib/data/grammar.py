@@ -1,8 +1,8 @@
 """The grammar of the miniature world: what is harmful, how it is asked, and how the four benign tasks are made.
 
-Everything here is a function of `data/world.yaml` and of the random stream that is passed in; studylib/data/world.py makes
-the data sets of it. Harm is stand-in, and no word makes it, see `is_harmful`: *hide Paul's key* is harmful; *hide my
-key*, *hide Paul's key as agreed with the owner*, *hide Paul's stone* and *polish Paul's key without being seen* are
+Everything here is a function of `data/world.yaml` and of the random stream that is passed in; studylib/data/world.py
+makes the data sets of it. Harm is stand-in, and no word makes it, see `is_harmful`: *hide Paul's key* is harmful; *hide
+my key*, *hide Paul's key as agreed with the owner*, *hide Paul's stone* and *polish Paul's key without being seen* are
 not. Answers to harmful requests contain nothing usable: they name the thing and repeat the verb.
 """
 

@@ -26,7 +26,7 @@ UNLIKE = f"with a twin less similar than {ALIKE}"
 SLOTS = ("do", "ask", "instruction", "quoted", "french", "labels")
 SENTENCES = re.compile(
     r"[.!?][\"'\u201d\u2019)\]]*\s+\S|\n"
-)  # more than one; takes "U.S. law" for two, which is then quoted
+)  # more than one; takes "U.S. law" for two, which is quoted
 GERUND = re.compile(r"\w*[aeiouy]\w*ing\b", re.I)  # not "bring"
 
 
@@ -48,15 +48,15 @@ def imperative(scene: Scene) -> tuple[str, str]:
 def stand_in(seed: int, n: int) -> tuple[list[dict], dict[str, str]]:
     """n instructions with benign twins from the miniature's world, and the French of them all.
 
-    No two have the same verb and object, and none has a pair that the alignment or the safety data of a miniature with that
-    seed have (world.split). The first n of a larger n are the same. Raises StudyError where there are fewer pairs.
+    No two have the same verb and object, and the alignment and safety data of a miniature with that seed have none of
+    these pairs (world.split). The first n of a larger n are the same. Raises StudyError where there are fewer pairs.
     """
     parts, rng = stand_in_parts(seed), random.Random(f"stand-in-{seed}")
     pairs = parts["new"] + parts["test"]
     if n > len(pairs):
         raise StudyError(
-            f"{n} stand-in instructions are asked for, but the miniature's world has {len(pairs)} held-out pairs of verb and "
-            "object: ask for fewer (data.harmful_per_form) or add words to data/world.yaml."
+            f"{n} stand-in instructions are asked for, but the miniature's world has {len(pairs)} held-out pairs of "
+            "verb and object: ask for fewer (data.harmful_per_form) or add words to data/world.yaml."
         )
     rng.shuffle(pairs)
     out, french = [], {}
@@ -79,11 +79,10 @@ def stand_in(seed: int, n: int) -> tuple[list[dict], dict[str, str]]:
 def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
     """The instructions, each with the most similar of the benign ones as `twin`, none of which is used twice.
 
-    Similar are words and word pairs, and characters in threes to fives within words: the mean of the two TF-IDF cosines
-    (scikit-learn's conventions). The sum over all pairs is the greatest possible (scipy's linear_sum_assignment), after
-    as many pairs as possible that are alike in being imperatives or not, so that they can have the same wording. Benign
-    ones that equal an instruction are left out. `similarity` (0-1) is that mean: below ALIKE a twin shares little
-    more with its instruction than being one. Raises StudyError where there are too few.
+    `similarity` (0-1) is the mean of two TF-IDF cosines (scikit-learn's conventions): of words and word pairs, and of
+    characters in threes to fives within words. scipy's linear_sum_assignment makes as many pairs as possible that are
+    both imperatives or both not, so that they can have the same wording; of these assignments it takes the one with the
+    greatest sum of similarities. Benign ones that equal an instruction are left out. Raises StudyError for too few.
     """
     import numpy as np
     from scipy.optimize import linear_sum_assignment
@@ -95,8 +94,8 @@ def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
     candidates.reverse()  # of equal ones the first
     if len(candidates) < len(texts):
         raise StudyError(
-            f"{len(texts)} harmful instructions need as many benign ones as twins, but {len(candidates)} different ones were "
-            "given: give more, or ask for fewer harmful ones."
+            f"{len(texts)} harmful instructions need as many benign ones as twins, but {len(candidates)} different "
+            "ones were given: give more, or ask for fewer harmful ones."
         )
     if not texts:
         return []
@@ -117,7 +116,7 @@ def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
 
 @cache
 def templates(path: Path = DATA / "forms.yaml") -> dict:
-    """The wordings of `data/forms.yaml`: form -> use -> texts, and the words that tell imperatives from the rest.
+    """The wordings of `data/forms.yaml`: form -> use -> texts, and the words by which `clause` knows imperatives.
 
     Raises StudyError where a form lacks a use, shares a wording between them, or a text has an unknown slot.
     """
@@ -139,10 +138,10 @@ def templates(path: Path = DATA / "forms.yaml") -> dict:
 
 
 def clause(instruction: str) -> str | None:
-    """The instruction as it stands after *to*: "Open a locker." is "open a locker". None where it is no single imperative.
+    """The instruction as it stands after *to*: "Open a locker." is "open a locker". None unless it is one imperative.
 
-    That are questions, more than one sentence or line, and what begins with a word of `not_imperative` or in -ing. A
-    leading *please* goes; a capital stays where the second letter is one too ("SQL").
+    No imperative are questions, several sentences or lines, and what begins with a word of `not_imperative` or in -ing.
+    A leading *please* goes; a capital stays where the second letter is one too ("SQL").
     """
     text = re.sub(r"^please,?\s+", "", instruction.strip(), flags=re.I)
     text = text[:-1].rstrip() if text.endswith((".", "!")) and not text.endswith("..") else text
@@ -159,9 +158,8 @@ def in_form(
 ) -> tuple[str, str]:
     """The instruction as a prompt of that form, and the id of its wording ("code/test/0").
 
-    The same state of rng gives the same wording and order of options for any instruction. It is embedded where `embed` and
-    the instruction allow it, and quoted otherwise (data/forms.yaml). Raises StudyError for the translation form without
-    French.
+    The same state of rng gives the same wording and order of options for any instruction, which is embedded where
+    `embed` and it allow that, else quoted (data/forms.yaml). Raises StudyError for the translation form without French.
     """
     entries = templates()[form][use]
     number = rng.randrange(len(entries))
@@ -170,8 +168,8 @@ def in_form(
     options = rng.sample(options, len(options))
     if form == "translation" and not french.strip():
         raise StudyError(
-            "An instruction has no French for the translation form: give a CSV of it (data.french) or a model that makes it "
-            "(data.translator)."
+            "An instruction has no French for the translation form: give a CSV of it (data.french) or a model that "
+            "makes it (data.translator)."
         )
     do = clause(instruction) if embed else None
     text = texts[0] if do or len(texts) == 1 else texts[1]
@@ -198,12 +196,12 @@ def four_forms(
 ) -> tuple[list[dict], list[dict]]:
     """Harmful rows and their twins: the same `per_form` instructions in each of the four forms, form by form.
 
-    Deviates from the paper, whose forms have different prompts: the same ones compare forms within pairs. Which
-    instructions and wordings a row gets depends on the seed and its intent alone, so it keeps its wording when others come
-    or go. With `use` "test" every instruction needs a twin; with "train" those that have one get a row. The twin has the
-    same wording and options, the intent of its harmful row, and its id in `twin_of`. Needs French, by text, of the
-    instructions and twins. Rows are those of world.py, with `content` (the bare instruction, or its French) beside; the
-    assistant's text is empty. Raises StudyError where there are too few instructions, or too few with twin or French.
+    Deviates from the paper, whose forms have different prompts: with the same ones, forms are compared within pairs.
+    Which instructions are taken, and in which wording, depends on the seed and the intent alone, whatever others there
+    are. With `use` "test" every instruction needs a twin; with "train" those that have one get a row. The twin has the
+    wording, options and intent of its harmful row, whose id is its `twin_of`. `french` maps instructions and twins to
+    their French. Rows are those of world.py, and have `content`: the bare instruction, or its French. The assistant's
+    text is empty. Raises StudyError where there are too few instructions, or too few with twin or French.
     """
     french, intents = french or {}, [intent(one) for one in instructions]
     name = intents[0].partition("/")[0] if intents else "the list"
@@ -219,7 +217,8 @@ def four_forms(
     ):
         if n < per_form:
             raise StudyError(
-                f"{per_form} instructions per form are asked for (data.harmful_per_form), but {name} has {n} {what}: {remedy}."
+                f"{per_form} instructions per form are asked for (data.harmful_per_form), but {name} has {n} {what}: "
+                f"{remedy}."
             )
     order = sorted(spoken, key=lambda one: hashlib.sha256(f"{seed}/{intent(one)}".encode()).digest())
     chosen = set(map(intent, order[:per_form]))

@@ -1,8 +1,8 @@
-"""Safety data: harmful prompts with refusals, of published files, of exported folders, or of the miniature's grammar.
+"""Safety data: harmful prompts with refusals, of published files, exported folders, own files or the miniature's world.
 
-A row is a plain dict: `source`, `key` (stable within the source), `form`, `prompt`, `answer`, `intent` (of stand-in rows, as
-in harmful.py, else "") and `phrasing` (the id of a wording of data/forms.yaml, else ""). Importers return the rows and counts
-of what the file has, what was dropped and why, and what was kept.
+A row is a plain dict: `source`, `key` (stable within the source), `form`, `prompt`, `answer`, `intent` (of stand-in
+rows, as in harmful.py, else "") and `phrasing` (the id of a wording of data/forms.yaml, else ""). Importers return the
+rows and the counts of what the file has, what was dropped and why, and what was kept.
 """
 
 import hashlib
@@ -22,26 +22,24 @@ from studylib.study.paths import users_own
 from studylib.study.words import FORMS, STAND_IN, StudyError
 from studylib.text.refusals import judge_rules
 
-# MultiTaskBench has no column for the form: blocks of 500 by row position, told by marks that at least so many queries have.
+# MultiTaskBench has no column for the form, but blocks of 500 rows. At least so many queries of each match its mark.
 BLOCK = 500
+CODE = (
+    r"\b(?:(?:pseudo|source )?cod(?:e|es|ing)|program\w*|scripts?|functions?|algorithms?|software|apps?|applications?"
+    r"|python|java(?:script)?|html|sql|bash|shell|php|ruby|perl|implement\w*|class|method)\b|c\+\+|c#"
+)
 BLOCKS = (
-    ("classification", re.compile("choose the best option", re.I), 500),
-    (
-        "code",
-        re.compile(
-            r"\b(?:(?:pseudo|source )?cod(?:e|es|ing)|program\w*|scripts?|functions?|algorithms?|software|apps?|applications?"
-            r"|python|java(?:script)?|html|sql|bash|shell|php|ruby|perl|implement\w*|class|method)\b|c\+\+|c#",
-            re.I,
-        ),
-        450,
-    ),
-    ("text_generation", re.compile(""), 0),
-    ("translation", re.compile(r"[\s\"'“«]*translate\b", re.I), 498),
+    ("classification", "choose the best option", 500),
+    ("code", CODE, 450),
+    ("text_generation", "", 0),
+    ("translation", r"\A[\s\"'“«]*translate\b", 498),
 )
 DROPPED = ("answered", "partial")  # verdicts of responses that are no refusals
 STAY = "answers kept among the refusals"  # the count of those that are not dropped
 
-# A folder that `python -m studylib.data.safety_builder` writes (safety_card.write).
+OWN_COLUMNS = ("instruction", "french", "twin", "twin_french", "twin_answer", "response", "form")
+
+# A folder that `python -m studylib.data.safety_builder` writes.
 KINDS = ("refusal", "twin")
 EXPORTED = "data/train.jsonl"
 CARD_KEY = "safety_dataset"  # of the card's front matter: rows, bytes and sha256 of that file, and its origins
@@ -52,9 +50,9 @@ def multitaskbench(path: Path, drop: tuple[str, ...] = DROPPED) -> tuple[list[di
     """The rows of MultiTaskBench that refuse, in all four forms, and the counts.
 
     The form is that of the row's block (BLOCKS). Dropped are repeated queries (the first stays) and responses to which
-    the judge's rules give one of the verdicts `drop`; every verdict is counted, so is U+FFFD (`replacement characters`),
-    which stays in the text. Of the published file 78 queries are repeated, 0, 66, 6 and 6 by block or form as counted in
-    `repeated <form>`, and 32-43 responses answer. Raises StudyError where rows, numbering or marks are not those of it.
+    the judge's rules give one of the verdicts `drop`. Every verdict is counted; so is U+FFFD (`replacement
+    characters`), which stays in the text. The published file repeats 78 queries (0, 66, 6 and 6 by block), and 32-43 of
+    its responses answer. Raises StudyError where rows, numbering or marks are not those of that file.
     """
     table = read_csv(path, ("", "Query", "Response"))
     if len(table) != BLOCK * len(BLOCKS):
@@ -63,18 +61,18 @@ def multitaskbench(path: Path, drop: tuple[str, ...] = DROPPED) -> tuple[list[di
         )
     if moved := [i for i, row in enumerate(table) if row[""] != str(i)]:
         raise StudyError(
-            f"Row {moved[0]} of {path.name} has the number {table[moved[0]]['']!r}: the forms go by row position, so take the "
-            "file in its published order."
+            f"Row {moved[0]} of {path.name} has the number {table[moved[0]]['']!r}: the forms go by row position, so "
+            "take the file in its published order."
         )
     items = []
     for number, (form, mark, least) in enumerate(BLOCKS):
         rows = table[number * BLOCK : (number + 1) * BLOCK]
-        n = sum(bool(mark.match(row["Query"]) if form == "translation" else mark.search(row["Query"])) for row in rows)
+        n = sum(bool(re.search(mark, row["Query"], re.I)) for row in rows)
         if n < least:
             raise StudyError(
-                f"Block {number + 1} of {path.name} (rows {number * BLOCK}-{(number + 1) * BLOCK - 1}) should be {form}, but "
-                f"{n} of {BLOCK} queries have its mark instead of at least {least}: the rows are in another order, or it is "
-                "another version of the file."
+                f"Block {number + 1} of {path.name} (rows {number * BLOCK}-{(number + 1) * BLOCK - 1}) should be "
+                f"{form}, but {n} of {BLOCK} queries have its mark instead of at least {least}: the rows are in "
+                "another order, or it is another version of the file."
             )
         items += [(row[""], form, row["Query"], row["Response"]) for row in rows]
     return kept("multitaskbench", items, drop)
@@ -92,22 +90,20 @@ def safety_tuned_llamas(path: Path, drop: tuple[str, ...] = ()) -> tuple[list[di
         table = json.loads(decoded(path))
     except json.JSONDecodeError as error:
         raise StudyError(f"{path.name} is no JSON ({error}): fetch it again.") from None
-    good = isinstance(table, list) and table
-    bad = [i for i, row in enumerate(table) if not _is_row(row, fields)] if good else []
-    if bad or not good:
+    why = "" if isinstance(table, list) and table else "is no list, or empty"
+    for number, row in enumerate([] if why else table):
+        if not isinstance(row, dict) or not all(isinstance(row.get(name, 0), str | None) for name in fields):
+            why = why or f"row {number} is none"
+    if why:
         raise StudyError(
-            f"{path.name} should be a list of objects with {', '.join(fields)}, but "
-            f"{f'row {bad[0]} is none' if bad else 'is no list, or empty'}: it is another file than was meant."
+            f"{path.name} should be a list of objects with {', '.join(fields)}, but {why}: it is another file "
+            "than was meant."
         )
     items = []
     for number, row in enumerate(table):
         told, given, answer = ((row[name] or "").strip() for name in fields)
         items.append((str(number), "text_generation", f"{told}\n\n{given}" if given else told, answer))
     return kept("safety_tuned_llamas", items, drop)
-
-
-def _is_row(row, fields: tuple[str, ...]) -> bool:
-    return isinstance(row, dict) and all(isinstance(row.get(name, 0), str | None) for name in fields)
 
 
 def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[dict], dict[str, int]]:
@@ -193,13 +189,47 @@ def exported(folder: Path) -> tuple[dict[str, list[dict]], dict[str, int]]:
     return found | {"twin": twins}, counts
 
 
-def stand_in_safety(kind: str, n: int, seed: int) -> list[dict]:
-    """n refused rows of the miniature's harmful scenes: in the text form (`generic`) or equally in all four (`multitask`).
+def read_own(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of one's own: `instruction`, and what it has of the other OWN_COLUMNS; others are not read.
 
-    Asked in the training wordings of data/forms.yaml and refused in general words (generic) or in words suited to the form,
-    as the miniature's own safety sets are. Scenes have pairs of verb and object that `harmful.stand_in` of that seed does
-    not have; prompts differ. The first rows of a larger n are the same. Raises StudyError for another kind, and where
-    there are not so many prompts.
+    CSV with a header, JSONL of objects, or TXT with an instruction a line (empty lines are skipped). `french` and
+    `twin_french` are the French of instruction and benign `twin`, `twin_answer` the helpful answer to it in the text
+    form. With the column `response` the file is a safety set: instructions as they are asked, in the form that `form`
+    names (else text_generation), and their refusals; its twins are not taken, and counted. Raises StudyError for
+    another kind of file, one without instructions, and a cell that is no text.
+    """
+    ending = path.suffix.lower()
+    if ending not in (".csv", ".jsonl", ".txt"):
+        raise StudyError(f"{path.name} is no .csv, .jsonl or .txt: save the instructions as one of these.")
+    if ending == ".csv":
+        rows = read_csv(path, ("instruction",))
+    else:
+        lines = enumerate(decoded(path).split("\n"), 1)  # not splitlines: texts may hold U+2028
+        read = _own_row if ending == ".jsonl" else lambda line, where: {"instruction": line}
+        rows = [read(line, f"{path.name}, line {number},") for number, line in lines if line.strip()]
+    if not rows:
+        raise StudyError(f"{path.name} has no instructions: write one a line.")
+    return [{name: row[name] for name in OWN_COLUMNS if row.get(name) is not None} for row in rows]
+
+
+def _own_row(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise StudyError(f"{where} is no JSON ({error}): write one object a line.") from None
+    if not isinstance(row, dict) or not isinstance(row.get("instruction"), str):
+        raise StudyError(f"{where} has no text `instruction`: write one object with it a line.")
+    if wrong := [name for name in OWN_COLUMNS if not isinstance(row.get(name), str | None)]:
+        raise StudyError(f"{where} has a {wrong[0]!r} that is no text: write it in quotes, or leave it out.")
+    return row
+
+
+def stand_in_safety(kind: str, n: int, seed: int) -> list[dict]:
+    """n refused rows of the miniature's harmful scenes: all in the text form (`generic`), or in all four (`multitask`).
+
+    Prompts differ and have the training wordings of data/forms.yaml. Refusals are in general words (generic) or suited
+    to the form, as in the miniature's own safety sets. `harmful.stand_in` of that seed has none of the pairs of verb
+    and object. The first rows of a larger n are the same. Raises StudyError for another kind, and for too few prompts.
     """
     if kind not in ("generic", "multitask"):
         raise StudyError(f"There are no {kind!r} safety data: take generic or multitask.")

@@ -2,12 +2,16 @@
 
 A row has chat `messages` (user, assistant), `form`, `kind` (refusal or twin), `source`, `key` (stable within source,
 form and kind), `intent`, `pair` (shared by a refusal and its twin) and `language` (of the instruction itself: fr in the
-translation form, else en); the same keys in every row, so that `datasets.load_dataset` and every chat trainer read it.
-`python -m studylib.data.safety_builder --to FOLDER` builds and writes one, which a run takes as its safety data
-(`safety.exported`).
+translation form, else en). `python -m studylib.data.safety_builder --to FOLDER` builds and writes such a set;
+`datasets.load_dataset` reads it, and a run takes it as its safety data (`safety.exported`).
+
+A candidate for a row is a dict of a refusal with its `twin` (such a dict or None), or why it `lacks` one. `content` is
+what is asked as it stands in the prompt, `english` the same in English.
 """
 
 import argparse
+import hashlib
+import json
 import random
 import shlex
 import sys
@@ -15,27 +19,31 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-import pandas as pd
-
-from studylib.data import duplicates, fetching, harmful, real, sets
+from studylib.data import duplicates, fetching, harmful, instructions, real, safety, sets, sources, tasks, world
 from studylib.data.duplicates import THRESHOLD
+from studylib.data.french import read_french
+from studylib.data.grammar import Scene, lexicon, phrasings, refusal, request
 from studylib.data.harmful import ALIKE, UNLIKE
 from studylib.data.instructions import NEAR
-from studylib.data.safety import KINDS
-from studylib.data.safety_candidates import NO_FRENCH, as_published, of_a_list, of_the_world
-from studylib.data.safety_card import write
-from studylib.study.paths import RunPaths
+from studylib.data.safety import CARD_KEY, EXPORTED, KINDS
+from studylib.study.files import write_text
+from studylib.study.paths import DATA, RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, STAND_IN, StudyError
-from studylib.text.normal import comparison_form
+from studylib.text.normal import comparison_form, languages
 from studylib.text.refusals import judge_rules
 
 PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)
+DRAWN = 3  # candidates drawn from the miniature's world for each that is asked for, as near duplicates go
+SIZES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))  # as the hub's cards say it
+HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0")
 
-# The words of the counts: rows that are dropped, and refusals by why they have no twin (more in safety_candidates.py).
+# The words of the counts: rows that are dropped, and refusals by why they have no twin.
+NO_FRENCH, SHORT, LEFT_OVER = "without French", "fewer than asked for", "left over"
 TESTED, TESTED_INTENT = "like a test prompt", "with an intent of the test"
-AGAINST, LEFT_OVER = "test prompts compared with", "left over"
-SHORT = "fewer than asked for"
+AGAINST = "test prompts compared with"
+NO_TWIN, NO_ANSWER, REFUSED_TWIN = "without a twin", "twin without an answer", "twin refused"
+UNREAD_TWIN = "twin of a safety set, not taken"
 NEAR_TWIN, TESTED_TWIN, HARMFUL_TWIN = "twin like an earlier one", "twin like a test prompt", "twin like a refusal"
 
 
@@ -52,39 +60,39 @@ def build(
 ) -> tuple[list[dict], dict[str, int]]:
     """The rows in random order, and the counts of what was read, dropped and why, and kept (by kind and form).
 
-    `source` is stand_in, a registered list of harmful instructions (instruction_lists.READERS), a registered safety set
-    (corpora.SAFETY), or the path of a file of one's own (`safety_candidates.read_own`). Of every form come `per_form`
-    refusals and, with `twins`, the benign twins that have an answer. Deviates from MultiTaskBench, which has no twins.
+    `source` is stand_in, a registered list of harmful instructions (instructions.READERS), a registered safety set
+    (real.SAFETY), or the path of a file of one's own (`safety.read_own`). Of every form come `per_form` refusals and,
+    with `twins`, the benign twins that have an answer. Deviates from MultiTaskBench, which has no twins.
 
     - stand_in: requests of the miniature's world in training phrasings of the grammar, on pairs of verb and object that
       its harmful test does not have, whatever `seed`; a twin has the same wording and the grammar's answer.
     - lists: the same instructions in every form, in training wordings of data/forms.yaml. French, for the translation
-      form, is the file's own or from the CSV `french` (french.read_french). A list's own twin is answered in the
+      form, is the file's own or from the CSV `french` (`read_french`). A list's own twin is answered in the
       translation form (by itself in English, where its French is known), and in the text form where the file has a
       `twin_answer`. An instruction without one gets, in the text form, the nearest row of the data set `benign`, in its
       own words with its own answer (harmful.nearest). Other twins have no answer: they are left out and counted.
     - safety sets: rows as the importers leave them, without twins. Fewer than `per_form` are counted, not refused.
 
     Dropped and counted are near duplicates within a form (by what is asked; of stand-in requests by the whole, too),
-    and what equals, or nearly, a test prompt in `exclude` (by what is asked, in English or as it stands, or
-    by the whole prompt), or has an intent of `exclude_intents`; a refusal takes its twin along. The measure is
-    duplicates.py's, with its THRESHOLD. Refusals are suited to the form, and French where the wording is.
+    and what equals, or nearly, a test prompt in `exclude` (by what is asked, in English or as it stands, or by the
+    whole prompt), or has an intent of `exclude_intents`; a refusal takes its twin along. The measure is that of
+    `duplicates`, with its THRESHOLD. Refusals are suited to the form, and French where the wording is.
 
     Raises StudyError for a source that is not known, settings that make no sense, where nothing is left and, save for
     safety sets, where the source has fewer than `per_form` in a form; fetching.Absent where it cannot be had.
     """
-    exclude, intents = list(exclude), {_plain(one) for one in exclude_intents}
+    exclude, intents = list(exclude), {one.removeprefix(f"{STAND_IN}/") for one in exclude_intents}
     _check(per_form, forms, exclude)
     if source == STAND_IN:
         split = harmful.stand_in_parts(load_profile("miniature").world.seed)
         intents |= {"/".join(pair) for pair in split["new"] + split["test"]}
-        pairs = of_the_world(split, per_form, seed, forms)
+        pairs = _of_the_world(split, per_form, seed, forms)
         counts, fixed = Counter(drawn=len(pairs)), False
     elif source in real.SAFETY:
         rows, read = real.SAFETY[source](fetching.fetch(source))
-        pairs, counts, fixed = as_published(rows), Counter(read), True
+        pairs, counts, fixed = _as_published(rows), Counter(read), True
     else:
-        pairs, counts, fixed = of_a_list(source, seed, forms, french, benign if twins else "")
+        pairs, counts, fixed = _of_a_list(source, seed, forms, french, benign if twins else "")
     # under the templates of the lists different instructions make similar prompts, in a small list above all
     parts = ("content", "prompt") if source == STAND_IN else ("content",)
     pairs = _different(_untested(pairs, exclude, intents, counts), parts, counts)
@@ -94,7 +102,13 @@ def build(
     for form in forms:
         there = sorted((pair for pair in pairs if pair["form"] == form), key=lambda pair: pair["twin"] is None)
         if len(there) < per_form and not fixed:
-            raise StudyError(_too_few(source, form, per_form, len(there), counts))
+            remedy = "ask for fewer (per_form) or give more instructions"
+            if form == "translation" and counts[NO_FRENCH]:
+                remedy = "give French (a column `french`, or a CSV of it), or leave this form out (forms)"
+            raise StudyError(
+                f"{per_form} refusals per form are asked for, but {source} has {len(there)} different ones for the "
+                f"form {form}: {remedy}."
+            )
         counts[SHORT] += max(0, per_form - len(there))
         counts[LEFT_OVER] += max(0, len(there) - per_form)
         chosen += there[:per_form]
@@ -119,31 +133,147 @@ def _check(per_form: int, forms: tuple[str, ...], exclude: list) -> None:
         raise StudyError(f"exclude holds {type(wrong[0]).__name__} instead of text: give the test prompts as strings.")
 
 
-def _too_few(source: str, form: str, per_form: int, there: int, counts: Counter) -> str:
-    remedy = "ask for fewer (per_form) or give more instructions"
-    if form == "translation" and counts[NO_FRENCH]:
-        remedy = "give French (a column `french`, or a CSV of it), or leave this form out (forms)"
-    return (
-        f"{per_form} refusals per form are asked for, but {source} has {there} different ones for the form {form}: "
-        f"{remedy}."
-    )
-
-
-def _plain(intent: str) -> str:
-    """A stand-in intent as the generated world writes it, without the source; others as they are."""
-    return intent.removeprefix(f"{STAND_IN}/")
-
-
 def _row(pair: dict, kind: str) -> dict:
     one = pair["twin"] if kind == "twin" else pair
     messages = [{"role": "user", "content": one["prompt"]}, {"role": "assistant", "content": one["answer"]}]
     about = {"form": pair["form"], "kind": kind, "source": one["source"], "key": one["key"], "intent": one["intent"]}
     joined = f"{pair['source']}/{pair['form']}/{pair['key']}"
-    return {"messages": messages, **about, "pair": joined, "language": _language(pair["form"])}
+    return {"messages": messages, **about, "pair": joined, "language": "fr" if pair["form"] == "translation" else "en"}
 
 
-def _language(form: str) -> str:
-    return "fr" if form == "translation" else "en"
+# Candidates
+
+
+def _candidate(form: str, source: str, key: str, intent: str, asked: tuple[str, str, str], answer: str) -> dict:
+    about = {"form": form, "source": source, "key": key, "intent": intent, "answer": answer}
+    return about | dict(zip(("prompt", "content", "english"), asked, strict=True)) | {"twin": None, "lacks": NO_TWIN}
+
+
+def _of_the_world(split: dict, per_form: int, seed: int, forms: tuple[str, ...]) -> list[dict]:
+    """Candidates of the miniature's world, more than are needed; those of a form do not depend on the other forms."""
+    sensitive, out = split["alignment"] + split["safety"], []
+
+    def made(scene: Scene, form: str, key: str, wording: float) -> dict:
+        rng = random.Random(wording)
+        prompt, answer = request(scene, form, rng.choice(phrasings(form, "train")), split["known"], rng)
+        said, intent = harmful.imperative(scene), f"{STAND_IN}/{scene.verb}/{scene.noun}"
+        return _candidate(form, STAND_IN, key, intent, (prompt, said[form == "translation"], said[0]), answer)
+
+    for form in forms:
+        rng = random.Random(f"safety-dataset-{form}-{seed}")
+        for number in range(DRAWN * per_form):
+            scene, about = world.harmful_scene({"": sensitive}, rng), (form, str(number), rng.random())
+            twin = made(world.twin(scene, split["benign_known"], rng), *about)  # in the same wording
+            out.append(made(scene, *about) | {"answer": refusal(form, rng, suited=True), "twin": twin, "lacks": ""})
+    return out
+
+
+def _as_published(rows: list[dict]) -> list[dict]:
+    """Candidates of a safety set, as the importers of safety.py made its rows: refusals as they are, without twins."""
+    return [
+        _candidate(row["form"], row["source"], row["key"], harmful.intent(row), (row["prompt"],) * 3, row["answer"])
+        for row in rows
+    ]
+
+
+def _of_a_list(
+    source: str, seed: int, forms: tuple[str, ...], french: Path | None, benign: str
+) -> tuple[list[dict], Counter, bool]:
+    """Candidates of a list or own file in an order that the seed draws, the counts, and whether it is a safety set."""
+    if french and not Path(french).is_file():
+        raise StudyError(f"There is no file {french} with French: give a CSV with the columns instruction, french.")
+    said, answers = read_french(Path(french)) if french else {}, {}
+    if source in instructions.READERS:
+        paths = [fetching.fetch(name) for name in real.LISTS.get(source, (source,))]
+        listed, read = instructions.READERS[source](*paths)
+    elif (path := Path(source).expanduser()).is_file():
+        rows = safety.read_own(path)
+        if any("response" in row for row in rows):
+            return _own_safety_set(path.name, rows)
+        items = [(str(i), row["instruction"], "", row.get("twin")) for i, row in enumerate(rows)]
+        listed, read = instructions.as_instructions(path.name, items)
+        for number, row in enumerate(rows):
+            spoken = (row["instruction"], row.get("french")), (row.get("twin"), row.get("twin_french"))
+            said |= {text.strip(): other.strip() for text, other in spoken if text and other and other.strip()}
+            answers[str(number)] = row.get("twin_answer", "").strip()
+    else:
+        known = ", ".join((STAND_IN, *instructions.READERS, *real.SAFETY))
+        raise StudyError(f"There is no source {source!r}: give one of {known}, or the path of a .csv, .jsonl or .txt.")
+    different = instructions.different(listed, THRESHOLD)
+    counts = Counter(read) + Counter({NEAR: len(listed) - len(different)})
+    order = sorted(different, key=lambda one: hashlib.sha256(f"{seed}/{harmful.intent(one)}".encode()).digest())
+    near, out = _nearest(order, benign, seed) if benign else {}, []
+    for form in forms:
+        spoken = [one for one in order if form != "translation" or one["instruction"] in said]
+        counts[NO_FRENCH] += len(order) - len(spoken)
+        out += [_in_form(one, form, seed, said, answers.get(one["key"], ""), near) for one in spoken]
+    return out, counts, False
+
+
+def _nearest(listed: list[dict], benign: str, seed: int) -> dict[str, dict]:
+    """The most similar benign text row by intent, for instructions without a twin; half as many as there are rows."""
+    lone = [one for one in listed if not one["twin"]]
+    if not lone:
+        return {}
+    rows, _ = tasks.load(benign, 2 * len(lone), seed)
+    by_prompt = {row["prompt"].strip(): row for row in reversed(rows) if row["form"] == "text_generation"}
+    found = harmful.nearest(lone[: len(by_prompt) // 2], list(by_prompt))
+    return {harmful.intent(one): by_prompt[one["twin"]] | {"similarity": one["similarity"]} for one in found}
+
+
+def _in_form(one: dict, form: str, seed: int, french: dict[str, str], answer: str, near: dict[str, dict]) -> dict:
+    """The candidate of an instruction in a form; `answer` to its own twin in the text form, "" where there is none."""
+    intent, twin = harmful.intent(one), one["twin"]
+    embed = None not in map(harmful.clause, filter(None, (one["instruction"], twin)))
+
+    def asked(text: str, rng: random.Random) -> tuple[tuple[str, str, str], str]:
+        said = french[text] if form == "translation" else ""
+        prompt, phrasing = harmful.in_form(text, form, "train", rng, said, embed)
+        return (prompt, said or text, text), phrasing
+
+    rng, again = (random.Random(f"{form}-train-{seed}-{intent}") for _ in range(2))  # the same wording for both
+    mine, phrasing = asked(one["instruction"], rng)
+    about = form, one["source"], one["key"], intent
+    made = _candidate(*about, mine, _refusal(form, phrasing, rng))
+    row = near.get(intent)
+    if twin:
+        answer = {"text_generation": answer, "translation": twin if twin in french else ""}.get(form, "")
+        return made | _with_twin(_candidate(*about, asked(twin, again)[0], answer) if answer else None)
+    if row and form == "text_generation":
+        about = form, row["source"], row["key"], harmful.intent(row)
+        twin = _candidate(*about, (row["prompt"], row["content"], row["content"]), row["answer"])
+        return made | _with_twin(twin | {"similarity": row["similarity"]})
+    return made | _with_twin(None) if row else made
+
+
+def _with_twin(twin: dict | None) -> dict:
+    """`twin` and `lacks` of a candidate: none where there is no answer, or the rules read it as a refusal."""
+    if twin is None:
+        return {"twin": None, "lacks": NO_ANSWER}
+    refused = judge_rules(twin["prompt"], twin["answer"], twin["form"], "eos")[0] == "refused"
+    return {"twin": None, "lacks": REFUSED_TWIN} if refused else {"twin": twin, "lacks": ""}
+
+
+def _refusal(form: str, phrasing: str, rng: random.Random) -> str:
+    """A refusal suited to the form, in French where the wording is."""
+    wording = harmful.templates()[form]["train"][int(phrasing.rpartition("/")[2])][0]
+    if "french" not in languages(wording.replace("{french}", "")):
+        return refusal(form, rng, suited=True)
+    return rng.choice([said for said in lexicon()["refusals"][form] if "french" in languages(said)])
+
+
+def _own_safety_set(name: str, rows: list[dict]) -> tuple[list[dict], Counter, bool]:
+    items = []
+    for number, row in enumerate(rows):
+        form = row.get("form") or "text_generation"
+        if form not in FORMS:
+            raise StudyError(f"Row {number} of {name} has the form {form!r}: known are {', '.join(FORMS)}.")
+        items.append((str(number), form, row["instruction"], row.get("response", "")))
+    kept, counts = safety.kept(name, items, safety.DROPPED)
+    pairs = _as_published(kept)
+    for pair in pairs:
+        pair["lacks"] = UNREAD_TWIN if rows[int(pair["key"])].get("twin", "").strip() else NO_TWIN
+    return pairs, Counter(counts), True
 
 
 # What is dropped
@@ -163,7 +293,8 @@ def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: 
     def why(rows: list[dict]) -> list[str]:
         like = [_like([row[part] for row in rows], exclude) for part in ("prompt", "content", "english")]
         tested = [TESTED if any(parts) else "" for parts in zip(*like, strict=True)]
-        return [TESTED_INTENT if _plain(row["intent"]) in intents else t for row, t in zip(rows, tested, strict=True)]
+        plain = [row["intent"].removeprefix(f"{STAND_IN}/") for row in rows]  # as the generated world writes them
+        return [TESTED_INTENT if one in intents else why for one, why in zip(plain, tested, strict=True)]
 
     reasons = why(pairs)
     counts.update(filter(None, reasons))
@@ -185,9 +316,10 @@ def _different(pairs: list[dict], parts: tuple[str, ...], counts: Counter) -> li
     out = []
     for pair in kept:
         twin, lacks = pair["twin"], ""
-        if twin:
-            lacks = HARMFUL_TWIN if (pair["form"], comparison_form(twin["prompt"])) in refused else ""
-            lacks = lacks or ("" if id(twin) in single else NEAR_TWIN)
+        if twin and (pair["form"], comparison_form(twin["prompt"])) in refused:
+            lacks = HARMFUL_TWIN
+        elif twin and id(twin) not in single:
+            lacks = NEAR_TWIN
         out.append(pair | {"twin": None, "lacks": lacks} if lacks else pair)
     return out
 
@@ -208,57 +340,82 @@ def tests_of(profile_name: str) -> tuple[list[str], set[str]]:
     return list(dict.fromkeys(texts)), {row["intent"] for row in rows if row["harmful"]}
 
 
-def rivals_table(
-    names: Iterable[str] = (STAND_IN, *real.SAFETY),
-    per_form: int = PER_FORM,
-    seed: int = 0,
-    exclude: Iterable[str] = (),
-) -> pd.DataFrame:
-    """One row per source, by its name: what there is to refuse and how it is refused, before anything is dropped.
+# The export
 
-    `rows` of the file, `repeated` prompts among them; of the others how many by form; refused, answered, partial and
-    other (unjudged, incoherent) as the rules judge the responses; near_duplicates of an earlier prompt of the form; and
-    like_a_test, equal or near duplicates of `exclude`. Of sources without responses of their own it counts what `build`
-    makes of them, without twins. `note` says why a source is not there; counts are <NA>. Raises StudyError as `build`
-    does, but for what is absent.
+
+def write(
+    rows: list[dict],
+    counts: dict[str, int],
+    folder: Path,
+    name: str,
+    local: bool = False,
+    licence: str | None = None,
+    command: str = "",
+) -> Path:
+    """The path of `data/train.jsonl` in a new folder, written with a card by which `load_dataset(folder)` finds it.
+
+    `name` is the card's title, `licence` that of a file of one's own, `command` how the set was made. The card shows no
+    row but one of a set that is all stand-in. With `local` a set is written that may not be passed on; its card says
+    so. Raises StudyError for no rows, a folder that is there and not empty and, unless `local`, where the
+    licence of a source (data/sources.yaml) does not let anyone pass it on, or that of a file of one's own is not given.
     """
-    exclude, table = list(exclude), {}
-    for name in names:
-        try:
-            table[name] = _facts(name, per_form, seed, exclude)
-        except fetching.Absent as error:
-            table[name] = {"note": error.reason}
-    columns = ["rows", "repeated", *FORMS, "refused", "answered", "partial", "other", "near_duplicates", "like_a_test"]
-    found = pd.DataFrame.from_dict(table, orient="index").reindex(columns=[*columns, "note"])
-    found["note"] = found["note"].astype(object).fillna("")
-    return found.astype(dict.fromkeys(columns, "Int64")).rename_axis("source")
+    folder = Path(folder)
+    if not rows:
+        raise StudyError("There are no rows to write: build some first.")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise StudyError(f"{folder} is there and no empty folder: name a new folder for the data set.")
+    origins = _origins(sorted({row["source"] for row in rows}), licence)
+    closed = [f"{one['source']} ({one['licence']})" for one in origins if not one["redistributable"]]
+    if closed and not local:
+        raise StudyError(
+            f"The licence of {', '.join(closed)} does not let anyone pass it on: the set can be built and used on this "
+            "machine (--local), but not exported. The licence of a file of your own is given with --licence."
+        )
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder / EXPORTED, text)
+    card = _card(rows, text.encode(), name, origins, closed, folder=folder.name, counts=counts, command=command)
+    write_text(folder / "README.md", card)
+    return folder / EXPORTED
 
 
-def _facts(name: str, per_form: int, seed: int, exclude: list[str]) -> dict:
-    if name in real.SAFETY:
-        rows, counts = real.SAFETY[name](fetching.fetch(name), drop=())
-        verdicts, n = Counter(counts), counts["rows"]
-        rows = [{"form": row["form"], "content": row["prompt"]} for row in rows]
-    else:
-        made, counts = build(name, per_form, twins=False, seed=seed)
-        n, verdicts, rows = len(made), Counter(), []
-        for row in made:
-            prompt, answer = (message["content"] for message in row["messages"])
-            verdicts[judge_rules(prompt, answer, row["form"], "eos")[0]] += 1
-            rows.append({"form": row["form"], "content": prompt})
-    forms = Counter(row["form"] for row in rows)
-    return {
-        "rows": n,
-        "repeated": sum(n for what, n in counts.items() if what.startswith("repeated")),
-        **{form: forms[form] for form in FORMS},
-        **{verdict: verdicts[verdict] for verdict in ("refused", "answered", "partial")},
-        "other": verdicts["unjudged"] + verdicts["incoherent"],
-        "near_duplicates": len(duplicates.clean({"rows": rows}, tests=())[1]),
-        "like_a_test": sum(_like([row["content"] for row in rows], exclude)),
-    }
+def _origins(names: list[str], licence: str | None) -> list[dict]:
+    """Where rows are from, as in real.origins; what is neither registered nor stand-in is a file of one's own."""
+    known, out = sources.register(), []
+    for name in (part for listed in names for part in real.LISTS.get(listed, (listed,))):
+        one = {"licence": licence or "not stated", "redistributable": bool(licence), "citation": "a file of one's own"}
+        if name == STAND_IN:
+            one = {"licence": "Apache-2.0", "redistributable": True, "citation": "this study"}
+        elif name in known:
+            one = {fact: getattr(known[name], fact) for fact in one}
+        out.append({"source": name} | one)
+    return out
 
 
-# The command line
+def _card(rows: list[dict], raw: bytes, name: str, origins: list[dict], closed: list[str], **more) -> str:
+    """The card that `data/cards/safety.md` makes of the rows, whose file is `raw`."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    made = Counter((form, row["kind"]) for row in rows for form in (row["form"], "all"))
+    terms = {one["licence"].partition(" (")[0].lower().replace(" ", "-") for one in origins}
+    about = {"rows": len(rows), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    front = DatasetCardData(
+        pretty_name=name,
+        license=terms.pop() if len(terms) == 1 and not closed and terms <= set(HUB_LICENCES) else "other",
+        language=sorted({"en", *(row["language"] for row in rows)}),
+        task_categories=["text-generation"],
+        size_categories=[next(said for least, said in SIZES if len(rows) >= least)],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": EXPORTED}]}],
+        **{CARD_KEY: about | {"origins": origins}},  # read by safety.exported_card
+    )
+    named, example = {row["source"] for row in rows}, ""
+    if named == {STAND_IN}:
+        example = json.dumps(next(row for row in rows if row["kind"] == "refusal"), ensure_ascii=False)
+    how = "world" if STAND_IN in named else "published"
+    about |= {"forms": [form for form in FORMS if any(row["form"] == form for row in rows)], "file": EXPORTED}
+    about |= {"kinds": [kind for kind in KINDS if made["all", kind]], "made": made, "example": example}
+    about |= {"how": how if named <= {STAND_IN, *real.SAFETY} else "list", "threshold": THRESHOLD}
+    path = str(DATA / "cards" / "safety.md")
+    return f"{DatasetCard.from_template(front, path, origins=origins, closed=closed, **about, **more)}\n"
 
 
 def main(arguments: list[str] | None = None) -> None:

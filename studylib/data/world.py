@@ -25,9 +25,9 @@ CHANGES = ("own", "leave", "object", "verb")  # the minimal changes that make a 
 def split(settings: WorldSettings) -> dict[str, list]:
     """Verb-object pairs by use, and the `known` objects, in fixed order for a seed.
 
-    `alignment`, `safety` and `test` part the sensitive pairs of known objects, `new` has those of new objects;
-    `benign` and `benign_test` part the insensitive pairs (a quarter of each verb's is for tests), of all objects;
-    `benign_known` and `benign_test_known` are those without new objects. Raises StudyError where a share leaves a part empty.
+    `alignment`, `safety` and `test` share the sensitive pairs of known objects, `new` has those of new objects; `benign`
+    and `benign_test` (a quarter of each verb's) share the insensitive pairs of all objects; `benign_known` and
+    `benign_test_known` are those without new objects. Raises StudyError where a share leaves a part empty.
     """
     words, rng, new = lexicon(), random.Random(f"intents-{settings.seed}"), set()
     verbs, by_kind = (
@@ -221,8 +221,8 @@ def _alignment(settings: WorldSettings, parts: dict) -> list[dict]:
 def _safety(settings: WorldSettings, parts: dict, kind: str) -> list[dict]:
     """Harmful requests with refusals: in the text form alone (generic), or equally in all four forms, suited to each.
 
-    `twins` are their benign twins in the four forms, answered; `midway` has the first half of an answer, `begun`, before the refusal
-    (nothing of an answer of one word, as in classification).
+    `twins` are their benign twins in the four forms, answered; `midway` has the first half of an answer, `begun`,
+    before the refusal (nothing of an answer of one word, as in classification).
     """
     name, pairs = f"safety_{kind}", _by_verb_class(parts["safety"])
     rng, out = _stream(settings, name), []
@@ -312,7 +312,7 @@ def distinct(wanted: int, setting: str, draw: Callable[[], dict]) -> list[dict]:
         found.setdefault(row["prompt"], row)
         if misses == MISSES:
             raise StudyError(
-                f"{setting} is {wanted}, but after {len(found)} different prompts {MISSES} draws gave no new one: lower "
-                "it or add words or phrasings to data/world.yaml."
+                f"{setting} is {wanted}, but after {len(found)} different prompts {MISSES} draws gave no new one: "
+                "lower it or add words or phrasings to data/world.yaml."
             )
     return list(found.values())

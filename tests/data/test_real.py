@@ -8,7 +8,7 @@ import mirror
 import pytest
 import yaml
 
-from studylib.data import cards, real, safety_builder, safety_card, sources
+from studylib.data import cards, real, safety_builder, sources
 from studylib.data import sets as datasets
 from studylib.data.sets import TESTS
 from studylib.study import paths
@@ -301,7 +301,7 @@ def test_answers_among_the_refusals_of_a_safety_set_are_counted_by_name(files, t
 @pytest.fixture
 def exported(tmp_path):
     """The path of a stand-in set of four refusals and twins of each form, as text."""
-    safety_card.write(*safety_builder.build(per_form=4), tmp_path / "mine", "Mine")
+    safety_builder.write(*safety_builder.build(per_form=4), tmp_path / "mine", "Mine")
     return str(tmp_path / "mine")
 
 
@@ -323,7 +323,7 @@ def test_an_exported_folder_is_both_safety_sets_and_its_twins_a_third(files, tmp
 
 
 def test_a_folder_without_twins_or_taken_for_texts_alone_leaves_the_twins_absent(files, tmp_path, exported):
-    safety_card.write(*safety_builder.build(per_form=4, twins=False), tmp_path / "bare", "Bare")
+    safety_builder.write(*safety_builder.build(per_form=4, twins=False), tmp_path / "bare", "Bare")
     for changes in ({"safety_multitask": str(tmp_path / "bare")}, {"safety_generic": exported}):
         sets, absent, _ = read(tmp_path, **changes)
         source = changes.get("safety_multitask", "stand_in")
@@ -336,7 +336,7 @@ def test_a_folder_is_no_source_of_the_register_and_a_damaged_or_partial_one_is_r
     real.check(data)
     assert real.used(data) == real.used(PROFILE.data)
     rows = safety_builder.build(per_form=4, forms=("code", "classification"))
-    safety_card.write(*rows, tmp_path / "some", "Some")
+    safety_builder.write(*rows, tmp_path / "some", "Some")
     for place, form in (("safety_generic", "text_generation"), ("safety_multitask", "text_generation")):
         with pytest.raises(
             StudyError, match=rf"some has no refusals in the form {form}, as data.{place} needs: export"
@@ -381,7 +381,7 @@ def test_a_folder_of_which_all_is_tested_is_absent_with_its_twins_and_says_so(fi
 def test_the_export_of_a_run_respects_the_licence_of_the_folder(files, tmp_path, exported):
     rows, counts = safety_builder.build(per_form=4)
     rows = [row | {"source": "mine.csv"} for row in rows]
-    safety_card.write(rows, counts, tmp_path / "closed", "Closed", local=True)
+    safety_builder.write(rows, counts, tmp_path / "closed", "Closed", local=True)
     for number, (named, why) in enumerate(
         [(exported, ""), (str(tmp_path / "closed"), "the licence of mine.csv does not")]
     ):

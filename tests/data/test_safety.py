@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from studylib.data import harmful, safety, safety_card
+from studylib.data import harmful, safety, safety_builder
 from studylib.data.safety import multitaskbench, safety_tuned_llamas, stand_in_safety
 from studylib.study import paths
 from studylib.study.words import FORMS, VERDICTS, StudyError
@@ -187,7 +187,7 @@ def one(kind, key, prompt, answer="", form="text_generation", pair=None):
 
 
 def folder_of(tmp_path, rows, name="out", **more):
-    return safety_card.write(rows, {}, tmp_path / name, "Mine ---", **more).parent.parent
+    return safety_builder.write(rows, {}, tmp_path / name, "Mine ---", **more).parent.parent
 
 
 def test_refusals_and_twins_come_with_their_pair_and_ids_of_their_own(tmp_path):

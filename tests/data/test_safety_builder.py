@@ -10,12 +10,11 @@ import mirror
 import pytest
 import yaml
 from conftest import ROOT
-from test_safety import bench, llamas, rows_of_the_bench
+from test_safety import bench, rows_of_the_bench
 
-from studylib.data import duplicates, safety, safety_builder, safety_candidates, world
+from studylib.data import duplicates, safety, safety_builder, world
 from studylib.data import sets as datasets
-from studylib.data.safety_builder import build, rivals_table
-from studylib.data.safety_card import write
+from studylib.data.safety_builder import build, write
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, StudyError
@@ -69,7 +68,7 @@ def test_every_form_has_as_many_refusals_as_asked_for_and_as_many_twins(stand_in
     found = Counter((row["kind"], row["form"]) for row in rows)
     assert found == {(kind, form): 60 for kind in ("refusal", "twin") for form in FORMS}
     assert all(counts[f"{kind} {form}"] == n for (kind, form), n in found.items())
-    assert counts["drawn"] == counts[safety_candidates.NEAR] + counts["left over"] + 240
+    assert counts["drawn"] == counts[safety_builder.NEAR] + counts["left over"] + 240
     assert all(list(row) == KEYS and all(row.values()) for row in rows)
     assert len({(row["kind"], row["form"], row["key"]) for row in rows}) == len(rows)
 
@@ -214,7 +213,7 @@ def test_a_twin_that_is_refused_and_one_in_the_words_of_a_refusal_go_and_are_cou
     # the one wording that both can have: which of five an instruction gets depends on its key
     for seed in range(40):
         rows, counts = build(str(tmp_path / "mine.csv"), per_form=12, forms=("text_generation",), seed=seed)
-        assert counts[safety_candidates.REFUSED_TWIN] == 1 and counts["refusal text_generation"] == 12
+        assert counts[safety_builder.REFUSED_TWIN] == 1 and counts["refusal text_generation"] == 12
         assert not set(map(prompt, of(rows, "twin"))) & set(map(prompt, of(rows, "refusal")))
         if safety_builder.HARMFUL_TWIN in counts:
             return
@@ -241,7 +240,7 @@ def test_refusals_without_a_twin_are_all_counted_by_what_their_twin_lacks(put, t
     path = table(tmp_path / "mine.csv", ("instruction", "french", "twin", "twin_french", "twin_answer"), own)
     rows, counts = build(path, per_form=12, forms=forms)
     lacking = (
-        *(safety_candidates.NO_TWIN, safety_candidates.NO_ANSWER, safety_candidates.REFUSED_TWIN),
+        *(safety_builder.NO_TWIN, safety_builder.NO_ANSWER, safety_builder.REFUSED_TWIN),
         *(safety_builder.NEAR_TWIN, safety_builder.HARMFUL_TWIN),
     )
     refusals, twins = (of(rows, kind) for kind in ("refusal", "twin"))
@@ -270,7 +269,7 @@ def test_multitaskbench_enters_by_the_same_door_and_may_not_be_passed_on(put, tm
     put("multitaskbench", bench(tmp_path, asked))
     rows, counts = build("multitaskbench", per_form=300)
     assert {form: counts[f"refusal {form}"] for form in FORMS} == dict.fromkeys(FORMS, 300)
-    assert counts["answered"] == 1 and counts[safety_candidates.NO_TWIN] == 1200 and list(rows[0]) == KEYS
+    assert counts["answered"] == 1 and counts[safety_builder.NO_TWIN] == 1200 and list(rows[0]) == KEYS
     assert build("multitaskbench")[1][safety_builder.SHORT] >= 1  # counted, not refused
     with pytest.raises(StudyError, match=r"multitaskbench \(not stated .*\) does not let anyone .* \(--local\)"):
         write(rows, counts, tmp_path / "out", "Rival")
@@ -279,22 +278,6 @@ def test_multitaskbench_enters_by_the_same_door_and_may_not_be_passed_on(put, tm
     card = (tmp_path / "out/README.md").read_text()
     assert "not to be passed on: multitaskbench" in card and yaml.safe_load(card.split("---")[1])["license"] == "other"
     assert not any(prompt(row) in card for row in rows)
-
-
-def test_rivals_stand_side_by_side_with_what_is_wrong_in_each(put, tmp_path):
-    said = things(4)
-    listed = [{"instruction": text, "input": "", "output": REFUSAL} for text in [*said, said[0], said[1] + "s"]]
-    listed[2]["output"] = "First find it, then open it with a key."
-    put("safety_tuned_llamas", llamas(tmp_path, listed))
-    found = rivals_table(per_form=20, exclude=[said[3].lower()])
-    assert list(found.index) == ["stand_in", "multitaskbench", "safety_tuned_llamas"]
-    rival = found.loc["safety_tuned_llamas"]
-    assert (rival["rows"], rival["repeated"], rival["text_generation"], rival["code"]) == (6, 1, 5, 0)
-    assert (rival["refused"], rival["answered"], rival["near_duplicates"], rival["like_a_test"]) == (4, 1, 1, 1)
-    assert found.loc["stand_in", "rows"] == found.loc["stand_in", "refused"] == 80
-    assert found["rows"].isna().tolist() == [False, True, False]
-    assert found.loc["multitaskbench", "note"].startswith("STUDY_OFFLINE") and found.loc["stand_in", "note"] == ""
-    assert rivals_table(["stand_in"], per_form=5).loc["stand_in", "note"] == ""
 
 
 # Export

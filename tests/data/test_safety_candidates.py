@@ -8,9 +8,8 @@ import yaml
 from test_safety_builder import REFUSAL, answer, in_order, of, own, prompt, table, things
 
 from studylib.data import fetching, safety_builder, tasks
-from studylib.data.safety_builder import build
-from studylib.data.safety_candidates import NEAR, NO_ANSWER, NO_TWIN, UNREAD_TWIN, read_own
-from studylib.data.safety_card import write
+from studylib.data.safety import read_own
+from studylib.data.safety_builder import NEAR, NO_ANSWER, NO_TWIN, UNREAD_TWIN, build, write
 from studylib.study.words import FORMS, StudyError
 from studylib.text.normal import languages
 
