@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from studylib.stages import prerequisites, products, stage
+from studylib.stages import graph, stage
 from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
@@ -56,9 +56,9 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
         )
     paths = RunPaths.of(profile.name)
     parameters = {"profile": profile_name, **unit.parameters}
-    prerequisites.check_parameters(name, parameters)
-    prerequisites.check_prerequisites(name, profile, paths, profile_name)
-    prerequisites.check_space(paths.run, profile.execution.min_free_gb)
+    graph.check_parameters(name, parameters)
+    graph.check_prerequisites(name, profile, paths, profile_name)
+    graph.check_space(paths.run, profile.execution.min_free_gb)
     if driver := os.environ.get("STUDY_PID"):
         threading.Thread(target=_stop_with, args=(int(driver),), daemon=True).start()
 
@@ -156,11 +156,11 @@ def _end() -> None:
 def study(profile_name: str, cores: int, arguments: list[str]) -> None:
     """Replaces this process by Snakemake on the profile's run; a lock that a killed run left is removed first."""
     profile = load_profile(profile_name)
-    prerequisites.check_models(profile)
+    graph.check_models(profile)
     paths = RunPaths.of(profile.name)
     run = paths.run
     check_needs(profile, paths)
-    prerequisites.check_space(run, profile.execution.min_free_gb)
+    graph.check_space(run, profile.execution.min_free_gb)
     run.mkdir(parents=True, exist_ok=True)
     guard = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
     try:
@@ -183,12 +183,14 @@ def study(profile_name: str, cores: int, arguments: list[str]) -> None:
         "--config",
         f"profile={profile_name}",
         "--rerun-incomplete",
+        "--max-checksum-file-size",  # of any size: times say little of a run that was copied
+        "1TB",
         "--quiet",
         "host",
         "reason",
         "rules",
         "--keep-going",  # last, as --quiet and --config would swallow a target that follows
-        *arguments,
+        *(os.path.relpath(a, run) if Path(a).is_absolute() else a for a in arguments),  # as the Snakefile has them
     ]
     if any((run / ".snakemake" / "locks").glob("*")):
         subprocess.run([*command, "--unlock"], check=True, capture_output=True, cwd=ROOT)
@@ -237,7 +239,7 @@ def write_manifest(profile_name: str) -> None:
     }
     cards = {
         name: json.loads(paths.model_card(name).read_text())
-        for name in products.built_models(profile)
+        for name in graph.built_models(profile)
         if paths.model_card(name).is_file()
     }
     write_text(

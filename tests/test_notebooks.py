@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from studylib.stages import labels, prerequisites, products, stage
+from studylib.stages import graph, labels, stage
 from studylib.study import grid
 from studylib.study.grid import arm_cells, units
 from studylib.study.paths import NOTEBOOKS, RunPaths
@@ -34,7 +34,7 @@ def test_there_is_one_notebook_per_stage():
 def test_sources_are_valid_stripped_and_short(name):
     path = NOTEBOOKS / f"{name}.ipynb"
     nbformat.validate(nbformat.read(path, as_version=4))
-    for cell in prerequisites.notebook_cells(path):
+    for cell in graph.notebook_cells(path):
         assert not cell["outputs"] and cell["execution_count"] is None
         assert len([line for line in cell["source"].splitlines() if line.strip()]) <= 14, cell["source"]
     verify = subprocess.run(
@@ -53,7 +53,7 @@ def test_every_stage_leaves_an_executed_copy_without_errors(paths, unit):
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda u: f"{u.stage}-{u.name}")
 def test_every_file_of_the_contract_is_there(paths, unit):
-    assert all(p.is_file() and p.stat().st_size for p in products.files(PROFILE, paths, unit))
+    assert all(p.is_file() and p.stat().st_size for p in graph.files(PROFILE, paths, unit))
 
 
 def test_every_cell_of_the_grid_has_an_adapter_and_all_its_rows(paths):
@@ -224,7 +224,7 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
     assert not (run / "labels.csv").exists()
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    now = stage.begin(LABELS, prerequisites.parameters_of(LABELS) | {"profile": "smoke"})
+    now = stage.begin(LABELS, graph.parameters_of(LABELS) | {"profile": "smoke"})
     chosen = labels.choose(*now.so_far(), 30)
     assert f"A labelling sheet of {len(chosen)} responses" in str(outputs)
     sheet = labels.Sheet(chosen, now.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
@@ -268,6 +268,6 @@ def test_papermill_itself_cannot_slip_in_a_mistyped_parameter(smoke_runs, tmp_pa
 def test_redacted_profiles_show_no_response():
     """Every notebook cell that shows texts asks the profile whether it may."""
     for name in STAGES:
-        for cell in prerequisites.notebook_cells(NOTEBOOKS / f"{name}.ipynb"):
+        for cell in graph.notebook_cells(NOTEBOOKS / f"{name}.ipynb"):
             if any(shows in cell["source"] for shows in ("readable_tables.examples(", "dialogues", "explorer.show(")):
                 assert "redact" in cell["source"]

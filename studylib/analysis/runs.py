@@ -15,8 +15,7 @@ import pandas as pd
 
 from studylib.analysis import rates, readable, stats, tables
 from studylib.analysis.readable import cell_words, label
-from studylib.stages.products import known_runs
-from studylib.study.paths import ROOT, runs_folder
+from studylib.study.paths import ROOT, known_runs, runs_folder
 from studylib.study.profile import profile_names
 from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError
 

@@ -1,19 +1,50 @@
-"""What the Snakefile asks: what each notebook run depends on and what it makes."""
+"""The stages: what each needs, reads and leaves, what makes it stale, and what is checked before it begins."""
 
 import ast
 import hashlib
+import json
+import re
+import shlex
+import shutil
 from functools import cache
 from pathlib import Path
 
-from studylib.data.sets import sets_of
-from studylib.stages import products
-from studylib.stages.prerequisites import BESIDE, NEEDS, notebook_cells
-from studylib.study import grid
-from studylib.study.grid import Unit
-from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
-from studylib.study.profile import Profile
-from studylib.study.words import STAGE_SAFETY_DATA
+import pandas as pd
 
+from studylib.data import sets
+from studylib.stages.cells import COLUMNS
+from studylib.study.files import LIBRARY, code, digest, read_parquet
+from studylib.study.grid import Unit, units
+from studylib.study.paths import DATA, NOTEBOOKS, ROOT, RunPaths
+from studylib.study.profile import PROFILES, Profile, profile_path
+from studylib.study.words import LABELS, LABORATORY, MINIATURE, STAGE_SAFETY_DATA, TINY, StudyError
+
+# What a stage reads, as the stages whose results it needs.
+NEEDS = {
+    "00_prepare": (),
+    "01_baseline": ("00_prepare",),
+    "02_finetune": ("00_prepare",),
+    "03_defences": ("00_prepare",),
+    "04_mitigation": ("00_prepare",),
+    "05_helpfulness": ("01_baseline", "02_finetune", "03_defences", "04_mitigation"),
+    "06_findings": ("01_baseline", "02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
+    LABORATORY: ("00_prepare",),
+    LABELS: ("01_baseline",),
+}
+# Of these the stages without which it goes on, saying so.
+LOOSE = {
+    "05_helpfulness": ("02_finetune", "03_defences", "04_mitigation"),
+    "06_findings": ("02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
+}
+# What a stage shows beside its own where it is there; in a whole study it is, as the graph waits for it.
+BESIDE = {"03_defences": ("01_baseline", "02_finetune")}
+# What of a profile a notebook's `overrides` may change: keys, and sections of which every key has an effect there.
+OVERRIDES = {
+    "01_baseline": ("generation", "system_prompt", "judges"),
+    "02_finetune": ("lora", "tuning", "generation", "system_prompt", "judges"),
+    "03_defences": ("lora", "tuning", "generation", "system_prompt", "judges", "grid.safety_fraction", "guards"),
+    "04_mitigation": ("lora", "tuning", "generation", "system_prompt", "judges", "grid.safety_fraction"),
+}
 TUNED = ("redact", "system_prompt", "models", "lora", "tuning", "generation", "judges", "endpoint")
 # The sections of a profile that a stage's results depend on; a change elsewhere does not run it again.
 SECTIONS = {
@@ -25,6 +56,24 @@ SECTIONS = {
     "06_findings": ("description", "labelled"),
 }
 JUDGED = ("01_baseline", *STAGE_SAFETY_DATA, "06_findings")  # stages that the user's own labels bear on
+# The rooms and modules with which a stage checks and shows its results, but does not make them.
+SHOWS_WITH = {
+    "00_prepare": ("judges", "scores", "analysis", "figures", "stages/judging.py", "stages/graph.py"),
+    **dict.fromkeys(("01_baseline", *STAGE_SAFETY_DATA), ("scores", "analysis", "figures", "stages/graph.py")),
+    "05_helpfulness": ("figures",),
+}
+VERDICTS_OF = {"verdicts": "responses", "across_verdicts": "across"}
+ACROSS = ("across", "across_verdicts")  # of models asked in another style than their tuning's, without safety data
+_KEYS = {  # of each kind of table: columns without which nothing can be made of it, and what is there once
+    "responses": ((*COLUMNS,), ("response_id",)),
+    "verdicts": (("response_id", "judge", "verdict", "reason"), ("response_id", "judge")),
+    "scores": (("response_id", "metric", "score"), ("response_id", "metric")),
+    "guards": (
+        ("guard", "side", "prompt_id", "response_id", "blocked", "reason"),
+        ("guard", "side", "prompt_id", "response_id"),
+    ),
+}
+_KEYS |= {"across": ((*COLUMNS, "trained_style"), ("response_id",)), "across_verdicts": _KEYS["verdicts"]}
 
 
 def settings_of(profile: Profile, unit: Unit) -> dict:
@@ -43,47 +92,298 @@ def settings_of(profile: Profile, unit: Unit) -> dict:
 
 def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     """The files of earlier stages that a notebook run reads; of those shown beside it the same part of the grid."""
-    needed = [earlier for stage in NEEDS[unit.stage] for earlier in grid.units(profile, stage)]
-    beside = [earlier for stage in BESIDE.get(unit.stage, ()) for earlier in grid.units(profile, stage)]
+    needed = [earlier for stage in NEEDS[unit.stage] for earlier in units(profile, stage)]
+    beside = [earlier for stage in BESIDE.get(unit.stage, ()) for earlier in units(profile, stage)]
     alike = [one for one in beside if all(unit.parameters[key] == value for key, value in one.parameters.items())]
     if unit.stage == "00_prepare" and profile.data:
         from studylib.data import real
 
         return real.own_files(profile.data)
     labels = [paths.labels] if paths.labels.is_file() and unit.stage in JUDGED else []
-    return [*labels, *(path for earlier in (*needed, *alike) for path in products.files(profile, paths, earlier))]
+    return [*labels, *(path for earlier in (*needed, *alike) for path in files(profile, paths, earlier))]
 
 
 def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     """The files that a notebook run makes, its executed copy last.
 
-    Data sets are outputs, so that a deleted one is made again, but no inputs: later stages depend on their hashes in the index.
+    Data sets are outputs, so that a deleted one is made again, but no inputs: later stages depend on their hashes in
+    the index.
     """
-    data = [*map(paths.data, sets_of(profile)), paths.data_card] if unit.stage == "00_prepare" else []
-    return [*data, *products.files(profile, paths, unit), paths.notebook(unit.stage, unit.name)]
+    data = [*map(paths.data, sets.sets_of(profile)), paths.data_card] if unit.stage == "00_prepare" else []
+    return [*data, *files(profile, paths, unit), paths.notebook(unit.stage, unit.name)]
+
+
+def built_models(profile: Profile) -> list[str]:
+    """Names of the model folders that 00_prepare builds for the profile, the one to be studied last."""
+    if profile.miniature:
+        return ["helpful_only", "aligned"]
+    return sorted({m.source.replace("/", "_") for m in profile.models.values() if m.source.startswith(TINY)})
+
+
+def files(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
+    """The files that a notebook run leaves for later stages, apart from its executed copy."""
+    if unit.stage == "00_prepare":
+        return [paths.data_index, *map(paths.model_card, built_models(profile))]
+    if unit.stage == "05_helpfulness":
+        return [paths.table_of_unit("scores", unit.stage, unit.name), paths.table("set_scores")]
+    if unit.stage == "06_findings":
+        names = ["attack_success", "helpfulness", "answered_share", "comparisons", "claims", "paper_vs_ours"]
+        names.append("attack_success_by_judge")
+        return [*map(paths.table, names), paths.figures / "index.md"]
+    more = {"02_finetune": ACROSS, "03_defences": ["guards"]}.get(unit.stage, [])
+    return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in ("responses", "verdicts", *more)]
+
+
+def is_finished(profile: Profile, paths: RunPaths, unit: Unit) -> bool:
+    """Whether the notebook run has left all its files."""
+    return all(path.is_file() for path in files(profile, paths, unit))
+
+
+def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Responses and verdicts of the stage's notebook runs that have left all their files; empty where none has."""
+    runs = [unit for unit in units(profile, stage) if is_finished(profile, paths, unit)]
+    empty = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=["response_id", "judge", "verdict", "reason"])
+    return tuple(
+        pd.concat([_read(paths, kind, paths.table_of_unit(kind, stage, unit.name)) for unit in runs], ignore_index=True)
+        if runs
+        else none
+        for kind, none in zip(("responses", "verdicts"), empty, strict=True)
+    )
+
+
+def _read(paths: RunPaths, kind: str, path: Path) -> pd.DataFrame:
+    """One unit's table, checked by itself; verdicts also against the responses that they are of."""
+    stage, unit = path.parent.name, path.stem
+    again = f"run {stage} ({unit}) again (`make study`, or notebooks/{stage}.ipynb)"
+    table = read_parquet(path, *_KEYS[kind], again)
+    if kind in VERDICTS_OF:
+        of = paths.table_of_unit(VERDICTS_OF[kind], stage, unit)
+        asked = set(read_parquet(of, *_KEYS[VERDICTS_OF[kind]], again)["response_id"])
+        if stray := set(table["response_id"]) - asked:
+            raise StudyError(
+                f"{of} lacks {len(stray)} of the responses that {path} has verdicts on, first {min(stray)}: one of them "
+                f"was changed; delete both and {again}."
+            )
+        if unjudged := asked - set(table["response_id"]):
+            raise StudyError(
+                f"{path} has no verdict on {len(unjudged)} of the responses of {of}, first {min(unjudged)}: delete it and "
+                f"{again}."
+            )
+    return table
+
+
+def collect(paths: RunPaths, profile: Profile, kind: str, stages, loose=()) -> pd.DataFrame:
+    """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`, ACROSS) of all units of the stages, as one.
+
+    Of the stages among `loose` only units that are finished; an empty frame where there is none at all.
+    """
+    found = [
+        path
+        for stage in stages
+        for unit in units(profile, stage)
+        if (path := paths.table_of_unit(kind, stage, unit.name)) in files(profile, paths, unit)
+        and (stage not in loose or is_finished(profile, paths, unit))
+    ]
+    frames = [_read(paths, kind, path) for path in found]  # one of which nothing was run has no types
+    return pd.concat([frame for frame in frames if len(frame)] or frames or [pd.DataFrame()], ignore_index=True)
 
 
 def code_of(stage: str) -> str:
-    """Hash of a notebook's code cells: editing its prose runs nothing again."""
-    cells = notebook_cells(NOTEBOOKS / f"{stage}.ipynb")
-    return hashlib.sha256("\0".join(cell["source"] for cell in cells).encode()).hexdigest()[:16]
+    """Hash of what a stage's results depend on: its notebook's code, the modules it uses, and their files of `data/`.
+
+    Prose, comments, docstrings and the words of log lines do not count, nor what the stage only shows with.
+    """
+    return digest([code(_code_cells(stage)), *map(_content, modules_of(stage))])
 
 
 def modules_of(stage: str) -> list[Path]:
-    """The library modules that a notebook imports, directly or through others."""
-    source = "\n".join(cell["source"] for cell in notebook_cells(NOTEBOOKS / f"{stage}.ipynb"))
-    found, new = set(), _imports(source)
-    while new:
+    """The library's modules and the files of `data/` that a notebook uses, itself or through others."""
+    shown = [LIBRARY / part for part in SHOWS_WITH.get(stage, ())]
+    found, new = set(), _used(_code_cells(stage), NOTEBOOKS / f"{stage}.ipynb")
+    while new := {path for path in new if not any(map(path.is_relative_to, shown))} - found:
         found |= new
-        new = {path for one in new for path in _imports(one.read_text(encoding="utf-8"))} - found
+        modules = (path for path in new if path.suffix == ".py")
+        new = {used for path in modules for used in _used(path.read_text(encoding="utf-8"), path)}
     return sorted(found)
 
 
 @cache
-def _imports(source: str) -> frozenset[Path]:
-    """The files of the library's modules that this source imports."""
-    names = set()
+def _used(source: str, path: Path) -> frozenset[Path]:
+    """The files that a source of that path imports or names: as `DATA / "x"` or `Path(__file__).with_name("x")`."""
+    found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("studylib"):
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(path for name in names if (path := ROOT / f"{name.replace('.', '/')}.py").is_file())
+        if isinstance(node, ast.Import):
+            found |= {used for name in node.names for used in _modules(LIBRARY.parent, name.name, "")}
+        elif isinstance(node, ast.ImportFrom):
+            folder = path.parents[node.level - 1] if node.level else LIBRARY.parent
+            found |= {used for name in node.names for used in _modules(folder, node.module or "", name.name)}
+        elif isinstance(node, ast.BinOp) and ast.unparse(node.left) == "DATA" and isinstance(node.right, ast.Constant):
+            found.add(DATA / node.right.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Path(__file__).with_name":
+            found.add(path.with_name(ast.literal_eval(node.args[0])))
+    return frozenset(one for one in found if one.exists())
+
+
+def _modules(folder: Path, module: str, name: str) -> set[Path]:
+    """The files of the library behind `from module import name`: of a room's public name the module that has it.
+
+    All modules of a room that is imported whole.
+    """
+    place = folder / module.replace(".", "/")
+    if not place.is_relative_to(LIBRARY):
+        return set()
+    if place.with_suffix(".py").is_file():
+        return {place.with_suffix(".py")}
+    if (place / f"{name}.py").is_file():
+        return {place / f"{name}.py"}
+    if owner := _public(place / "__init__.py").get(name):
+        return {place / f"{owner}.py"}
+    return set((place / name if (place / name).is_dir() else place).glob("[!_]*.py"))
+
+
+@cache
+def _public(path: Path) -> dict[str, str]:
+    """The module of each public name of a room: what its `__init__.py` has as `PUBLIC = {"module": ["name", ...]}`."""
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([])
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PUBLIC":
+            return {name: module for module, names in ast.literal_eval(node.value).items() for name in names}
+    return {}
+
+
+def _content(path: Path):
+    if path.suffix == ".py":
+        return code(path.read_text(encoding="utf-8"))
+    parts = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(one.name, hashlib.sha256(one.read_bytes()).hexdigest()) for one in parts if one.is_file()]
+
+
+def _code_cells(stage: str) -> str:
+    return "\n".join(cell["source"] for cell in notebook_cells(NOTEBOOKS / f"{stage}.ipynb"))
+
+
+def parameters_given(stage: str, variables: dict) -> dict:
+    """The values of the notebook's parameters among its variables, checked, its overrides too.
+
+    Raises StudyError for a parameter that the notebook does not know or that has the wrong type, also among those that
+    papermill injected, for an override without effect, or where the parameters cell was not run.
+    """
+    known = parameters_of(stage)
+    injected = {
+        name for source in variables.get("In", []) if source.startswith("# Parameters") for name in _assigned(source)
+    }
+    given = {name: variables[name] for name in (*known, *injected) if name in variables}
+    check_parameters(stage, given)
+    if missing := set(known) - set(given):
+        raise StudyError(
+            f"{stage}: the parameters cell was not run ({', '.join(sorted(missing))} missing): run all cells from the "
+            "top."
+        )
+    _check_overrides(stage, given.get("overrides", {}))
+    return given
+
+
+def parameters_of(stage: str) -> dict:
+    """Names and defaults of the literals in the notebook's cell tagged `parameters`."""
+    for cell in notebook_cells(NOTEBOOKS / f"{stage}.ipynb"):
+        if "parameters" in cell["metadata"].get("tags", []):
+            return {name: ast.literal_eval(value) for name, value in _assigned(cell["source"]).items()}
+    raise StudyError(f"{stage}.ipynb has no cell tagged `parameters`.")
+
+
+def _assigned(source: str) -> dict[str, ast.expr]:
+    return {node.targets[0].id: node.value for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+
+
+def _check_overrides(stage: str, overrides: dict) -> None:
+    allowed = []
+    for key in OVERRIDES.get(stage, ()):
+        section = Profile.model_fields[key].annotation if key in Profile.model_fields else None
+        allowed += [f"{key}.{name}" for name in section.model_fields] if hasattr(section, "model_fields") else [key]
+    for key in overrides:
+        if key not in allowed and not (stage == "01_baseline" and re.fullmatch(r"models\.\w+\.quantization", key)):
+            raise StudyError(
+                f"{stage} cannot override {key!r}: it can override {', '.join(allowed) or 'nothing'}; for the rest "
+                "copy a profile to a YAML file of your own and run that."
+            )
+
+
+def notebook_cells(path: Path) -> list[dict]:
+    """The code cells of a notebook, each with its source as one string."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
+
+
+def check_parameters(stage: str, given: dict) -> None:
+    """Raises StudyError for a name that the notebook's parameters cell does not have, and for a value of another type."""
+    if stage not in NEEDS:
+        raise StudyError(f"Unknown stage {stage!r}: known are {', '.join(NEEDS)}.")
+    known = parameters_of(stage)
+    for name, value in given.items():
+        if name not in known:
+            raise StudyError(f"{stage} has no parameter {name!r}: it has {', '.join(known)}.")
+        if not _alike(value, known[name]):
+            raise StudyError(f"{stage}: parameter {name!r} should look like {known[name]!r}, found {value!r}.")
+
+
+def _alike(value, default) -> bool:
+    if isinstance(default, list) and isinstance(value, list):
+        if not default:  # all of a profile unless named
+            return all(type(item) is str for item in value)
+        return bool(value) and all(type(item) is type(default[0]) for item in value)
+    return type(value) is type(default)
+
+
+def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: str) -> None:
+    """Raises StudyError naming the first result of an earlier stage that is missing or damaged, and how to make it.
+
+    Data are checked by hash, the built model by its size, another model's folder for its parts. `given` is the name
+    or path by which the profile was asked for.
+    """
+    if stage != "00_prepare":
+        check_models(profile)
+    for needed in (name for name in NEEDS[stage] if name not in LOOSE.get(stage, ())):
+        for unit in units(profile, needed):
+            if missing := [p for p in files(profile, paths, unit) if not p.exists()]:
+                setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())
+                raise StudyError(
+                    f"{stage} needs {missing[0]}, which is not there: run `make study "
+                    f"PROFILE={_for_make(given)}`, or notebooks/{needed}.ipynb with profile = {given!r}{setting} first."
+                )
+
+    if stage in ("01_baseline", LABORATORY, *STAGE_SAFETY_DATA):
+        sets.check(paths)
+        for name in built_models(profile):
+            weights, card = paths.model(name) / "model.safetensors", json.loads(paths.model_card(name).read_text())
+            if not weights.is_file() or weights.stat().st_size != card["bytes"]:
+                raise StudyError(
+                    f"{weights} is missing or truncated: delete {weights.parent} and {paths.model_card(name)}, "
+                    "then run 00_prepare again (`make study`, or open notebooks/00_prepare.ipynb)."
+                )
+
+
+def check_models(profile: Profile) -> None:
+    """Raises StudyError for a model that 00_prepare does not build and that is no usable folder or pinned hub id."""
+    others = [m for m in profile.models.values() if m.source != MINIATURE and not m.source.startswith(TINY)]
+    for model in others:
+        from studylib.models import hub
+
+        hub.check_source(model.source, model)
+
+
+def _for_make(given: str) -> str:
+    """The profile as `make` takes it, which sees paths from the repository's root."""
+    path = profile_path(given)
+    here = path.parent == PROFILES or (ROOT / given).resolve() == path
+    return shlex.quote(given if here else str(path))
+
+
+def check_space(folder: Path, min_free_gb: float) -> None:
+    """Raises StudyError where the disk of the folder has less free space than the profile asks for."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    if free < min_free_gb:
+        raise StudyError(
+            f"Only {free:.1f} GB are free at {existing}, the profile asks for {min_free_gb:g} (execution.min_free_gb): "
+            "free some space, or set STUDY_RUNS to a folder on another disk."
+        )

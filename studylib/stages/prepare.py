@@ -13,7 +13,7 @@ from studylib.data import cards as dataset_card
 from studylib.data import duplicates, fetching, mixture, real, sources, world
 from studylib.data import sets as datasets
 from studylib.stages import cells, needs
-from studylib.stages.products import built_models
+from studylib.stages.graph import built_models
 from studylib.stages.stage import Stage
 from studylib.study import grid
 from studylib.study.files import write_text

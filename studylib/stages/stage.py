@@ -15,9 +15,9 @@ import pandas as pd
 from studylib.analysis import tables
 from studylib.data import mixture, sets
 from studylib.judges import registry
-from studylib.stages import judging, products
+from studylib.stages import graph, judging
 from studylib.stages.cells import COLUMNS, Runner, trained
-from studylib.stages.prerequisites import BESIDE, LOOSE, NEEDS, check_prerequisites, check_space, parameters_given
+from studylib.stages.graph import BESIDE, LOOSE, NEEDS, check_prerequisites, check_space, parameters_given
 from studylib.study import grid
 from studylib.study.files import Clock, digest, write_parquet, write_text
 from studylib.study.grid import Cell, Unit
@@ -113,7 +113,7 @@ class Stage:
         found, run = {"this": table}, RunPaths(self.paths.base, self.paths.base)
         others = {"untuned": "01_baseline"} | ({"the run": self.name} if run != self.paths else {})
         for label, stage in others.items():
-            rows, verdicts = products.finished(self.profile, run, stage)
+            rows, verdicts = graph.finished(self.profile, run, stage)
             verdicts = self.first(verdicts)
             if len(rows) and verdicts.empty:  # a tweak may have another first judge
                 LOG.info("%s was not judged by %s: nothing of it is shown here.", label, self.profile.judges[0])
@@ -140,7 +140,7 @@ class Stage:
         own = {name: {getattr(cell, name) for cell in cells} for name in ("model", "style", "finetune_task", "seed")}
         found = [(responses, verdicts)]
         for stage in BESIDE[self.name] if self.paths.run == self.paths.base else ():
-            rows, judged = products.finished(self.profile, self.paths, stage)
+            rows, judged = graph.finished(self.profile, self.paths, stage)
             judged = self.first(judged)
             if rows.empty:
                 LOG.info("%s has not run yet: nothing of it is shown here.", stage)
@@ -164,12 +164,12 @@ class Stage:
 
         Of stages that it can go on without, the units that have left all their files; empty where there is none.
         """
-        return products.collect(self.paths, self.profile, kind, NEEDS[self.name], LOOSE.get(self.name, ()))
+        return graph.collect(self.paths, self.profile, kind, NEEDS[self.name], LOOSE.get(self.name, ()))
 
     def missing(self) -> list[Unit]:
         """The notebook runs that this stage goes on without, because they have not left all their files."""
         units = [unit for stage in LOOSE.get(self.name, ()) for unit in grid.units(self.profile, stage)]
-        return [unit for unit in units if not products.is_finished(self.profile, self.paths, unit)]
+        return [unit for unit in units if not graph.is_finished(self.profile, self.paths, unit)]
 
     def verdicts(self) -> pd.DataFrame:
         """The verdicts of the profile's first judge on the responses of every unit that this stage needs."""
@@ -180,7 +180,7 @@ class Stage:
 
         To it that is unjudged, which would be a disagreement with every other judge.
         """
-        found = [products.finished(self.profile, self.paths, stage) for stage in ("01_baseline", *STAGE_SAFETY_DATA)]
+        found = [graph.finished(self.profile, self.paths, stage) for stage in ("01_baseline", *STAGE_SAFETY_DATA)]
         responses, verdicts = (
             pd.concat([f for f in frames if len(f)], ignore_index=True) for frames in zip(*found, strict=True)
         )

@@ -15,6 +15,11 @@ def runs_folder() -> Path:
     return Path(os.environ.get("STUDY_RUNS", ROOT / "runs")).resolve()
 
 
+def known_runs() -> list[str]:
+    """Names of the runs that are there."""
+    return sorted(p.parent.name for p in runs_folder().glob("*/manifest.json"))
+
+
 def users_own(name: str, is_it: Callable[[Path], bool]) -> Path | None:
     """The user's file or folder at that path as seen from here, else from the repository's root; None where neither `is_it`."""
     return next(filter(is_it, (Path(name).expanduser().resolve(), (ROOT / name).resolve())), None)

@@ -9,7 +9,7 @@ import pytest
 from studylib.data import sets as datasets
 from studylib.judges import guards
 from studylib.judges.guards import decide, train_guard
-from studylib.stages import graph, prerequisites, products, stage
+from studylib.stages import graph, stage
 from studylib.study.grid import units
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
@@ -208,9 +208,9 @@ def test_the_defences_wait_for_the_untuned_model_and_the_same_fine_tunes_and_no_
     assert len(units(profile, "03_defences")) == len(tuned) > 1
     for unit in units(profile, "03_defences"):
         read = set(graph.inputs_of(profile, paths, unit))
-        assert set(products.files(profile, paths, units(profile, "01_baseline")[0])) <= read
+        assert set(graph.files(profile, paths, units(profile, "01_baseline")[0])) <= read
         for name, other in tuned.items():
-            assert (set(products.files(profile, paths, other)) <= read) == (name == unit.name)
+            assert (set(graph.files(profile, paths, other)) <= read) == (name == unit.name)
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def begun(smoke_runs, monkeypatch):
 
     def begin(**changes):
         values = (
-            prerequisites.parameters_of("03_defences") | {"profile": "smoke", "task": "code", "seeds": [0, 1]} | changes
+            graph.parameters_of("03_defences") | {"profile": "smoke", "task": "code", "seeds": [0, 1]} | changes
         )
         return stage.begin("03_defences", values)
 

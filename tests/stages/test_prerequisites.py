@@ -1,6 +1,6 @@
 import pytest
 
-from studylib.stages import prerequisites, stage
+from studylib.stages import graph, stage
 from studylib.study import profile
 from studylib.study.grid import units
 from studylib.study.profile import PROFILES, load_profile
@@ -8,19 +8,19 @@ from studylib.study.words import STAGES, StudyError
 
 
 def values(name, **changes):
-    return prerequisites.parameters_of(name) | {"profile": "smoke"} | changes
+    return graph.parameters_of(name) | {"profile": "smoke"} | changes
 
 
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("profile", ["smoke", "miniature"])
 def test_what_the_graph_passes_is_what_the_notebook_takes(name, profile):
     for unit in units(load_profile(profile), name):
-        prerequisites.check_parameters(name, {"profile": profile, **unit.parameters})
+        graph.check_parameters(name, {"profile": profile, **unit.parameters})
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_defaults_are_the_miniature_and_one_of_its_units_where_there_is_a_grid(name):
-    defaults = prerequisites.parameters_of(name)
+    defaults = graph.parameters_of(name)
     profile = load_profile(defaults.pop("profile"))
     assert profile.name == "miniature" and not defaults.pop("overrides", {}) and not defaults.pop("model", "")
     assert defaults in [unit.parameters for unit in units(profile, name)]
@@ -40,7 +40,7 @@ def test_defaults_are_the_miniature_and_one_of_its_units_where_there_is_a_grid(n
 )
 def test_a_mistyped_parameter_is_an_error_that_shows_the_expected_form(given, named):
     with pytest.raises(StudyError) as error:
-        prerequisites.check_parameters("02_finetune", given)
+        graph.check_parameters("02_finetune", given)
     assert all(word in str(error.value) for word in named)
 
 
@@ -63,7 +63,7 @@ def test_a_stage_before_its_time_says_what_to_run_first(in_empty, name):
 
 def test_no_space_on_the_disk_is_said_before_work_starts(in_empty, tmp_path):
     (tmp_path / "huge.yaml").write_text(
-        (prerequisites.NOTEBOOKS.parent / "studylib/profiles/smoke.yaml")
+        (graph.NOTEBOOKS.parent / "studylib/profiles/smoke.yaml")
         .read_text()
         .replace("min_free_gb: 1", "min_free_gb: 1000000")
         .replace("name: smoke", "name: huge")
@@ -104,7 +104,7 @@ def test_the_remedy_names_the_profile_as_it_was_given(in_empty, monkeypatch, pla
     mine = (PROFILES / "smoke.yaml").read_text().replace("name: smoke", "name: other")
     (folder / given).write_text(mine)
     monkeypatch.chdir(in_empty / "clone" / "notebooks")
-    for module in (profile, prerequisites):
+    for module in (profile, graph):
         monkeypatch.setattr(module, "ROOT", in_empty / "clone")
     with pytest.raises(StudyError) as error:
         stage.begin("01_baseline", values("01_baseline", profile=given))

@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from studylib.stages import products
+from studylib.stages import graph
 from studylib.study.grid import Unit
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
@@ -15,7 +15,7 @@ from studylib.study.words import STAGE_SAFETY_DATA, StudyError
 @pytest.mark.parametrize("name", STAGE_SAFETY_DATA)
 def test_a_unit_leaves_rows_and_verdicts(name):
     paths = RunPaths.of("smoke")
-    kinds = {p.parts[-3] for p in products.files(load_profile("smoke"), paths, Unit(name, "code", {}))}
+    kinds = {p.parts[-3] for p in graph.files(load_profile("smoke"), paths, Unit(name, "code", {}))}
     more = {"02_finetune": {"across", "across_verdicts"}, "03_defences": {"guards"}}
     assert kinds == {"responses", "verdicts"} | more.get(name, set())
 
@@ -49,7 +49,7 @@ def test_a_changed_file_of_a_stage_is_named_with_what_to_run(changed, kind, of, 
     path = changed.table_of_unit(of, "02_finetune", "code")
     change(pd.read_parquet(path)).to_parquet(path)
     with pytest.raises(StudyError, match=said) as error:
-        products.collect(changed, load_profile("smoke"), kind, ["02_finetune"])
+        graph.collect(changed, load_profile("smoke"), kind, ["02_finetune"])
     assert str(path) in str(error.value) and "run 02_finetune (code) again" in str(error.value)
 
 
@@ -60,18 +60,18 @@ def test_scores_and_guard_decisions_that_are_there_twice_or_lack_a_column_are_er
         for table, said in ((pd.concat([whole, whole.head(1)]), "several rows"), (whole.drop(columns=lost), lost)):
             table.to_parquet(path)
             with pytest.raises(StudyError, match=said):
-                products.collect(changed, load_profile("smoke"), kind, [name])
+                graph.collect(changed, load_profile("smoke"), kind, [name])
 
 
 def test_a_cut_file_is_an_error_that_names_it(changed):
     path = changed.table_of_unit("responses", "02_finetune", "code")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(StudyError, match=r"code.parquet cannot be read .*: delete it and run 02_finetune"):
-        products.collect(changed, load_profile("smoke"), "responses", ["02_finetune"])
+        graph.collect(changed, load_profile("smoke"), "responses", ["02_finetune"])
 
 
 def test_unchanged_files_are_read_whole(changed, smoke_runs):
     for kind in ("responses", "verdicts", "across", "across_verdicts"):
-        rows = products.collect(changed, load_profile("smoke"), kind, ["02_finetune"])
+        rows = graph.collect(changed, load_profile("smoke"), kind, ["02_finetune"])
         there = [pd.read_parquet(path) for path in (smoke_runs / "smoke" / kind / "02_finetune").glob("*.parquet")]
         assert len(rows) == sum(map(len, there)) > 0

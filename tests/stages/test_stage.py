@@ -10,7 +10,7 @@ from test_prerequisites import values
 
 from studylib.analysis import readable, tables
 from studylib.judges import registry
-from studylib.stages import labels, products, stage
+from studylib.stages import graph, labels, stage
 from studylib.study import grid
 from studylib.study.paths import RunPaths
 from studylib.study.profile import PROFILES, load_profile
@@ -264,7 +264,7 @@ def test_no_model_is_asked_in_another_style_where_that_is_off_or_there_is_one_st
 def test_the_grid_of_calibrations_of_a_run_has_every_style_of_tuning_and_of_test(in_runs):
     profile, paths = load_profile("smoke"), RunPaths.of("smoke")
     kinds = ("responses", "verdicts", "across", "across_verdicts")
-    responses, verdicts, across, theirs = (products.collect(paths, profile, kind, ["02_finetune"]) for kind in kinds)
+    responses, verdicts, across, theirs = (graph.collect(paths, profile, kind, ["02_finetune"]) for kind in kinds)
     table = tables.calibration_grid(responses, verdicts, across, theirs)
     assert list(readable.in_percent(table).index.names)[:2] == ["finetune_task", "trained_style"]
     first = table[(table["judge"] == profile.judges[0]) & (table["form"] == "all")]
