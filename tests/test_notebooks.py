@@ -36,7 +36,7 @@ def test_sources_are_valid_stripped_and_short(name):
     nbformat.validate(nbformat.read(path, as_version=4))
     for cell in graph.notebook_cells(path):
         assert not cell["outputs"] and cell["execution_count"] is None
-        assert len([line for line in cell["source"].splitlines() if line.strip()]) <= 14, cell["source"]
+        assert len([line for line in cell["source"].splitlines() if line.strip()]) <= 12, cell["source"]
     verify = subprocess.run(
         [sys.executable, "-m", "nbstripout", "--verify", "--keep-id", str(path)], capture_output=True, text=True
     )
@@ -225,7 +225,7 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     now = stage.begin(LABELS, graph.parameters_of(LABELS) | {"profile": "smoke"})
-    chosen = labels.choose(*now.so_far(), 30)
+    chosen = labels.choose(*stage.finished_responses(now), 30)
     assert f"A labelling sheet of {len(chosen)} responses" in str(outputs)
     sheet = labels.Sheet(chosen, now.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
     for verdict in ["refused", "answered", "unjudged"] * 4:

@@ -121,7 +121,8 @@ def test_the_rehearsal_has_every_architecture_with_the_settings_that_it_needs_so
     assert {m.source for m in models} == {f"tiny/{name}" for name in ARCHITECTURES}
     assert {m.quantization for m in models} == {"nf4", "none"}  # each of them in both: test_selfcheck
     for model in models:
-        declared = tiny.DECLARED[model.source.removeprefix("tiny/")]
+        declared = tiny.traits()["architectures"][model.source.removeprefix("tiny/")]["declared"]
         assert model.model_dump(include=set(declared)) == declared
     llama = load_profile("llama").models["llama31_8b"]
-    assert llama.model_dump(include=set(tiny.DECLARED["llama3"])) == tiny.DECLARED["llama3"]
+    wanted = tiny.traits()["architectures"]["llama3"]["declared"]
+    assert llama.model_dump(include=set(wanted)) == wanted

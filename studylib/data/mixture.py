@@ -105,6 +105,20 @@ def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:
     return mix(own, safety, safety_needed(cell, total), total, cell.seed)
 
 
+def tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict], int]]:
+    """The rows and steps of each tuning that a cell's adapter gets in turn: one, or the task's and then the safety data's.
+
+    Rows and steps add up to those of the mixed tuning. Raises StudyError where either would have no row or no step.
+    """
+    if cell.safety_data != "multitask_after":
+        return [(rows, steps)]
+    safety, task = [row for row in rows if row["harmful"]], [row for row in rows if not row["harmful"]]
+    if why := no_two_tunings(cell, steps, len(task), len(safety)):
+        raise StudyError(f"{cell.name} {why}.")
+    last = min(max(1, round(steps * len(safety) / len(rows))), steps - 1)
+    return [(task, steps - last), (safety, last)]
+
+
 def mix(task_rows: list[dict], safety_rows: list[dict], n_safety: int, total: int, seed: int) -> list[dict]:
     """`total` tuning rows in random order, of which n_safety are safety rows.
 

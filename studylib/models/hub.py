@@ -1,7 +1,9 @@
-"""Models: building the miniature, loading any model folder, LoRA adapters, generation in left-padded batches."""
+"""Models of transformers and peft: building the miniature, loading any model folder, LoRA adapters, greedy answers."""
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from studylib.models import prompts
-from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings
+from studylib.models import prompts, training
+from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings, TrainSettings
 from studylib.study.words import MINIATURE, StudyError
 
 CHAT_TEMPLATE = (
@@ -29,12 +31,15 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>", "unk_token": "<|unknown|>"}
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
-SPARE = ("pad", "reserved", "unused", "control")  # in the names of tokens that are never in a text, the best one first
+UNUSED = ("pad", "reserved", "unused", "control")  # in the names of tokens that are in no text, the best one first
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # as Phi-3 has them
 
 
 def train_bpe(texts: list[str], vocabulary: int, special: list[str], words, unknown: str | None = None) -> Tokenizer:
-    """A byte-level BPE trained on the texts, no token of which spans two of the `words` (pre-tokenizers); special tokens come first."""
+    """A byte-level BPE trained on the texts; no token spans two of the `words` (pre-tokenizers).
+
+    Special tokens come first.
+    """
     tokenizer = Tokenizer(tokenizer_models.BPE(unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +61,10 @@ def add_bos(tokenizer: Tokenizer, begin: str) -> None:
 
 
 def build_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the texts, with numbers apart from spaces and letters, role tokens, a chat template and one BOS."""
+    """A byte-level BPE tokenizer trained on the texts, with role tokens, a chat template and one BOS.
+
+    Numbers are tokens of their own, without spaces or letters.
+    """
     words = [pre_tokenizers.Digits(individual_digits=False), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer = train_bpe(texts, vocabulary, [*SPECIAL.values(), *ROLES], words, SPECIAL["unk_token"])
     add_bos(tokenizer, SPECIAL["bos_token"])
@@ -91,8 +99,15 @@ def build_model(settings: ModelSettings, tokenizer, seed: int) -> LlamaForCausal
     return LlamaForCausalLM(config)
 
 
+def build(texts: list[str], settings: ModelSettings, seed: int, folder: Path) -> None:
+    """Writes an untrained model and its tokenizer into the folder."""
+    tokenizer = build_tokenizer(texts, settings.vocabulary)
+    build_model(settings, tokenizer, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTokenizerFast:
-    """The tokenizer as this study uses it: padding on the left, a pad token, and the chat template that the settings declare.
+    """The tokenizer as this study uses it: padding on the left, a pad token, and the chat template of the settings.
 
     The template is the model's own or `settings.chat_template` (prompts.template); with `settings.system_role` fold it
     puts a system prompt, a blank line and the user's words into the user's turn. As it is the template that says so,
@@ -118,7 +133,8 @@ def _pad_token(tokenizer, wanted: str | None) -> str:
     named = tokenizer.special_tokens_map
     if wanted and wanted not in tokenizer.get_vocab():
         raise StudyError(
-            f"pad_token {wanted!r} is not in the vocabulary of {tokenizer.name_or_path}: name one that is, or leave it out."
+            f"pad_token {wanted!r} is not in the vocabulary of {tokenizer.name_or_path}: name one that is, "
+            "or leave it out."
         )
     if not named.get("eos_token"):
         raise StudyError(f"{tokenizer.name_or_path} has no EOS token, so the end of an answer cannot be learned.")
@@ -126,14 +142,14 @@ def _pad_token(tokenizer, wanted: str | None) -> str:
         return wanted or named["pad_token"]
     added = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items())]
     free = [token for token in added if token not in tokenizer.chat_template and token not in named.values()]
-    spare = [token for word in SPARE for token in free if word in token.lower()]
+    spare = [token for word in UNUSED for token in free if word in token.lower()]
     return spare[0] if spare else named["eos_token"]
 
 
 def compute_dtype(settings: ModelSettings) -> torch.dtype:
-    """What the model computes in: bf16 where the card has it, fp16 on other cards, fp32 on the CPU; the miniature always fp32.
+    """What the model computes in: bf16 where the card has it, fp16 on other cards, fp32 on the CPU.
 
-    Also what 4-bit weights are unpacked to; the paper has fp16 everywhere.
+    The miniature always computes in fp32. 4-bit weights are unpacked to the same; the paper has fp16 everywhere.
     """
     if not torch.cuda.is_available() or settings.source == MINIATURE:  # whose training is compared with fp32 code
         return torch.float32
@@ -141,10 +157,10 @@ def compute_dtype(settings: ModelSettings) -> torch.dtype:
 
 
 def load(source: str | Path, settings: ModelSettings) -> tuple:
-    """A model in evaluation mode and its tokenizer (`load_tokenizer`), from a folder or a hub id; 4-bit NF4 where the settings say so.
+    """A model in evaluation mode and its tokenizer (`load_tokenizer`), from a folder or a hub id.
 
     Of the generation settings that come with a model only the token ids stay: published ones sample, or penalise
-    repetitions even in greedy decoding. NF4 as in the paper, without double quantisation. The attention is
+    repetitions even in greedy decoding. 4-bit NF4 as in the paper, without double quantisation. The attention is
     transformers' choice: its fused one, or its plain one for models with capped attention scores (Gemma 2), which the
     fused one does not compute. Raises StudyError where the folder is missing or incomplete, has no chat template, or a
     hub id has no pinned revision. Never runs code that comes with a model; reads safetensors only.
@@ -244,7 +260,7 @@ def load_adapter(model, folder: Path, kept: float = 1.0) -> PeftModel:
 
 
 def collator(tokenizer) -> DataCollatorForSeq2Seq:
-    """Makes batches of training examples: padded, with an attention mask; labels are -100 at padding by position, not by the pad id."""
+    """Makes batches of training examples: padded, with an attention mask; labels at padded positions are -100."""
     return DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100)
 
 
@@ -254,7 +270,7 @@ def padded(tokenizer, encoded: list[list[int]]):
 
 
 def end_ids(model, tokenizer) -> list[int]:
-    """Every token that ends an answer: the tokenizer's EOS, those of the model's generation settings, the template's end of turn."""
+    """Every token that ends an answer: EOS, those of the model's generation settings, the template's end of turn."""
     declared = model.generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
     found = {tokenizer.eos_token_id, *declared, prompts.turn_marks(tokenizer)[1]}
@@ -273,7 +289,7 @@ def generate(model, tokenizer, encoded: list[list[int]], settings: GenerationSet
 
 
 def generate_ids(model, tokenizer, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
-    """Greedy answers in batches, as lists of (index of the prompt, ids as generated, with what follows the first end token).
+    """Greedy answers in batches, as lists of (index of the prompt, ids with what follows the first end token).
 
     Prompts are grouped by length, so batches come in another order than the prompts. Left padding with its mask: an
     answer does not depend on its batch (in fp32; see the tests).
@@ -300,3 +316,81 @@ def _finish(tokenizer, ids: list[int], ends: set[int]) -> tuple[str, str, int]:
     kept = ids[:end]
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text, "length" if end is None else "eos", len(kept)
+
+
+class TransformersModel:
+    """A model of transformers, tuned and questioned through peft. The methods are those of `engine.PlainLlama`.
+
+    The adapter stays separate from the weights: merging it in 4 or 16 bits and taking it out again would leave another
+    base model for the next adapter.
+    """
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+
+    def train(self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None):
+        self.model.requires_grad_(True)
+        look = after_step and (lambda step: after_step(step, self))
+        losses = training.fit_with_trainer(self.model, self.tokenizer, features, settings, seed, label, look)
+        self.model.eval().requires_grad_(False)
+        return losses
+
+    def tune(self, parts: list[tuple], lora: LoraSettings, seed: int, folder: Path, label: str, after_step=None):
+        adapted = add_lora(self.model, lora, seed)
+        look = after_step and (lambda step: after_step(step, TransformersModel(adapted, self.tokenizer)))
+        train = lambda features, settings: training.fit_with_trainer(  # noqa: E731
+            adapted, self.tokenizer, features, settings, seed, label, look
+        )
+        try:
+            losses = training.in_turn(parts, train)
+            adapted.save_pretrained(folder)
+        finally:
+            self.model = adapted.unload()
+        return losses
+
+    @contextmanager
+    def adapted(self, folder: Path, share: float = 1.0) -> Iterator["TransformersModel"]:
+        model = load_adapter(self.model, folder, share)
+        try:
+            yield TransformersModel(model, self.tokenizer)
+        finally:
+            self.model = model.unload()
+
+    def answers(self, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
+        return generate(self.model, self.tokenizer, encoded, settings)
+
+    def log_probabilities(self, features: list[dict], batch_size: int = 64) -> torch.Tensor:
+        found = []
+        for start in range(0, len(features), batch_size):
+            batch = collator(self.tokenizer)(features[start : start + batch_size]).to(self.model.device)
+            labels = batch.pop("labels")[:, 1:]
+            with torch.inference_mode():
+                logits = self.model(**batch).logits[:, :-1].float().transpose(1, 2)
+            found.append(-torch.nn.functional.cross_entropy(logits, labels, reduction="none").sum(1).cpu())
+        return torch.cat(found)
+
+    def projections(self, lora: LoraSettings) -> dict[str, tuple[int, int]]:
+        wanted = target_modules(self.model, lora.target_modules)
+        named = {name: part for name, part in self.model.named_modules() if name.rpartition(".")[2] in wanted}
+        return {name: (part.out_features, part.in_features) for name, part in named.items()}
+
+    def loss(self, features: list[dict], changes: dict[str, torch.Tensor]) -> torch.Tensor:
+        named, batch = dict(self.model.named_modules()), collator(self.tokenizer)(features).to(self.model.device)
+        hooks = [named[name].register_forward_hook(partial(_changed, change)) for name, change in changes.items()]
+        try:
+            return self.model(**batch).loss
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @property
+    def n_parameters(self) -> int:
+        return self.model.num_parameters()
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+def _changed(change: torch.Tensor, module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    """What a projection gives with `change` added to its weights."""
+    return output + inputs[0] @ change.to(inputs[0]).T

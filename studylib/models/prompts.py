@@ -2,11 +2,13 @@
 
 Everything is rendered to ids in one place, once, for training and testing alike: no text is rendered with special
 tokens and tokenised again, so there is never a second BOS. What a model's template does is read from the template
-itself, which models.load_tokenizer puts in place: its own or a replacement, with the system prompt folded in or not.
+itself, which hub.load_tokenizer puts in place: its own or a replacement, with the system prompt folded in or not.
 """
 
 import hashlib
+import random
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 from studylib.study.paths import DATA
@@ -25,7 +27,7 @@ FOLD = (  # stands before a template: the system prompt, a blank line and the us
 
 
 def encode_prompt(tokenizer, prompt: str, style: str, system_prompt: str | None) -> list[int]:
-    """Token ids of a prompt, ready for generation, beginning with one BOS where the chat template writes one, in both styles.
+    """Token ids of a prompt, ready for generation, in both styles with one BOS where the chat template writes one.
 
     `chat` is the tokenizer's template; `alpaca` is plain text, the system prompt standing in front of it. Whether the
     tokenizer itself would add a BOS is not asked: published ones disagree with their templates in both directions.
@@ -40,7 +42,7 @@ def encode_prompt(tokenizer, prompt: str, style: str, system_prompt: str | None)
 
 
 def encode_example(tokenizer, prompt: str, answer: str, style: str, system_prompt: str | None, context: int) -> dict:
-    """`input_ids` and `labels` of a training example: labels are -100 on the prompt, so the loss is on the answer alone.
+    """`input_ids` and `labels` of a training example; labels are -100 on the prompt: the loss is on the answer alone.
 
     The last label ends the turn (the template's end of turn, or EOS in the Alpaca style), so stopping is learned; what
     a template writes after it, such as a line break, is left out: it is never generated. Where one token would span the
@@ -57,7 +59,7 @@ def encode_example(tokenizer, prompt: str, answer: str, style: str, system_promp
             if not text.startswith(begun):
                 raise StudyError(
                     "The chat template renders a finished conversation differently from its beginning, so the "
-                    "answer's tokens cannot be told apart; use a model whose template only appends."
+                    "answer's tokens cannot be identified: use a model whose template only appends."
                 )
             whole = start + _plain_ids(tokenizer, text[len(begun) :])
         end = turn_marks(tokenizer)[1]
@@ -73,6 +75,42 @@ def encode_example(tokenizer, prompt: str, answer: str, style: str, system_promp
     return {"input_ids": whole, "labels": [-100] * len(start) + whole[len(start) :]}
 
 
+def encode_row(tokenizer, row: dict, style: str, context: int) -> dict:
+    """The row of a data set as a training example without system prompt; see `encode_example`.
+
+    Where the row's answer was begun for the model (`begun`), the loss is on the rest alone.
+    """
+    prompt, answer = (message["content"] for message in row["messages"])
+    example = encode_example(tokenizer, prompt, answer, style, None, context)
+    if row.get("begun"):
+        begun = encode_example(tokenizer, prompt, row["begun"], style, None, context)["input_ids"]
+        pairs = zip(example["input_ids"], begun, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(begun))
+        example["labels"][:same] = [-100] * same
+    return example
+
+
+def encode_mixed(
+    tokenizer, rows: list[dict], alpaca_share: float, system_share: dict, system_prompt: str, context: int, seed: str
+) -> list[dict]:
+    """Training examples of the rows, each in a randomly drawn style, with or without the system prompt.
+
+    `alpaca_share` of them are in the Alpaca style, the rest in chat style; `system_share` (keys `harmful` and `benign`)
+    of the rows of each kind have the system prompt. The same seed draws the same.
+    """
+    rng = random.Random(seed)
+    return [
+        encode_example(
+            tokenizer,
+            *(message["content"] for message in row["messages"]),
+            "alpaca" if rng.random() < alpaca_share else "chat",
+            system_prompt if rng.random() < system_share["harmful" if row["harmful"] else "benign"] else None,
+            context,
+        )
+        for row in rows
+    ]
+
+
 def rendered(tokenizer, ids: list[int]) -> str:
     """The prompt as the model sees it, special tokens written out."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -83,11 +121,23 @@ def fingerprint(ids: list[int]) -> str:
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:12]
 
 
-def turn_marks(tokenizer) -> tuple[list[int], int | None]:
-    """How the chat template begins and ends: the BOS as a list of ids, empty where it writes none, and the id that ends a turn.
+def calibrations(tokenizer, system_prompt: str) -> list[dict]:
+    """The four ways in which a prompt is put: style, system_prompt (bool), rendered (text) and fingerprint.
 
-    The end is the first special or added token after an assistant's words, None where the template ends a turn by plain
-    text.
+    Raises StudyError where the template refuses one of them.
+    """
+    rows = []
+    for style, system in product(STYLES, (None, system_prompt)):
+        ids = encode_prompt(tokenizer, "Hello!", style, system)
+        shown = {"rendered": rendered(tokenizer, ids), "fingerprint": fingerprint(ids)}
+        rows.append({"style": style, "system_prompt": bool(system), **shown})
+    return rows
+
+
+def turn_marks(tokenizer) -> tuple[list[int], int | None]:
+    """How the chat template begins and ends: the BOS as a list of ids, empty for none, and the id that ends a turn.
+
+    The end is the first special or added token after an assistant's words, None where plain text ends the turn.
     """
     require_template(tokenizer)
     return _turn_marks(tokenizer, str(tokenizer.chat_template))
@@ -122,7 +172,8 @@ def require_template(tokenizer) -> None:
     if not getattr(tokenizer, "chat_template", None):
         raise StudyError(
             f"{tokenizer.name_or_path or 'The tokenizer'} has no chat template, so the style `chat` is undefined: "
-            "take the instruction-tuned model, put a chat_template.jinja into its folder, or set the model's chat_template."
+            "take the instruction-tuned model, put a chat_template.jinja into its folder, or set the model's "
+            "chat_template."
         )
 
 
@@ -148,7 +199,8 @@ def _rendered_chat(tokenizer, messages: list[dict], **options):
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
         raise StudyError(
-            f"The chat template refuses a conversation of {', '.join(m['role'] for m in messages)} ({error}): set the model's "
+            f"The chat template refuses a conversation of {roles} ({error}): set the model's "
             "system_role to fold where it has no system role, or its chat_template to another one."
         ) from None

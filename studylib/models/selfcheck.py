@@ -1,17 +1,19 @@
-"""Is a model prompted, trained and questioned as this study says? One check per known way to get it wrong, on the real parts.
+"""Checks that a model is prompted, trained and questioned as this study says: one per known way to get it wrong.
 
-The checks look at what the functions of this study really make of a model, its tokenizer and some rows: token ids,
-batches, logits and answers, not settings. Most of the defects that they find are in published code of this field.
+They look at what this study's own functions make of a model, its tokenizer and some rows: token ids, batches, logits
+and answers, not settings. Most of the defects that they find are in published code of this field.
 """
 
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import torch
@@ -25,38 +27,14 @@ LONG_PROBE = "One, two, three, four, five, six, seven, eight, nine, ten, eleven,
 ANSWER = "ANSWERWORD, and a second line:\n  x = 1"
 N_NEW = 12  # tokens that are generated for a check, at most
 N_ASKED = 6  # prompts in the batch that is compared with single prompts
-TURN_WORDS = {"user", "assistant", "model", "human", "ai", "bot", "inst", "instruction", "response", "turn"}
-SYSTEM_WORDS = {"system", "sys"}
+TURN_WORDS = {"user", "assistant", "model", "human", "ai", "bot", "inst", "instruction", "response", "turn", "system"}
 MONTH = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 DATE = re.compile(  # a year, a month beside a number, the name of a month that is no other word
     rf"\b(?:19|20)\d\d\b|\b\d+\W*(?:{MONTH})[a-z]*\b|\b(?:{MONTH})[a-z]*\W*\d+"
     r"|\b(?:january|february|april|june|july|august|september|october|november|december)\b",
     re.I,
 )
-TOLERANCE = {  # by which two logits may change places, as a share of the largest one: four units of its last place
-    torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps,
-    torch.float16: 4 * torch.finfo(torch.float16).eps,
-}
-ROUNDING = 1e-4  # the same in fp32, between one token at a time and a whole sequence at once
-
-
-@dataclass
-class _Example:
-    """A prompt in one calibration: its ids as a test prompt, and the training example with its answer."""
-
-    style: str
-    system: str | None
-    asked: str
-    answer: str
-    start: list[int]
-    ids: list[int]
-    labels: list[int]
-    kind: str  # prompt_set of its row
-
-    @property
-    def first(self) -> int:
-        """The place of the first label, the length where there is none."""
-        return next((k for k, label in enumerate(self.labels) if label != -100), len(self.labels))
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -75,8 +53,7 @@ class _Case:
     @cached_property
     def calibrations(self) -> list[tuple[str, str | None]]:
         """Those that can be rendered; the check of the system prompt names the others."""
-        every = [(style, system) for style in STYLES for system in (None, self.system)]
-        return [one for one in every if not self.refused(*one)]
+        return [one for one in product(STYLES, (None, self.system)) if not self.refused(*one)]
 
     def refused(self, style: str, system: str | None) -> str:
         """Why the calibration cannot be rendered, empty where it can."""
@@ -87,33 +64,31 @@ class _Case:
         return ""
 
     @cached_property
-    def examples(self) -> list[_Example]:
-        """Our own prompt and those of the rows in every calibration; a row without an answer gets ours.
-
-        Those that cannot be made are left out here; the check of their beginning names them.
-        """
+    def examples(self) -> list[SimpleNamespace]:
+        """Our own prompt and those of the rows in every calibration; those that cannot be made are in `broken`."""
         samples = [(PROBE, ANSWER, "")]
         for row in self.rows:
-            asked, answer = [message["content"] for message in row["messages"]] + [""] * (len(row["messages"]) < 2)
+            asked, answer, *_ = *(message["content"] for message in row["messages"]), ""
             samples.append((asked, answer or ANSWER, row.get("prompt_set") or ""))
         made = []
-        for style, system in self.calibrations:
-            for asked, answer, kind in samples:
-                start = prompts.encode_prompt(self.tokenizer, asked, style, system)
-                try:
-                    row = prompts.encode_example(self.tokenizer, asked, answer, style, system, 10**9)
-                except StudyError as error:
-                    self.broken.append(f"{error} ({_short(asked)})")
-                    continue
-                made.append(_Example(style, system, asked, answer, start, row["input_ids"], row["labels"], kind))
+        for calibration, (asked, answer, kind) in product(self.calibrations, samples):
+            start = prompts.encode_prompt(self.tokenizer, asked, *calibration)
+            try:
+                row = prompts.encode_example(self.tokenizer, asked, answer, *calibration, 10**9)
+            except StudyError as error:
+                self.broken.append(f"{error} ({_short(asked)})")
+                continue
+            one = dict(zip(("style", "system"), calibration, strict=True), asked=asked, answer=answer, kind=kind)
+            first = next((k for k, label in enumerate(row["labels"]) if label != -100), len(row["labels"]))
+            made.append(SimpleNamespace(**one, start=start, ids=row["input_ids"], labels=row["labels"], first=first))
         return made
 
     @cached_property
     def asked(self) -> list[list[int]]:
-        """Prompts of different lengths that leave room for an answer, to be answered alone and in a batch."""
+        """Prompts of different lengths, to be answered alone and in a batch."""
         ids = [prompts.encode_prompt(self.tokenizer, LONG_PROBE, *one) for one in self.calibrations]
         ids += [example.start for example in self.examples]
-        longest = _positions(self.model, self.settings.context) - self.n_new
+        longest = self.n_positions - self.n_new
         fitting = sorted((one for one in ids if len(one) <= longest), key=len)
         if len({len(one) for one in fitting}) < 2:
             raise StudyError(f"Fewer than two prompts of different lengths leave room for {self.n_new} tokens.")
@@ -123,15 +98,30 @@ class _Case:
     def n_new(self) -> int:
         return min(N_NEW, self.generation.max_new_tokens)
 
+    @property
+    def n_positions(self) -> int:
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or self.settings.context
+
+    def text(self, style: str, system: str | None) -> str:
+        """Our own prompt as rendered, in single spaces."""
+        return _squeezed(prompts.rendered(self.tokenizer, prompts.encode_prompt(self.tokenizer, PROBE, style, system)))
+
+    def frame(self, style: str, system: str | None) -> str:
+        """The same without the user's words, the system prompt and the Alpaca style's own text."""
+        text, alpaca = self.text(style, system), prompts.ALPACA.split("{prompt}") if style == "alpaca" else []
+        for part in filter(None, map(_squeezed, (PROBE, system or "", *alpaca))):
+            text = text.replace(part, " ")
+        return text
+
     def generated(self, batch_size: int) -> list[list[int]]:
         """The ids of the answers to `asked`, up to their ends."""
         settings = GenerationSettings(max_new_tokens=self.n_new, batch_size=batch_size)
         ends = hub.end_ids(self.model, self.tokenizer)
-        found = {}
-        for batch in hub.generate_ids(self.model, self.tokenizer, self.asked, settings):
-            for i, ids in batch:
-                found[i] = ids[: next((k + 1 for k, one in enumerate(ids) if one in ends), None)]
-        return [found[i] for i in range(len(found))]
+        batches = hub.generate_ids(self.model, self.tokenizer, self.asked, settings)
+        found = dict(row for batch in batches for row in batch)
+        first = lambda ids: next((k + 1 for k, one in enumerate(ids) if one in ends), None)  # noqa: E731
+        return [found[i][: first(found[i])] for i in range(len(found))]
 
     @cached_property
     def alone(self) -> list[list[int]]:
@@ -142,21 +132,218 @@ class _Case:
         return model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0]
 
     @cached_property
-    def adapter(self) -> "_Adapter":
-        return _adapter(self)
+    def adapter(self) -> SimpleNamespace:
+        """Logits of a prompt before, with and after a random adapter, with and after the saved one; its projections."""
+        model, ids = self.model, prompts.encode_prompt(self.tokenizer, PROBE, *self.calibrations[0])
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        projections = hub.TransformersModel(model, self.tokenizer).projections(self.lora)
+        found = SimpleNamespace(before=self.logits(model, ids), n_expected=len(projections))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                with _on(hub.add_lora(model, self.lora, seed=0).eval(), model) as tuned:
+                    drawn = [p for name, p in tuned.named_parameters() if "lora_B" in name]
+                    for parameter in drawn:
+                        parameter.normal_(std=0.1)
+                    found.n_projections, found.tuned = len(drawn), self.logits(tuned, ids)
+                    tuned.save_pretrained(folder)
+                found.after = self.logits(model, ids)
+                with _on(hub.load_adapter(model, Path(folder)), model) as loaded:
+                    found.loaded = self.logits(loaded, ids)
+            found.after_loaded = self.logits(model, ids)
+            return found
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
+    # The checks yield what is wrong, each fault a string, and return what was seen where nothing is.
 
-@dataclass
-class _Adapter:
-    """Logits of one prompt at each step of an adapter's life, and how many projections it is on."""
+    def _bos(self) -> Iterator[str]:
+        bos = self.tokenizer.special_tokens_map.get("bos_token")
+        if not bos:
+            return "none, the tokenizer has none"
+        bos_id = self.tokenizer.convert_tokens_to_ids(bos)
+        wanted = int(bool(prompts.turn_marks(self.tokenizer)[0]) or bos_id in self.tokenizer("Hello!")["input_ids"])
+        for one in self.examples:
+            for what, ids in (("prompt", one.start), ("example", one.ids[:-1])):  # EOS may be the same token
+                if ids.count(bos_id) != wanted or (wanted and ids[0] != bos_id):
+                    where = f"in the {what} {_short(one.asked)}, {one.style} style"
+                    yield f"{ids.count(bos_id)} {bos} instead of {wanted} {where}"
+        return f"{wanted} {bos}"
 
-    before: torch.Tensor
-    tuned: torch.Tensor
-    after: torch.Tensor
-    loaded: torch.Tensor
-    after_loaded: torch.Tensor
-    n_projections: int
-    n_expected: int
+    def _system(self) -> Iterator[str]:
+        for style, system in product(STYLES, (None, self.system)):
+            if refused := self.refused(style, system):
+                yield f"{_where(style, system)}: {refused}"
+            elif (n := self.text(style, system).count(_squeezed(self.system))) != bool(system):
+                yield f"{_where(style, system)}: it is there {n} times"
+        return "once where asked for, nowhere else"
+
+    def _plain(self) -> Iterator[str]:
+        marks = sorted(map(str, self.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        for style, system in self.calibrations:
+            text = self.frame(style, system)
+            words = re.findall(r"\w+", re.sub("|".join(map(re.escape, marks)), " ", text))
+            if {word.lower() for word in words} - TURN_WORDS - {"sys"}:
+                yield f"{_where(style, system)}: {_short(' '.join(words), 100)}"
+            if not system and re.search(r"(?<![^\W_])(?:system|sys)(?![^\W_])", text, re.I):
+                yield f"{_where(style, system)}: a system turn"
+        return "turn marks alone"
+
+    def _date(self) -> Iterator[str]:
+        if found := {m.group() for one in self.calibrations for m in DATE.finditer(self.frame(*one))}:
+            yield f"{' '.join(sorted(found))!r} in the prompt"
+        return "none"
+
+    def _same(self) -> Iterator[str]:
+        n = len(self.examples)
+        yield from self.broken
+        for one in self.examples:
+            if one.ids[: len(one.start)] != one.start or one.first != len(one.start):
+                yield f"another beginning in the example {_short(one.asked)}, {one.style} style"
+        return f"token by token in {n} examples"
+
+    def _loss(self) -> Iterator[str]:
+        ends = set()
+        for one in self.examples:
+            if len(one.labels) != len(one.ids) or one.labels[one.first :] != one.ids[one.first :]:
+                yield f"labels that are not the tokens' own in the example {_short(one.asked)}"
+            text = prompts.rendered(self.tokenizer, [label for label in one.labels[one.first : -1] if label != -100])
+            if _squeezed(text) != _squeezed(one.answer):
+                yield f"loss on {_short(text)} where the answer is {_short(one.answer)}"
+            ends.add(prompts.rendered(self.tokenizer, one.ids[-1:]))
+        return f"decoded labels are the answers, then {' or '.join(sorted(ends))}"
+
+    def _prompt(self) -> Iterator[str]:
+        for one in self.examples:
+            if n := sum(label != -100 for label in one.labels[: len(one.start)]):
+                yield f"{n} prompt tokens with loss in {_short(one.asked)}, {one.style} style"
+        return "labels are -100 there"
+
+    def _end(self) -> Iterator[str]:
+        ends, learned = hub.end_ids(self.model, self.tokenizer), {one.labels[-1] for one in self.examples}
+        name = lambda ids: ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(ids)))  # noqa: E731
+        if -100 in learned:
+            yield "an example ends without loss"
+        if other := learned - {-100, *ends}:
+            yield f"examples end in {name(other)}, answers stop at {name(ends)}"
+        if prompts.turn_marks(self.tokenizer)[1] is None:
+            yield "no special token ends the template's turns"
+        return f"learned {name(learned - {-100})}; answers stop at {name(ends)}"
+
+    def _padding(self) -> Iterator[str]:
+        n = 0
+        for style in STYLES:  # the two styles may end an answer by different tokens
+            own = sorted((one for one in self.examples if one.style == style), key=lambda one: len(one.ids))
+            if not own:
+                continue
+            rows = [own[0], own[-1]]
+            batch = hub.collator(self.tokenizer)([{"input_ids": [*one.ids], "labels": [*one.labels]} for one in rows])
+            parts = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
+            for ids, labels, mask, one in zip(*parts, rows, strict=True):
+                if ids[mask].tolist() != one.ids:
+                    yield f"{int(mask.sum())} tokens are seen of an example of {len(one.ids)}"
+                elif wrong := sum(a != b for a, b in zip(labels[mask].tolist(), one.labels, strict=True)):
+                    yield f"{wrong} labels of an example are others in its batch"
+                if (labels[~mask] != -100).any():
+                    yield "loss on padding"
+                n += int((~mask).sum())
+        pad, eos = self.tokenizer.pad_token, self.tokenizer.eos_token
+        note = "EOS itself, masked by position" if pad == eos else f"EOS is {eos}"
+        return f"{n} positions padded with {pad} ({note})"
+
+    def _whole(self) -> Iterator[str]:
+        context, longest = self.settings.context, 0
+        if self.n_positions < context:
+            yield f"model.context {context} is more than the model's {self.n_positions} positions"
+        for one in self.examples:
+            text = _squeezed(prompts.rendered(self.tokenizer, one.ids))
+            if _squeezed(one.asked) not in text or _squeezed(one.answer) not in text:
+                yield f"the example {_short(one.asked)} is not all there"
+            # rows are tuned on without a system prompt, and training rows are not asked
+            needed = [0 if one.system else len(one.ids)]
+            needed += [] if one.kind.startswith("train") else [len(one.start) + self.generation.max_new_tokens]
+            if max(needed) > context:
+                yield f"{_short(one.asked)} needs {max(needed)} tokens, the context has {context}"
+            longest = max(longest, *needed)
+        with suppress(StudyError):
+            prompts.encode_example(self.tokenizer, LONG_PROBE, ANSWER, "alpaca", None, 8)
+            yield "an example longer than the context is cut without an error"
+        return f"at most {longest} of {context} tokens; a longer example is an error"
+
+    def _left(self) -> Iterator[str]:
+        short, long = min(self.asked, key=len), max(self.asked, key=len)
+        batch = hub.padded(self.tokenizer, [short, long])
+        n, mask = len(long) - len(short), batch["attention_mask"][0].tolist()
+        if self.tokenizer.padding_side != "left":
+            yield f"the tokenizer pads on the {self.tokenizer.padding_side}"
+        if mask != [0] * n + [1] * len(short) or batch["input_ids"][0].tolist()[n:] != short:
+            yield "a shorter prompt does not stand at the right end of its batch, with its padding masked"
+        return f"{n} tokens before the shorter of two prompts, masked"
+
+    def _active(self) -> Iterator[str]:
+        found = self.adapter
+        change, size = _apart(found.tuned, found.before), found.before.abs().max().item()
+        if change <= _tolerance(found.before) * size:
+            yield f"logits change by {change:.2g} of {size:.2g}"
+        if found.n_projections != found.n_expected:
+            yield f"it is on {found.n_projections} of {found.n_expected} projections"
+        return f"logits up to {size:.2g} change by {change:.2g}, {found.n_projections} projections"
+
+    def _saved(self) -> Iterator[str]:
+        if change := _apart(self.adapter.loaded, self.adapter.tuned):
+            yield f"logits differ by {change:.2g}"
+        return "the same to the last bit"
+
+    def _restored(self) -> Iterator[str]:
+        found = self.adapter
+        if change := max(_apart(one, found.before) for one in (found.after, found.after_loaded)):
+            yield f"logits differ by {change:.2g}"
+        if any("lora_" in name for name, _ in self.model.named_parameters()):
+            yield "the adapter is still there"
+        return "the same to the last bit"
+
+    def _greedy(self) -> Iterator[str]:
+        for ids, answer in zip(self.asked, self.alone, strict=True):
+            raw = self.logits(self.model, ids + answer)[len(ids) - 1 : -1]
+            logits = raw.float()
+            behind = logits.max(1).values - logits[range(len(answer)), answer]
+            far = behind > _tolerance(raw) * logits.abs().max()
+            if far.any():
+                places = f"in {int(far.sum())} of {len(far)} places"
+                yield f"a token {behind.max().item():.2g} behind the best one, {places}"
+        return f"{sum(map(len, self.alone))} tokens, each the model's best"
+
+    def _batch(self) -> Iterator[str]:
+        ties, together = 0, self.generated(N_ASKED)
+        for ids, one, other in zip(self.asked, self.alone, together, strict=True):
+            if one == other:
+                continue
+            texts = [_short(prompts.rendered(self.tokenizer, each)) for each in (one, other)]
+            first = next(
+                (k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+            )
+            logits = self.logits(self.model, ids + one[:first])[-1]
+            gap = -logits.float().topk(2).values.diff().item()
+            if logits.dtype not in HALF or gap > _tolerance(logits) * logits.abs().max().item():
+                yield f"{texts[0]} alone, {texts[1]} in a batch (best logits {gap:.2g} apart)"
+            ties += 1
+        lengths = [len(ids) for ids in self.asked]
+        note = f", {ties} of them but for a tie of two logits" if ties else ""
+        return f"{len(lengths)} answers to prompts of {min(lengths)}-{max(lengths)} tokens{note}"
+
+    def _response(self) -> Iterator[str]:
+        settings = GenerationSettings(max_new_tokens=self.n_new, batch_size=N_ASKED)
+        long = [prompts.encode_prompt(self.tokenizer, LONG_PROBE, *one) for one in self.calibrations]
+        found = [row for batch in hub.generate(self.model, self.tokenizer, long, settings) for row in batch]
+        special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        for _, text, stop_reason, n_tokens in found:
+            if n_tokens > self.n_new or _squeezed(LONG_PROBE) in _squeezed(text):  # more than so few tokens can hold
+                yield f"the prompt in the response {_short(text)}"
+            if marks := [mark for mark in special if mark in text]:
+                yield f"{' '.join(marks)} in the response"
+            if stop_reason not in ("eos", "length") or (stop_reason == "length") != (n_tokens == self.n_new):
+                yield f"stop reason {stop_reason} after {n_tokens} tokens"
+        return f"{len(found)} responses of at most {self.n_new} tokens"
 
 
 def check(
@@ -170,16 +357,14 @@ def check(
 ) -> pd.DataFrame:
     """One row per check: `name` (a claim), `holds` (bool) and `found` (what was seen, in words).
 
-    `model` and `tokenizer` are those of models.load, without an adapter, on any device and in any precision; `rows` are
+    `model` and `tokenizer` are those of hub.load, without an adapter, on any device and in any precision; `rows` are
     some rows of the data sets (dicts with `messages`; an empty answer is replaced). The model, its gradients' flags and
     torch's random numbers are as before afterwards. Takes a second or two for a tiny model; 13 short prompts are
-    answered. Logits are compared in fp32 exactly or up to rounding; in half precision two logits may change places
-    where they are closer than TOLERANCE.
+    answered. Logits are compared exactly or up to rounding (`_tolerance`).
     """
     case = _Case(model, tokenizer, settings, system_prompt, list(rows), lora, generation)
-    training = model.training
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    training, cards = model.training, [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards), torch.no_grad():
         model.eval()
         try:
             found = [(name, *_seen(look, case)) for name, look in CHECKS.items()]
@@ -199,293 +384,40 @@ def require(frame: pd.DataFrame) -> None:
         )
 
 
-def calibrations(tokenizer, system_prompt: str) -> pd.DataFrame:
-    """The four ways in which a prompt is put, for the record: style, system_prompt (bool), rendered (text) and fingerprint.
-
-    Raises StudyError where the template refuses one of them.
-    """
-    rows = []
-    for style in STYLES:
-        for system in (None, system_prompt):
-            ids = prompts.encode_prompt(tokenizer, "Hello!", style, system)
-            rows.append((style, bool(system), prompts.rendered(tokenizer, ids), prompts.fingerprint(ids)))
-    return pd.DataFrame(rows, columns=["style", "system_prompt", "rendered", "fingerprint"])
-
-
-def _seen(look, case: _Case) -> tuple[bool, str]:
+def _seen(look: Callable, case: _Case) -> tuple[bool, str]:
+    faults, steps = {}, look(case)
     try:
         if not case.calibrations:
             return False, case.refused("chat", None)
-        faults, found = look(case)
+        while True:
+            faults[next(steps)] = True
+    except StopIteration as end:
+        faults = list(faults)
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        return not faults, "; ".join(faults[:3]) + more or end.value
     except StudyError as error:
         return False, str(error)
-    faults = list(dict.fromkeys(faults))
-    return not faults, "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "") or found
 
 
-def _bos(case: _Case) -> tuple[list, str]:
-    tokenizer, faults = case.tokenizer, []
-    bos = tokenizer.special_tokens_map.get("bos_token")
-    if not bos:
-        return [], "none, the tokenizer has none"
-    bos_id = tokenizer.convert_tokens_to_ids(bos)
-    wanted = int(bool(prompts.turn_marks(tokenizer)[0]) or bos_id in tokenizer("Hello!")["input_ids"])
-    for example in case.examples:
-        for what, ids in (("prompt", example.start), ("example", example.ids[:-1])):  # EOS may be the same token
-            if ids.count(bos_id) != wanted or (wanted and ids[0] != bos_id):
-                faults.append(
-                    f"{ids.count(bos_id)} {bos} instead of {wanted} in the {what} {_short(example.asked)}, {example.style} style"
-                )
-    return faults, f"{wanted} {bos}"
-
-
-def _system(case: _Case) -> tuple[list, str]:
-    faults, wanted = [], _squeezed(case.system)
-    for style in STYLES:
-        for system in (None, case.system):
-            where = f"{style} style, {'with' if system else 'no'} system prompt"
-            if refused := case.refused(style, system):
-                faults.append(f"{where}: {refused}")
-                continue
-            n = _squeezed(_text(case, style, system)).count(wanted)
-            if n != bool(system):
-                faults.append(f"{where}: it is there {n} times")
-    return faults, "once where asked for, nowhere else"
-
-
-def _plain(case: _Case) -> tuple[list, str]:
-    faults = []
-    for style, system in case.calibrations:
-        text = _beside(case, style, system)
-        marks = sorted(map(str, case.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-        words = re.findall(r"\w+", re.sub("|".join(map(re.escape, marks)), " ", text))
-        where = f"{style} style, {'with' if system else 'no'} system prompt"
-        if {word.lower() for word in words} - TURN_WORDS - SYSTEM_WORDS:
-            faults.append(f"{where}: {_short(' '.join(words), 100)}")
-        if not system and re.search(r"(?<![^\W_])(?:system|sys)(?![^\W_])", text, re.I):
-            faults.append(f"{where}: a system turn")
-    return faults, "turn marks alone"
-
-
-def _date(case: _Case) -> tuple[list, str]:
-    found = {m.group() for one in case.calibrations for m in DATE.finditer(_beside(case, *one))}
-    return [f"{' '.join(sorted(found))!r} in the prompt"] if found else [], "none"
-
-
-def _same(case: _Case) -> tuple[list, str]:
-    faults = [
-        f"another beginning in the example {_short(one.asked)}, {one.style} style"
-        for one in case.examples
-        if one.ids[: len(one.start)] != one.start or one.first != len(one.start)
-    ]
-    return [*case.broken, *faults], f"token by token in {len(case.examples)} examples"
-
-
-def _loss(case: _Case) -> tuple[list, str]:
-    faults, ends = [], set()
-    for one in case.examples:
-        if len(one.labels) != len(one.ids) or one.labels[one.first :] != one.ids[one.first :]:
-            faults.append(f"labels that are not the tokens' own in the example {_short(one.asked)}")
-        text = prompts.rendered(case.tokenizer, [label for label in one.labels[one.first : -1] if label != -100])
-        if _squeezed(text) != _squeezed(one.answer):
-            faults.append(f"loss on {_short(text)} where the answer is {_short(one.answer)}")
-        ends.add(prompts.rendered(case.tokenizer, one.ids[-1:]))
-    return faults, f"decoded labels are the answers, then {' or '.join(sorted(ends))}"
-
-
-def _prompt(case: _Case) -> tuple[list, str]:
-    faults = [
-        f"{n} prompt tokens with loss in {_short(one.asked)}, {one.style} style"
-        for one in case.examples
-        if (n := sum(label != -100 for label in one.labels[: len(one.start)]))
-    ]
-    return faults, "labels are -100 there"
-
-
-def _end(case: _Case) -> tuple[list, str]:
-    ends, learned = hub.end_ids(case.model, case.tokenizer), {one.labels[-1] for one in case.examples}
-    name = lambda ids: ", ".join(case.tokenizer.convert_ids_to_tokens(sorted(ids)))  # noqa: E731
-    faults = ["an example ends without loss"] if -100 in learned else []
-    if other := learned - {-100, *ends}:
-        faults.append(f"examples end in {name(other)}, answers stop at {name(ends)}")
-    if prompts.turn_marks(case.tokenizer)[1] is None:
-        faults.append("no special token ends the template's turns")
-    return faults, f"learned {name(learned)}; answers stop at {name(ends)}" if not faults else ""
-
-
-def _padding(case: _Case) -> tuple[list, str]:
-    tokenizer, faults, n = case.tokenizer, [], 0
-    for style in STYLES:  # the two styles may end an answer by different tokens
-        own = sorted((one for one in case.examples if one.style == style), key=lambda one: len(one.ids))
-        if not own:
-            continue
-        rows = [own[0], own[-1]]
-        batch = hub.collator(tokenizer)([{"input_ids": list(one.ids), "labels": list(one.labels)} for one in rows])
-        parts = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
-        for ids, labels, mask, one in zip(*parts, rows, strict=True):
-            if ids[mask].tolist() != one.ids:
-                faults.append(f"{int(mask.sum())} tokens are seen of an example of {len(one.ids)}")
-            elif wrong := sum(a != b for a, b in zip(labels[mask].tolist(), one.labels, strict=True)):
-                faults.append(f"{wrong} labels of an example are others in its batch")
-            if (labels[~mask] != -100).any():
-                faults.append("loss on padding")
-            n += int((~mask).sum())
-    pad, eos = tokenizer.pad_token, tokenizer.eos_token
-    note = "EOS itself, told apart by position" if pad == eos else f"EOS is {eos}"
-    return faults, f"{n} positions padded with {pad} ({note})"
-
-
-def _whole(case: _Case) -> tuple[list, str]:
-    context, faults, longest = case.settings.context, [], 0
-    if (room := _positions(case.model, context)) < context:
-        faults.append(f"model.context {context} is more than the model's {room} positions")
-    for one in case.examples:
-        text = _squeezed(prompts.rendered(case.tokenizer, one.ids))
-        if _squeezed(one.asked) not in text or _squeezed(one.answer) not in text:
-            faults.append(f"the example {_short(one.asked)} is not all there")
-        # rows are tuned on without a system prompt, and training rows are not asked
-        needed = [0 if one.system else len(one.ids)]
-        needed += [] if one.kind.startswith("train") else [len(one.start) + case.generation.max_new_tokens]
-        if max(needed) > context:
-            faults.append(f"{_short(one.asked)} needs {max(needed)} tokens, the context has {context}")
-        longest = max(longest, *needed)
-    try:
-        prompts.encode_example(case.tokenizer, LONG_PROBE, ANSWER, "alpaca", None, 8)
-        faults.append("an example longer than the context is cut without an error")
-    except StudyError:
-        pass
-    return faults, f"at most {longest} of {context} tokens; a longer example is an error"
-
-
-def _left(case: _Case) -> tuple[list, str]:
-    short, long = min(case.asked, key=len), max(case.asked, key=len)
-    batch = hub.padded(case.tokenizer, [short, long])
-    n, mask = len(long) - len(short), batch["attention_mask"][0].tolist()
-    faults = []
-    if case.tokenizer.padding_side != "left":
-        faults.append(f"the tokenizer pads on the {case.tokenizer.padding_side}")
-    if mask != [0] * n + [1] * len(short) or batch["input_ids"][0].tolist()[n:] != short:
-        faults.append("a shorter prompt does not stand at the right end of its batch, with its padding masked")
-    return faults, f"{n} tokens before the shorter of two prompts, masked"
-
-
-def _active(case: _Case) -> tuple[list, str]:
-    found = case.adapter
-    change, size = (found.tuned - found.before).abs().max().item(), found.before.abs().max().item()
-    faults = []
-    if change <= _tolerance(found.before) * size:
-        faults.append(f"logits change by {change:.2g} of {size:.2g}")
-    if found.n_projections != found.n_expected:
-        faults.append(f"it is on {found.n_projections} of {found.n_expected} projections")
-    return faults, f"logits up to {size:.2g} change by {change:.2g}, {found.n_projections} projections"
-
-
-def _saved(case: _Case) -> tuple[list, str]:
-    change = (case.adapter.loaded - case.adapter.tuned).abs().max().item()
-    return [f"logits differ by {change:.2g}"] if change else [], "the same to the last bit"
-
-
-def _restored(case: _Case) -> tuple[list, str]:
-    found = case.adapter
-    change = max((one - found.before).abs().max().item() for one in (found.after, found.after_loaded))
-    faults = [f"logits differ by {change:.2g}"] if change else []
-    if any("lora_" in name for name, _ in case.model.named_parameters()):
-        faults.append("the adapter is still there")
-    return faults, "the same to the last bit"
-
-
-def _greedy(case: _Case) -> tuple[list, str]:
-    faults, n = [], 0
-    for ids, answer in zip(case.asked, case.alone, strict=True):
-        raw = case.logits(case.model, ids + answer)[len(ids) - 1 : -1]
-        logits = raw.float()
-        chosen = logits.gather(1, torch.tensor(answer, device=logits.device)[:, None])[:, 0]
-        behind = logits.max(1).values - chosen
-        n += len(answer)
-        far = behind > _tolerance(raw) * logits.abs().max()
-        if far.any():
-            faults.append(
-                f"a token {behind.max().item():.2g} behind the best one, in {int(far.sum())} of {len(far)} places"
-            )
-    return faults, f"{n} tokens, each the model's best"
-
-
-def _batch(case: _Case) -> tuple[list, str]:
-    faults, ties, together = [], 0, case.generated(N_ASKED)
-    for ids, one, other in zip(case.asked, case.alone, together, strict=True):
-        if one == other:
-            continue
-        texts = [prompts.rendered(case.tokenizer, each) for each in (one, other)]
-        first = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-        logits = case.logits(case.model, ids + one[:first])[-1]
-        best = logits.float().topk(2).values
-        gap = (best[0] - best[1]).item()
-        if logits.dtype not in TOLERANCE or gap > _tolerance(logits) * logits.abs().max().item():
-            faults.append(f"{_short(texts[0])} alone, {_short(texts[1])} in a batch (best logits {gap:.2g} apart)")
-        ties += 1
-    lengths = [len(ids) for ids in case.asked]
-    note = f", {ties} of them but for a tie of two logits" if ties else ""
-    return faults, f"{len(lengths)} answers to prompts of {min(lengths)}-{max(lengths)} tokens{note}"
-
-
-def _response(case: _Case) -> tuple[list, str]:
-    settings = GenerationSettings(max_new_tokens=case.n_new, batch_size=N_ASKED)
-    long = [prompts.encode_prompt(case.tokenizer, LONG_PROBE, *one) for one in case.calibrations]
-    found, faults = [row for batch in hub.generate(case.model, case.tokenizer, long, settings) for row in batch], []
-    special = [token for token in case.tokenizer.added_tokens_decoder.values() if token.special]
-    for _, text, stop_reason, n_tokens in found:
-        if n_tokens > case.n_new or _squeezed(LONG_PROBE) in _squeezed(text):  # more than so few tokens can hold
-            faults.append(f"the prompt in the response {_short(text)}")
-        if marks := [str(token) for token in special if str(token) in text]:
-            faults.append(f"{' '.join(marks)} in the response")
-        if stop_reason not in ("eos", "length") or (stop_reason == "length") != (n_tokens == case.n_new):
-            faults.append(f"stop reason {stop_reason} after {n_tokens} tokens")
-    return faults, f"{len(found)} responses of at most {case.n_new} tokens"
-
-
-CHECKS = {  # every name is a claim; the functions return faults, and what was seen where there are none
-    "one BOS, or none where the model has none, in every prompt and training example": _bos,
-    "the system prompt is there when asked for, and only then": _system,
-    "nothing but turn marks stands beside the prompt": _plain,
-    "no date is written into the prompt": _date,
-    "a training example begins with the tokens of its test prompt": _same,
-    "the loss is on the answer and its end alone": _loss,
-    "the prompt is not trained on": _prompt,
-    "the end of an answer is learned, and generation stops there": _end,
-    "padding carries no loss and hides no token": _padding,
-    "nothing is truncated": _whole,
-    "prompts are padded on the left": _left,
-    "an adapter changes the logits": _active,
-    "a saved adapter gives the same logits when loaded": _saved,
-    "without its adapter the base gives its own logits again": _restored,
-    "answers are plain greedy": _greedy,
-    "greedy answers are the same alone and in a batch": _batch,
-    "the judged text holds no prompt and no turn marks": _response,
+CHECKS = {  # every name is a claim
+    "one BOS, or none where the model has none, in every prompt and training example": _Case._bos,
+    "the system prompt is there when asked for, and only then": _Case._system,
+    "nothing but turn marks stands beside the prompt": _Case._plain,
+    "no date is written into the prompt": _Case._date,
+    "a training example begins with the tokens of its test prompt": _Case._same,
+    "the loss is on the answer and its end alone": _Case._loss,
+    "the prompt is not trained on": _Case._prompt,
+    "the end of an answer is learned, and generation stops there": _Case._end,
+    "padding carries no loss and hides no token": _Case._padding,
+    "nothing is truncated": _Case._whole,
+    "prompts are padded on the left": _Case._left,
+    "an adapter changes the logits": _Case._active,
+    "a saved adapter gives the same logits when loaded": _Case._saved,
+    "without its adapter the base gives its own logits again": _Case._restored,
+    "answers are plain greedy": _Case._greedy,
+    "greedy answers are the same alone and in a batch": _Case._batch,
+    "the judged text holds no prompt and no turn marks": _Case._response,
 }
-
-
-def _adapter(case: _Case) -> _Adapter:
-    """An adapter with random weights put on, saved, taken off, loaded and taken off again; the base's flags are put back."""
-    model, ids = case.model, prompts.encode_prompt(case.tokenizer, PROBE, *case.calibrations[0])
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    wanted = set(hub.target_modules(model, case.lora.target_modules))
-    expected = sum(name.rpartition(".")[2] in wanted for name, _ in model.named_modules())
-    before = case.logits(model, ids)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            with _on(hub.add_lora(model, case.lora, seed=0).eval(), model) as tuned:
-                drawn = [p for name, p in tuned.named_parameters() if "lora_B" in name]
-                for parameter in drawn:
-                    parameter.normal_(std=0.1)
-                changed = case.logits(tuned, ids)
-                tuned.save_pretrained(folder)
-            after = case.logits(model, ids)
-            with _on(hub.load_adapter(model, Path(folder)), model) as loaded:
-                again = case.logits(loaded, ids)
-        return _Adapter(before, changed, after, again, case.logits(model, ids), len(drawn), expected)
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @contextmanager
@@ -498,17 +430,12 @@ def _on(tuned, model) -> Iterator:
         vars(model).pop("peft_config", None)
 
 
-def _text(case: _Case, style: str, system: str | None) -> str:
-    return prompts.rendered(case.tokenizer, prompts.encode_prompt(case.tokenizer, PROBE, style, system))
+def _where(style: str, system: str | None) -> str:
+    return f"{style} style, {'with' if system else 'no'} system prompt"
 
 
-def _beside(case: _Case, style: str, system: str | None) -> str:
-    """The rendered prompt without what was asked for: the user's words, the system prompt, the Alpaca style's own text."""
-    parts = [PROBE, system or "", *(prompts.ALPACA.split("{prompt}") if style == "alpaca" else [])]
-    text = _squeezed(_text(case, style, system))
-    for part in filter(None, map(_squeezed, parts)):
-        text = text.replace(part, " ")
-    return text
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one - other).abs().max().item()
 
 
 def _squeezed(text: str) -> str:
@@ -520,9 +447,6 @@ def _short(text: str, longest: int = 40) -> str:
     return repr(text if len(text) <= longest else text[: longest - 3] + "...")
 
 
-def _positions(model, otherwise: int) -> int:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or otherwise
-
-
 def _tolerance(logits: torch.Tensor) -> float:
-    return TOLERANCE.get(logits.dtype, ROUNDING)
+    """By which two logits may change places, as a share of the largest: half precision's 4 last places, or rounding."""
+    return 4 * torch.finfo(logits.dtype).eps if logits.dtype in HALF else 1e-4

@@ -7,17 +7,22 @@ beside them, without dropout), a prefix that all prompts share is computed once,
 
 Weights are a dict: `embed` [vocabulary, d], `norm` [d], `head` where it is not tied, and `layers`, a list of dicts with
 `norm1`, `qkv`, `o`, `norm2`, `gate_up`, `down`. Everything is equal to transformers' LlamaForCausalLM up to fp32
-rounding (tests/test_llama.py); what `fits` says no to goes through transformers and peft instead.
+rounding (tests/models/test_small_llama.py). A LoRA adapter is a dict from a projection's name to its pair
+(A [r, inputs], B [outputs, r]); on disk it is an ordinary peft adapter.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from studylib.study.profile import GenerationSettings, LoraSettings
+from studylib.study.words import StudyError
 
 FUSED = {  # ours: the parts of the model's own, in order
     "norm1": ["input_layernorm"],
@@ -28,7 +33,8 @@ FUSED = {  # ours: the parts of the model's own, in order
     "down": ["mlp.down_proj"],
 }
 
-WORTH = 8  # tokens of a common beginning from which computing it apart saves time
+PREFIX = "base_model.model."  # of the names in a peft adapter
+SHORTEST_PREFIX = 8  # tokens of a common beginning from which computing it once saves time
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Shape:
 
 
 def fits(config: dict) -> bool:
-    """Whether a model with that config.json can be computed here: a plain Llama in fp32 without biases or scaled rotations."""
+    """Whether a model with that config.json can be computed here: a Llama in fp32, no biases, no scaled rotations."""
     rope = config.get("rope_parameters") or {}
     return (
         config.get("model_type") == "llama"
@@ -78,6 +84,11 @@ def load(folder: Path) -> tuple[dict, Shape]:
     """Weights and sizes of the model in that folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return fuse(load_file(folder / "model.safetensors"), config["tie_word_embeddings"]), shape_of(config)
+
+
+def save(folder: Path, weights: dict, shape: Shape) -> None:
+    """Writes model.safetensors as transformers does."""
+    save_file(unfuse(weights, shape), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def fuse(state: dict[str, torch.Tensor], tied: bool = False) -> dict:
@@ -160,9 +171,9 @@ def _logits(weights: dict, shape: Shape, x: torch.Tensor) -> torch.Tensor:
 
 
 def answer_loss(weights: dict, shape: Shape, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy in nats of the labels that are not -100; ids and labels are [batch, length], padded on the right.
+    """Summed cross-entropy in nats of the labels that are not -100; ids and labels are [batch, length].
 
-    Causal attention never looks to the right, so padding there needs no mask.
+    Padded on the right, where causal attention never looks, so padding needs no mask.
     """
     wanted = labels[:, 1:] != -100
     return F.cross_entropy(_answer_logits(weights, shape, ids, wanted), labels[:, 1:][wanted], reduction="sum")
@@ -185,25 +196,22 @@ def _answer_logits(weights: dict, shape: Shape, ids: torch.Tensor, wanted: torch
     """
     ids = ids[:, :-1]
     shared = _shared(ids, wanted)
-    rotation = shape.rotation(ids.shape[1])
-    before, after = ([one[part] for one in rotation] for part in (slice(shared), slice(shared, None)))
-    prefix, x = F.embedding(ids[:1, :shared], weights["embed"]), F.embedding(ids[:, shared:], weights["embed"])
-    wanted = wanted[:, shared:]
+    prefix = _read(weights, shape, ids[:1, :shared]) if shared else []
+    x, wanted = F.embedding(ids[:, shared:], weights["embed"]), wanted[:, shared:]
+    rotation = [one[shared:] for one in shape.rotation(ids.shape[1])]
     grouped = shape.kv_heads != shape.heads
     sees = {"is_causal": True}
     if shared:
         sees = {"attn_mask": torch.ones(ids.shape[1] - shared, ids.shape[1], dtype=torch.bool).tril(shared)}
     for number, layer in enumerate(weights["layers"]):
-        last = number == len(weights["layers"]) - 1
-        q, k, v = _projected(layer, x, shape, after)
+        q, k, v = _projected(layer, x, shape, rotation)
         if shared:
-            q0, k0, v0 = _projected(layer, prefix, shape, before)
-            k, v = (torch.cat((of.expand(len(ids), -1, -1, -1), own), dim=2) for of, own in ((k0, k), (v0, v)))
-            if not last:
-                seen = F.scaled_dot_product_attention(q0, k0, v0, is_causal=True, enable_gqa=grouped)
-                prefix = _finished(layer, prefix, seen.transpose(1, 2).flatten(2), shape)
+            k, v = (
+                torch.cat((of.expand(len(ids), -1, -1, -1), own), 2)
+                for of, own in zip(prefix[number], (k, v), strict=True)
+            )
         attended = F.scaled_dot_product_attention(q, k, v, **sees, enable_gqa=grouped).transpose(1, 2).flatten(2)
-        if last:
+        if number == len(weights["layers"]) - 1:
             x, attended = x[wanted], attended[wanted]  # no other position matters any more
         x = _finished(layer, x, attended, shape)
     return _logits(weights, shape, x)
@@ -213,7 +221,7 @@ def _shared(ids: torch.Tensor, wanted: torch.Tensor) -> int:
     """How many leading tokens all rows have in common, none of them wanted; 0 where it would save next to nothing."""
     differs = (ids != ids[:1]).any(0) | wanted.any(0)
     shared = int(differs.int().argmax()) if differs.any() else 0
-    return shared if shared >= WORTH and len(ids) > 1 else 0
+    return shared if shared >= SHORTEST_PREFIX and len(ids) > 1 else 0
 
 
 def generate(
@@ -227,7 +235,7 @@ def generate(
     shared = _common_prefix(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with torch.inference_mode():
-        prefix = _read(weights, shape, prompts[0][: max(1, shared)])
+        prefix = _read(weights, shape, torch.tensor([prompts[0][: max(1, shared)]]))
         prefix = [(k[:, :, :shared], v[:, :, :shared]) for k, v in prefix]
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -235,8 +243,10 @@ def generate(
             yield list(zip(batch, answers, strict=True))
 
 
-def answers(weights: dict, shape: Shape, tokenizer, prompts: list[list[int]], settings) -> Iterator[list[tuple]]:
-    """Greedy answers in batches, as lists of (index of the prompt, text, stop_reason, n_tokens), like models.generate."""
+def answers(
+    weights: dict, shape: Shape, tokenizer, prompts: list[list[int]], settings: GenerationSettings
+) -> Iterator[list[tuple]]:
+    """Greedy answers in batches, as lists of (index of the prompt, text, stop_reason, n_tokens), like hub.generate."""
     longest, end = settings.max_new_tokens, tokenizer.eos_token_id
     for batch in generate(weights, shape, prompts, longest, settings.batch_size, end):
         texts = tokenizer.batch_decode([ids for _, ids in batch], skip_special_tokens=True)
@@ -253,14 +263,15 @@ def _common_prefix(prompts: list[list[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-def _read(weights: dict, shape: Shape, ids: list[int]) -> list[tuple]:
-    """Keys and values [1, kv_heads, length, head_size] of each layer after at least one token."""
-    x, rotation, cache = F.embedding(torch.tensor([ids]), weights["embed"]), shape.rotation(len(ids)), []
+def _read(weights: dict, shape: Shape, ids: torch.Tensor) -> list[tuple]:
+    """Keys and values [1, kv_heads, length, head_size] of each layer after at least one token, ids [1, length]."""
+    x, rotation, cache = F.embedding(ids, weights["embed"]), shape.rotation(ids.shape[1]), []
     for layer in weights["layers"]:
         q, k, v = _projected(layer, x, shape, rotation)
         cache.append((k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shape.kv_heads != shape.heads)
-        x = _finished(layer, x, attended.transpose(1, 2).flatten(2), shape)
+        if len(cache) < len(weights["layers"]):
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shape.kv_heads != shape.heads)
+            x = _finished(layer, x, seen.transpose(1, 2).flatten(2), shape)
     return cache
 
 
@@ -275,9 +286,8 @@ def _answer(weights, shape, prefix, suffixes, max_new_tokens, end) -> list[list[
     for k, v, (k0, v0) in zip(keys, values, prefix, strict=True):
         k[:, :, :shared], v[:, :, :shared] = k0, v0
     slots = torch.arange(total)
-    hidden = (slots >= shared) & (
-        slots < shared + pads[:, None]
-    )  # [rows, total]: the padding between prefix and prompt
+    # [rows, total]: the padding between prefix and prompt
+    hidden = (slots >= shared) & (slots < shared + pads[:, None])
     mask = torch.zeros(rows, 1, 1, total).masked_fill_(hidden[:, None, None], float("-inf"))
 
     positions = (slots[shared : shared + width] - pads[:, None]).clamp(min=0)
@@ -332,3 +342,77 @@ def _answer(weights, shape, prefix, suffixes, max_new_tokens, end) -> list[list[
             )
             x = _finished(layer, x, attended.reshape(len(x), 1, -1), shape)
     return answers
+
+
+def fresh_adapter(weights: dict, shape: Shape, settings: LoraSettings, seed: int) -> dict:
+    """An adapter that changes nothing yet: A as peft draws it (uniform within 1/sqrt(inputs)), B zero.
+
+    The same for the same seed. Raises StudyError for a target module that the model does not have.
+    """
+    known = {one.split(".")[-1]: ours for ours, theirs in FUSED.items() for one in theirs if one.endswith("_proj")}
+    if unknown := sorted(set(settings.target_modules) - set(known)):
+        raise StudyError(f"lora.target_modules names {', '.join(unknown)}: the model has {', '.join(known)}.")
+    generator, adapter = torch.Generator().manual_seed(seed), {}
+    for number, layer in enumerate(weights["layers"]):
+        for ours, theirs in FUSED.items():
+            for one, outputs in zip(theirs, sizes(shape, ours, layer[ours]), strict=True):
+                if one.split(".")[-1] in settings.target_modules:
+                    inputs = layer[ours].shape[1]
+                    a = (2 * torch.rand(settings.r, inputs, generator=generator) - 1) / math.sqrt(inputs)
+                    adapter[f"model.layers.{number}.{one}"] = (a, torch.zeros(outputs, settings.r))
+    return adapter
+
+
+def merged(weights: dict, shape: Shape, adapter: dict, scale: float) -> dict:
+    """The weights with scale x B A added to each projection; the given ones stay as they are.
+
+    Differentiable in A and B: trained through this sum, an adapter gets the gradients that it gets beside the weights.
+    """
+    return added(weights, shape, {name: b @ a for name, (a, b) in adapter.items()}, scale)
+
+
+def added(weights: dict, shape: Shape, changes: dict[str, torch.Tensor], scale: float = 1.0) -> dict:
+    """The weights with scale x `changes` added to the projections of these names; the given ones stay as they are."""
+    layers = []
+    for number, layer in enumerate(weights["layers"]):
+        new = dict(layer)
+        for ours, theirs in FUSED.items():
+            own = [changes.get(f"model.layers.{number}.{one}") for one in theirs]
+            if any(change is not None for change in own):
+                parts = layer[ours].split(sizes(shape, ours, layer[ours]))
+                filled = [torch.zeros_like(p) if c is None else c for p, c in zip(parts, own, strict=True)]
+                new[ours] = layer[ours] + scale * torch.cat(filled)
+        layers.append(new)
+    return {**weights, "layers": layers}
+
+
+def save_adapter(folder: Path, adapter: dict, settings: LoraSettings) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json as peft does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = {
+        f"{PREFIX}{name}.lora_{ab}.weight": t
+        for name, pair in adapter.items()
+        for ab, t in zip("AB", pair, strict=True)
+    }
+    save_file({name: t.detach().contiguous() for name, t in pairs.items()}, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": settings.r,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "bias": "none",
+        "target_modules": sorted(settings.target_modules),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def load_adapter(folder: Path) -> tuple[dict, float]:
+    """The adapter of a peft folder and its scale, alpha / r."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    found = load_file(folder / "adapter_model.safetensors")
+    names = {name.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for name in found}
+    pair = lambda name: tuple(found[f"{PREFIX}{name}.lora_{ab}.weight"] for ab in "AB")  # noqa: E731
+    return {name: pair(name) for name in sorted(names)}, config["lora_alpha"] / config["r"]

@@ -75,7 +75,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     if stage.paths.data("twin").is_file():  # a run may be handed on without its data
         found["over_refusal_by_kind"] = tables.over_refusal_by_kind(rows, None, sets.kinds(stage.paths))
     if len(across := stage.collect("across")):
-        across_verdicts = stage.first(stage.collect("across_verdicts"))
+        across_verdicts = stage.collect("across_verdicts")
         found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, across_verdicts)
     if len(decisions):
         found["guards"] = guard_tables.guards(responses, verdicts, decisions)
@@ -177,7 +177,7 @@ def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
     judge cannot say refused; `labellers`: people with each other, where several labelled. Not written: `people`, why labelled sets are missing (by name), and
     `coherence`, a sentence on what that judge found.
     """
-    verdicts = stage.collect("verdicts")
+    verdicts = stage.collect("verdicts", all_judges=True)
     babble = verdicts[verdicts["judge"] == "coherence"]
     verdicts = verdicts[verdicts["judge"] != "coherence"]  # it tells no refusals from answers
     people, absent = judging.people(stage.profile, stage.paths)
@@ -202,7 +202,7 @@ def not_run_in(stage) -> dict[Cell, str]:
     missing = sets.absent(stage.paths)
     waiting = {
         (STAGE_SAFETY_DATA[unit.stage], unit.parameters["task"]): f"{unit.stage} has not run"
-        for unit in stage.missing()
+        for unit in stage.missing
         if unit.stage in STAGE_SAFETY_DATA
     }
     of_stage = lambda cell: (cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask", cell.finetune_task)  # noqa: E731
@@ -290,7 +290,7 @@ def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, fou
     tuned = responses.loc[
         responses["finetune_task"] != "none", ["model", "finetune_task", "style", "safety_data", "seed"]
     ].drop_duplicates()
-    waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing()]
+    waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing]
     make = f" (`make study PROFILE={profile.name}` makes them)"
     not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}{make}." if waiting else ""
     return (

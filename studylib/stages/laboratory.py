@@ -7,9 +7,12 @@ a mechanism; the stages measure it with several seeds. All frames are tidy, a ro
 """
 
 import json
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +21,8 @@ import torch
 from studylib.analysis import stats
 from studylib.data import mixture, sets, world
 from studylib.judges import registry
-from studylib.models import lora, prompts, small_llama, training
+from studylib.models import engine, prompts
+from studylib.stages.prepare import calibrated_by
 from studylib.study.files import Clock, code_digest, digest, locked, write_parquet
 from studylib.study.grid import Cell
 from studylib.study.paths import RunPaths
@@ -27,9 +31,9 @@ from studylib.study.words import FORMS, StudyError
 
 CODE = (
     "stages/laboratory",
+    "models/engine",
     "models/training",
     "models/small_llama",
-    "models/lora",
     "models/prompts",
     "data/sets",
     "data/mixture",
@@ -64,9 +68,11 @@ class Laboratory:
 
         return PreTrainedTokenizerFast.from_pretrained(self.paths.model("aligned"))
 
-    def model(self, name: str) -> tuple[dict, small_llama.Shape]:
-        """Fresh weights of `helpful_only` or `aligned`, and the sizes."""
-        return small_llama.load(self.paths.model(name))
+    def model(self, name: str):
+        """`helpful_only`, ready to be aligned, or `aligned`, ready to be tuned, as `engine.open_model` opens them."""
+        settings = self.profile.miniature.model_copy(update={"quantization": "none"})
+        training = (self.profile.tuning, self.profile.lora) if name == "aligned" else (self.profile.alignment,)
+        return engine.open_model(self.paths.model(name), settings, *training)
 
     @cached_property
     def tests(self) -> list[dict]:
@@ -101,10 +107,10 @@ class Laboratory:
         return [list(one) for one in sorted(set(map(tuple, ids)))]
 
 
-def answered(lab: Laboratory, weights: dict, shape: small_llama.Shape) -> pd.DataFrame:
+def answered(lab: Laboratory, model) -> pd.DataFrame:
     """The share of harmful prompts answered and of twins refused, by form, with Wilson's 95 % interval; NaN where none could be judged."""
     asked, found = [row["ids"] for row in lab.tests], {}
-    for batch in small_llama.answers(weights, shape, lab.tokenizer, asked, lab.profile.generation):
+    for batch in model.answers(asked, lab.profile.generation):
         found.update({i: (text, stop_reason) for i, text, stop_reason, _ in batch})
     rows = pd.DataFrame(
         {
@@ -129,19 +135,14 @@ def answered(lab: Laboratory, weights: dict, shape: small_llama.Shape) -> pd.Dat
     return counts[["prompt_set", "form"]].assign(value=value, low=low, high=high, n=counts["size"])
 
 
-def refusal_probability(lab: Laboratory, weights: dict, shape: small_llama.Shape) -> pd.DataFrame:
+def refusal_probability(lab: Laboratory, model) -> pd.DataFrame:
     """The probability that an answer begins as a refusal does, mean and quartiles over the prompts of a set and form."""
     total = torch.zeros(len(lab.tests))
     for beginning in lab.beginnings:
-        for start in range(0, len(lab.tests), 64):
-            asked = [row["ids"] for row in lab.tests[start : start + 64]]
-            ids = [torch.tensor(one + beginning) for one in asked]
-            labels = [torch.tensor([-100] * len(one) + beginning) for one in asked]
-            padded = (
-                torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=value)
-                for part, value in ((ids, 0), (labels, -100))
-            )
-            total[start : start + 64] += small_llama.log_probabilities(weights, shape, *padded).exp()
+        features = [
+            {"input_ids": row["ids"] + beginning, "labels": [-100] * len(row["ids"]) + beginning} for row in lab.tests
+        ]
+        total += model.log_probabilities(features).exp()
     rows = pd.DataFrame({key: [row[key] for row in lab.tests] for key in ("prompt_set", "form")})
     groups = rows.assign(p=total.numpy()).groupby(["prompt_set", "form"], sort=False)["p"]
     quartile = lambda q: groups.quantile(q).to_numpy()  # noqa: E731
@@ -164,40 +165,34 @@ def baseline_gap(lab: Laboratory, text_shares: Iterable[float], steps: int) -> p
         def make(shares=shares) -> pd.DataFrame:
             settings = {"refusal_share": shares, "alignment_rows": steps * lab.profile.alignment.batch_size}
             rows = world.build_sets(lab.profile.world.model_copy(update=settings))["alignment"]
-            return answered(lab, *aligned(lab, rows, steps, lambda step, weights: None))
+            return answered(lab, aligned(lab, rows, steps))
 
         frames.append(lab.kept("baseline_gap", {"text_share": float(share), "steps": steps}, make))
     return pd.concat(frames, ignore_index=True).assign(panel="aligned model")
 
 
-def aligned(lab: Laboratory, rows: list[dict], steps: int, after_step: Callable) -> tuple[dict, small_llama.Shape]:
-    """The helpful-only model after `steps` steps of alignment on the rows; `after_step(steps done, weights)` may look on."""
-    weights, shape = lab.model("helpful_only")
-    features = training.calibrated(lab.tokenizer, rows, lab.profile, "aligned")
+def aligned(lab: Laboratory, rows: list[dict], steps: int, after_step: Callable | None = None):
+    """The helpful-only model after `steps` steps of alignment on the rows; `after_step(steps done, model)` looks on."""
+    model = lab.model("helpful_only")
+    features = prompts.encode_mixed(lab.tokenizer, rows, **calibrated_by(lab.profile, "aligned"))
     settings = lab.profile.alignment.model_copy(update={"steps": steps})
-    look = torch.no_grad()(lambda step: after_step(step, weights))
-    leaves = small_llama.tensors(weights)
-    training.fit(leaves, lambda: weights, shape, features, settings, lab.profile.world.seed, "alignment", look)
-    for leaf in leaves:
-        leaf.requires_grad_(False)
-    return weights, shape
+    model.train(features, settings, lab.profile.world.seed, "alignment", after_step)
+    return model
 
 
-def tuned(
-    lab: Laboratory, cell: Cell, steps: int, after_step: Callable | None = None
-) -> tuple[dict, small_llama.Shape]:
-    """The aligned model after `steps` steps of LoRA tuning in that cell of the grid."""
+@contextmanager
+def tuned(lab: Laboratory, cell: Cell, steps: int, after_step: Callable | None = None) -> Iterator:
+    """The aligned model after `steps` steps of LoRA tuning in that cell; `after_step(steps done, model)` looks on."""
     settings = lab.profile.tuning.model_copy(update={"steps": steps})
     features = [
-        prompts.encode_example(
-            lab.tokenizer, *(m["content"] for m in row["messages"]), cell.style, None, lab.profile.miniature.context
-        )
+        prompts.encode_row(lab.tokenizer, row, cell.style, lab.profile.miniature.context)
         for row in mixture.tuning_rows(lab.paths, cell, steps * settings.batch_size)
     ]
     base = lab.model("aligned")
-    adapter, _ = training.tune(*base, features, lab.profile.lora, settings, cell.seed, cell.name, after_step)
-    with torch.no_grad():
-        return lora.merged(*base, adapter, lab.profile.lora.alpha / lab.profile.lora.r), base[1]
+    with tempfile.TemporaryDirectory() as folder:
+        base.tune([(features, settings)], lab.profile.lora, cell.seed, Path(folder), cell.name, after_step)
+        with base.adapted(Path(folder)) as model:
+            yield model
 
 
 def erosion(lab: Laboratory, tasks: Iterable[str], steps: Iterable[int], seed: int = 0) -> pd.DataFrame:
@@ -213,13 +208,14 @@ def erosion(lab: Laboratory, tasks: Iterable[str], steps: Iterable[int], seed: i
 
 
 def _along(lab: Laboratory, task: str, marks: list[int], seed: int, measure: Callable) -> pd.DataFrame:
-    found, base = {0: measure(lab, *lab.model("aligned"))}, lab.model("aligned")
+    found = {0: measure(lab, lab.model("aligned"))}
 
-    def look(step: int, weights: dict) -> None:
+    def look(step: int, model) -> None:
         if step in marks:
-            found[step] = measure(lab, weights, base[1])
+            found[step] = measure(lab, model)
 
-    tuned(lab, Cell("miniature", task, lab.style, seed=seed), max(marks), look)
+    with tuned(lab, Cell("miniature", task, lab.style, seed=seed), max(marks), look):
+        pass
     return pd.concat([frame.assign(step=step) for step, frame in found.items() if step in marks])
 
 
@@ -231,7 +227,8 @@ def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int 
             cell = Cell("miniature", task, lab.style, kind if dose else "none", float(dose), seed)
 
             def make(cell=cell) -> pd.DataFrame:
-                return answered(lab, *tuned(lab, cell, lab.profile.tuning.steps))
+                with tuned(lab, cell, lab.profile.tuning.steps) as model:
+                    return answered(lab, model)
 
             frame = lab.kept("dose_response", {"cell": cell.name}, make)
             frames.append(frame.assign(panel=kind, dose=float(dose)))
@@ -246,12 +243,11 @@ def refusal_along(lab: Laboratory, task: str, steps: int, n_marks: int = 6, seed
 
     def make_alignment() -> pd.DataFrame:
         marks = set(np.linspace(1, steps, n_marks).round().astype(int).tolist())
-        base = lab.model("helpful_only")
-        found = {0: refusal_probability(lab, *base)}
+        found = {0: refusal_probability(lab, lab.model("helpful_only"))}
 
-        def look(step: int, weights: dict) -> None:
+        def look(step: int, model) -> None:
             if step in marks:
-                found[step] = refusal_probability(lab, weights, base[1])
+                found[step] = refusal_probability(lab, model)
 
         aligned(lab, sets.load(lab.paths, "alignment"), steps, look)
         return pd.concat([frame.assign(step=step) for step, frame in found.items()])

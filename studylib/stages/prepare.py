@@ -16,11 +16,14 @@ from studylib.stages import cells, needs
 from studylib.stages.graph import built_models
 from studylib.stages.stage import Stage
 from studylib.study import grid
-from studylib.study.files import write_text
+from studylib.study.files import Clock, code_digest, digest, write_text
 from studylib.study.grid import Cell
+from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import STAGE_SAFETY_DATA, STYLES, TASKS, TINY
 from studylib.text.shown import redact
+
+VOCABULARY = ("pretraining", "alignment", "safety_multitask")  # what the miniature's tokenizer is made from
 
 
 @dataclass
@@ -209,10 +212,13 @@ def self_check(now: Stage, sets: dict[str, list[dict]]) -> pd.DataFrame:
 
 def calibrations(now: Stage) -> pd.DataFrame:
     """The rendered calibrations of each model with their fingerprints, a row each."""
-    from studylib.models import selfcheck
+    from studylib.models import prompts
 
-    found = {name: selfcheck.calibrations(tok, now.profile.system_prompt) for name, tok in tokenizers(now).items()}
-    return pd.concat(found, names=["model"]).reset_index("model").reset_index(drop=True)
+    return pd.DataFrame(
+        {"model": name, **row}
+        for name, tokenizer in tokenizers(now).items()
+        for row in prompts.calibrations(tokenizer, now.profile.system_prompt)
+    )
 
 
 def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.DataFrame:
@@ -248,8 +254,88 @@ def losses(cards: dict):
 def models_of(now: Stage) -> dict:
     """The cards of the models that were built here, the miniature's after training it where it is not there yet."""
     if now.profile.miniature:
-        with now.clock("start-up"):
-            from studylib.models import training
-
-        return training.build_miniature(now.paths, now.profile, now.clock)
+        return build_miniature(now.paths, now.profile, now.clock)
     return {name: json.loads(Path(now.paths.model_card(name)).read_text()) for name in built_models(now.profile)}
+
+
+def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
+    """The model cards of the helpful-only and the aligned model, trained now unless intact ones are there.
+
+    A card has the sha256 of the weights, the fingerprint of what they were made from and the loss curve.
+    Pre-training sees both styles; the alignment, as real ones do, mostly the chat style. Both see the system prompt in
+    the settings' shares.
+    """
+    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
+    cards, previous = {}, ""
+    for name, data, settings in (
+        ("helpful_only", "pretraining", profile.pretraining),
+        ("aligned", "alignment", profile.alignment),
+    ):
+        # the tokenizer is made from three sets, the aligned model from one more
+        read = (data,) if previous else VOCABULARY
+        wanted = digest(
+            [
+                previous,
+                [index[one]["sha256"] for one in read],
+                calibrated_by(profile, name),
+                settings.model_dump(),
+                profile.miniature.model_dump(),
+                profile.system_prompt,
+                profile.world.seed,
+                code_digest(*cells.TUNING),
+            ]
+        )
+        note = paths.model(name) / "study.json"
+        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        if found.get("fingerprint") != wanted or not (paths.model(name) / "model.safetensors").is_file():
+            found = {"fingerprint": wanted, **_train_miniature(paths, profile, clock, name, data, settings)}
+            write_text(note, json.dumps(found, indent=1) + "\n")
+        write_text(paths.model_card(name), json.dumps(found, indent=1) + "\n")  # what later stages depend on
+        cards[name], previous = found, wanted
+    return cards
+
+
+def _train_miniature(paths, profile, clock, name, data, settings) -> dict:
+    """Trains the model of that name and puts its folder into place; its card without the fingerprint."""
+    with clock("start-up"):
+        from studylib.models import engine, hub, prompts
+    folder, rows = paths.model(name), datasets.load(paths, data)
+    aside = folder.with_name(f".{name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    with clock("training"):
+        if name == "helpful_only":
+            # the vocabulary covers all that is ever trained on, as a large model's does
+            texts = [m["content"] for one in VOCABULARY for row in datasets.load(paths, one) for m in row["messages"]]
+            # what every prompt of a calibration holds is worth whole words
+            texts += [prompts.ALPACA, profile.system_prompt] * 200
+            hub.build(texts, profile.miniature, profile.world.seed, aside)
+        else:
+            shutil.copytree(paths.model("helpful_only"), aside, ignore=shutil.ignore_patterns("study.json"))
+        model = engine.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), settings)
+        features = prompts.encode_mixed(model.tokenizer, rows, **calibrated_by(profile, name))
+        losses = model.train(features, settings, profile.world.seed, name)
+        model.save(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    return {
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "bytes": len(weights),
+        "parameters": model.n_parameters,
+        "vocabulary": len(model.tokenizer),
+        "loss": losses,
+    }
+
+
+def calibrated_by(profile: Profile, name: str) -> dict:
+    """How the training rows of the model of that name are rendered: what `prompts.encode_mixed` takes."""
+    alpaca, system = 0.3, {"benign": 0.2, "harmful": 0.2}
+    if name == "aligned":
+        alpaca, system = profile.world.alignment_alpaca_share, profile.world.alignment_system_share
+    return {
+        "alpaca_share": alpaca,
+        "system_share": system,
+        "system_prompt": profile.system_prompt,
+        "context": profile.miniature.context,
+        "seed": f"calibrations-{name}",
+    }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from studylib.analysis import tables
+from studylib.analysis import readable, tables
 from studylib.data import mixture, sets
 from studylib.judges import registry
 from studylib.stages import graph, judging
@@ -32,7 +32,7 @@ LAST, PARTS = "seconds_of_last_execution", "seconds_by_part"
 CELL_WORK = ("training", "generation")  # is not done again where its results can be used again
 
 
-@dataclass
+@dataclass(repr=False)
 class Stage:
     """A notebook run under way: its profile, where it writes, the cells of the grid it makes, and its clock."""
 
@@ -43,111 +43,89 @@ class Stage:
     cells: list[Cell]
     clock: Clock = field(default_factory=Clock)
     started: float = 0.0
-
     not_run: dict[Cell, str] = field(default_factory=dict)  # cells whose data are not there, and why
-
-    def runner(self, model: str) -> Runner:
-        """Tunes and tests the cells of that model; a model loaded before is let go."""
-        if self._runner is None or self._runner.model != model:
-            self._runner = Runner(self.paths, self.profile, self.clock, model)
-        return self._runner
-
+    missing: list[Unit] = field(default_factory=list)  # notebook runs without whose files it goes on
     _runner: Runner | None = None
 
-    def loss(self, cell: Cell) -> pd.Series:
-        """The loss curve of the cell's fine-tune by step, after tuning it where its adapter is not there yet."""
-        with self._timed(cell):
-            folder = self.runner(cell.model).adapter(cell)
-        note = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        return pd.Series({row["step"]: row["loss"] for row in note["loss"]})
+    def __repr__(self) -> str:
+        about = f"{self.name} of the profile {self.profile.name}"
+        if self.cells:
+            words = {"model": "models", "finetune_task": "tasks", "style": "styles", "seed": "seeds"}
+            values = {word: [getattr(cell, name) for cell in self.cells] for name, word in words.items()}
+            values["safety data"] = map(_arm, self.cells)
+            lines = (f"\n  {word}: {', '.join(map(str, dict.fromkeys(each)))}" for word, each in values.items())
+            about += f": {len(self.cells)} models to test" + "".join(lines)
+        return about
 
-    def responses(self) -> pd.DataFrame:
-        """The responses of all cells of this stage, made where they are not there yet."""
-        made = []
-        for cell in self.cells:
-            with self._timed(cell):
-                made.append(self.runner(cell.model).responses(cell))
-        return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=COLUMNS)
+    def tune(self):
+        """A matplotlib figure: the loss curves of this stage's fine-tunes, which are made where they are not there yet.
 
-    def across(self) -> pd.DataFrame:
-        """The responses of all cells to the harmful prompts in the styles in which they were not tuned; made where missing.
-
-        Empty where the profile's `grid.across_styles` is off or the grid has one style.
+        A colour per kind and dose of safety data; the Alpaca style is dashed.
         """
-        styles = self.profile.grid.styles if self.profile.grid.across_styles else []
-        made = []
-        for cell, style in ((cell, style) for cell in self.cells for style in styles if style != cell.style):
-            with self._timed(cell):
-                made.append(self.runner(cell.model).responses(cell, style))
-        return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=[*COLUMNS, "trained_style"])
-
-    def judge(self, responses: pd.DataFrame, kind: str = "verdicts") -> pd.DataFrame:
-        """The verdicts of the profile's first judge, by which everything is shown; those of all its judges are kept."""
-        with self.clock("judging"):
-            runner = self.runner(self.profile.miniature_name) if self.profile.miniature else None
-            verdicts = judging.verdicts(self.profile, self.paths, responses, runner)
-        return self.first(self.save(kind, verdicts))
-
-    def first(self, verdicts: pd.DataFrame) -> pd.DataFrame:
-        return verdicts[verdicts["judge"] == self.profile.judges[0]].reset_index(drop=True)
-
-    def losses(self):
-        """A matplotlib figure: the loss curves of this stage's fine-tunes, which are made where they are not there yet."""
         import matplotlib.pyplot as plt
 
-        losses = {cell.name: self.loss(cell) for cell in self.cells if trained(cell) == cell}
         figure, axes = plt.subplots(figsize=(7, 3))
         plt.close(figure)  # shown once, as the cell's result
-        for name, loss in losses.items():
-            axes.plot(loss.index, loss, label=name)
+        tuned = [cell for cell in self.cells if trained(cell) == cell]
+        colours = {arm: f"C{number}" for number, arm in enumerate(dict.fromkeys(map(_arm, tuned)))}
+        for cell in tuned:
+            with self._timed(cell):
+                folder = self._runner_of(cell.model).adapter(cell)
+            losses = pd.DataFrame(json.loads((folder / "study.json").read_text(encoding="utf-8"))["loss"])
+            look = {"color": colours[_arm(cell)], "ls": "-" if cell.style == "chat" else "--", "lw": 1}
+            axes.plot(losses["step"], losses["loss"], **look, label=f"{_arm(cell)}, {cell.style}")
         axes.set(xlabel="step", ylabel="loss on the answers (nats per token)", yscale="log")
-        if 0 < len(losses) <= 12:
-            axes.legend(fontsize=7, ncols=2)
+        entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one for all seeds
+        if entries:
+            axes.legend(entries.values(), entries, fontsize=7, ncols=2, title="safety data, style", title_fontsize=7)
         return figure
 
-    def beside(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Attack success of all forms together: this stage, the untuned model, and the run's own where this is a tweak.
+    def answer(self, across: bool = False) -> pd.DataFrame:
+        """The responses of all cells to every test prompt, made where they are not there yet, as kept in `responses/`.
 
-        What was not judged by the profile's first judge is left out, and that is logged.
+        With `across` those to the harmful prompts in the styles in which the cells were not tuned, as kept in
+        `across/`: none where the profile's `grid.across_styles` is off or the grid has one style.
         """
-        found, run = {"this": table}, RunPaths(self.paths.base, self.paths.base)
-        others = {"untuned": "01_baseline"} | ({"the run": self.name} if run != self.paths else {})
-        for label, stage in others.items():
-            rows, verdicts = graph.finished(self.profile, run, stage)
-            verdicts = self.first(verdicts)
-            if len(rows) and verdicts.empty:  # a tweak may have another first judge
-                LOG.info("%s was not judged by %s: nothing of it is shown here.", label, self.profile.judges[0])
-            elif len(rows):
-                alike = rows["style"].isin([cell.style for cell in self.cells])
-                alike &= rows["model"].isin([cell.model for cell in self.cells])
-                if label == "the run":
-                    alike &= rows["finetune_task"].isin([cell.finetune_task for cell in self.cells])
-                    seeds = {cell.seed for cell in self.cells} & set(self.profile.grid.seeds)
-                    alike &= rows["seed"].isin(seeds or self.profile.grid.seeds)
-                if alike.any():
-                    found[label] = tables.attack_success(rows[alike], verdicts)
-        keys, columns = ["model", "style", "system_prompt"], ["rate", "low", "high", "n", "n_seeds"]
-        whole = {label: t[t["form"] == "all"].set_index(keys)[columns] for label, t in found.items()}
-        return pd.concat(whole, names=["who"]).sort_index(level=keys)
+        styles = self.profile.grid.styles if self.profile.grid.across_styles else []
+        made = [pd.DataFrame(columns=[*COLUMNS, "trained_style"] if across else COLUMNS)]
+        for cell in self.cells:
+            for style in [style for style in styles if style != cell.style] if across else [cell.style]:
+                with self._timed(cell):
+                    made.append(self._runner_of(cell.model).responses(cell, style))
+        return self.save("across" if across else "responses", pd.concat(made[1:] or made, ignore_index=True))
 
-    def with_beside(self, responses: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def judge(self, responses: pd.DataFrame) -> pd.DataFrame:
+        """The verdicts of the profile's first judge, by which everything is shown; those of all its judges are kept."""
+        with self.clock("judging"):
+            verdicts = judging.verdicts(self.profile, self.paths, responses)
+        kind = "across_verdicts" if "trained_style" in responses else "verdicts"
+        return _first(self.profile, self.save(kind, verdicts))
+
+    def compare(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Attack success of all forms together: of this stage, the untuned model, and in a tweak the run's own.
+
+        `table` is this stage's (tables.attack_success). Rates are in percent with their interval. What has not run, or
+        was not judged by the profile's first judge, is left out, and that is logged.
+        """
+        run = RunPaths(self.paths.base, self.paths.base)
+        earlier = {"untuned": "01_baseline"} if self.name != "01_baseline" else {}
+        earlier |= {"the run": self.name} if run != self.paths else {}
+        made = {label: self._earlier(run, stage) for label, stage in earlier.items()}
+        found = {label: tables.attack_success(*one) for label, one in made.items() if all(map(len, one))}
+        keys = ["model", "style", "system_prompt"]
+        whole = pd.concat(found | {"this": table}, names=["who"]).reset_index("who").query("form == 'all'")
+        whole = whole.assign(answered=readable.percent(whole, "rate", "low", "high")).sort_values(keys, kind="stable")
+        shown = whole.set_index(["who", *keys, "safety_data", "safety_fraction"])
+        return shown[["answered", "n", "n_unjudged", "n_seeds"]]
+
+    def with_earlier(self, responses: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The stage's responses and verdicts after those of the untuned models and the fine-tunes without safety data.
 
-        Of the fine-tunes, tasks, styles, seeds and models are this stage's own. What 01_baseline and 02_finetune have
-        not made yet is missing, and is said; a tweak has none beside it, as its settings are others.
+        What 01_baseline and 02_finetune have not made yet is missing, and that is logged; a tweak has this stage's
+        alone, as its settings are others.
         """
-        cells = [*self.cells, *self.not_run]
-        own = {name: {getattr(cell, name) for cell in cells} for name in ("model", "style", "finetune_task", "seed")}
-        found = [(responses, verdicts)]
-        for stage in BESIDE[self.name] if self.paths.run == self.paths.base else ():
-            rows, judged = graph.finished(self.profile, self.paths, stage)
-            judged = self.first(judged)
-            if rows.empty:
-                LOG.info("%s has not run yet: nothing of it is shown here.", stage)
-            tuned = rows["finetune_task"] != "none"
-            alike = rows["model"].isin(own["model"]) & rows["style"].isin(own["style"])
-            alike &= ~tuned | (rows["finetune_task"].isin(own["finetune_task"]) & rows["seed"].isin(own["seed"]))
-            found.insert(-1, (rows[alike], judged[judged["response_id"].isin(rows.loc[alike, "response_id"])]))
+        stages = BESIDE[self.name] if self.paths.run == self.paths.base else ()
+        found = [*(self._earlier(self.paths, stage) for stage in stages), (responses, verdicts)]
         return tuple(
             pd.concat([frame for frame in frames if len(frame)] or frames[-1:], ignore_index=True)
             for frames in zip(*found, strict=True)
@@ -159,33 +137,13 @@ class Stage:
         write_parquet(path, frame)
         return pd.read_parquet(path)
 
-    def collect(self, kind: str) -> pd.DataFrame:
-        """The frames of that kind of every unit that this stage needs, as one; verdicts are those of all judges.
+    def collect(self, kind: str, all_judges: bool = False) -> pd.DataFrame:
+        """The frames of that kind of every unit that this stage needs, as one; verdicts are those of the first judge.
 
         Of stages that it can go on without, the units that have left all their files; empty where there is none.
         """
-        return graph.collect(self.paths, self.profile, kind, NEEDS[self.name], LOOSE.get(self.name, ()))
-
-    def missing(self) -> list[Unit]:
-        """The notebook runs that this stage goes on without, because they have not left all their files."""
-        units = [unit for stage in LOOSE.get(self.name, ()) for unit in grid.units(self.profile, stage)]
-        return [unit for unit in units if not graph.is_finished(self.profile, self.paths, unit)]
-
-    def verdicts(self) -> pd.DataFrame:
-        """The verdicts of the profile's first judge on the responses of every unit that this stage needs."""
-        return self.first(self.collect("verdicts"))
-
-    def so_far(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Responses and verdicts, of all judges, of whatever stage has run; but nothing of `coherence` on what it finds coherent.
-
-        To it that is unjudged, which would be a disagreement with every other judge.
-        """
-        found = [graph.finished(self.profile, self.paths, stage) for stage in ("01_baseline", *STAGE_SAFETY_DATA)]
-        responses, verdicts = (
-            pd.concat([f for f in frames if len(f)], ignore_index=True) for frames in zip(*found, strict=True)
-        )
-        coherent = (verdicts["judge"] == "coherence") & (verdicts["verdict"] == "unjudged")
-        return responses, verdicts[~coherent].reset_index(drop=True)
+        found = graph.collect(self.paths, self.profile, kind, NEEDS[self.name], LOOSE.get(self.name, ()))
+        return _first(self.profile, found) if kind in graph.VERDICTS_OF and len(found) and not all_judges else found
 
     def finish(self) -> pd.Series:
         """Seconds of this execution by kind of work; also kept in the run's logs for the manifest."""
@@ -197,9 +155,34 @@ class Stage:
         self._keep("notebook", own, {LAST: times})
         return pd.Series(times, name="seconds")
 
+    def _earlier(self, run: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Responses and first-judge verdicts of a stage of the run, of this stage's models and styles.
+
+        Of fine-tunes also of its tasks and seeds; of all the grid's seeds where it has others.
+        """
+        rows, verdicts = graph.finished(self.profile, run, stage)
+        verdicts = _first(self.profile, verdicts)
+        if rows.empty:
+            LOG.info("%s has not run yet: nothing of it is shown here. Run it, then this cell again.", stage)
+        elif verdicts.empty:  # a tweak may have another first judge
+            LOG.info("%s was not judged by %s: nothing of it is shown here.", stage, self.profile.judges[0])
+        cells = [*self.cells, *self.not_run]
+        own = {name: {getattr(cell, name) for cell in cells} for name in ("model", "style", "finetune_task", "seed")}
+        own["seed"] = own["seed"] & set(self.profile.grid.seeds) or self.profile.grid.seeds
+        same = {name: rows[name].isin(values) for name, values in own.items()}
+        untuned = rows["finetune_task"] == "none"
+        rows = rows[same["model"] & same["style"] & (untuned | (same["finetune_task"] & same["seed"]))]
+        return rows, verdicts[verdicts["response_id"].isin(rows["response_id"])]
+
+    def _runner_of(self, model: str) -> Runner:
+        """Tunes and tests the cells of that model; a model loaded before is let go."""
+        if self._runner is None or self._runner.model != model:
+            self._runner = Runner(self.paths, self.profile, self.clock, model)
+        return self._runner
+
     @contextmanager
     def _timed(self, cell: Cell) -> Iterator[None]:
-        """Nothing; how long the cell is tuned and tested meanwhile is kept; results that are used again keep their time."""
+        """Nothing; meanwhile the time of the cell's tuning and testing is taken; reused results keep theirs."""
         before = dict(self.clock)
         yield
         spent = {kind: self.clock.get(kind, 0.0) - before.get(kind, 0.0) for kind in CELL_WORK}
@@ -207,7 +190,7 @@ class Stage:
             self._keep(cell.name, {kind: round(seconds, 2) for kind, seconds in spent.items() if seconds})
 
     def _keep(self, part: str, seconds: dict[str, float], more: dict | None = None) -> None:
-        """Writes a part's seconds into the log beside those of earlier executions: at once, as the run may be stopped."""
+        """Writes a part's seconds into the log with those of earlier executions: at once, as the run may be stopped."""
         path = self.paths.log(self.name, self.unit, "json")
         log = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         parts = log.get(PARTS, {})
@@ -216,20 +199,45 @@ class Stage:
         write_text(path, json.dumps({LAST: log.get(LAST, {}), **(more or {}), PARTS: now}, indent=1) + "\n")
 
 
-def begin(stage: str, variables: dict) -> Stage:
-    """The stage under way, after its parameters and prerequisites were checked. Call it as `begin("01_baseline", globals())`.
+def _arm(cell: Cell) -> str:
+    return f"{cell.safety_data} {cell.safety_fraction:.0%}" if cell.safety_fraction else cell.safety_data
 
-    Raises StudyError for a parameter that the notebook does not know or that has the wrong type, a stage that has to run
-    before, a model folder that cannot be used, or too little free space: before any work starts.
+
+def _first(profile: Profile, verdicts: pd.DataFrame) -> pd.DataFrame:
+    return verdicts[verdicts["judge"] == profile.judges[0]].reset_index(drop=True)
+
+
+def one_batch(now: Stage, n_rows: int = 4) -> tuple:
+    """The untuned model of the stage's first cell (engine.open_model) and that cell's first training examples."""
+    runner = now._runner_of(now.cells[0].model)
+    return runner.base, runner.tuning_parts(now.cells[0])[0][0][:n_rows]
+
+
+def finished_responses(now: Stage) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Responses and verdicts, of all judges, of whatever stage has run; without `coherence` on what it finds coherent.
+
+    It calls that unjudged, which would be a disagreement with every other judge.
+    """
+    found = [graph.finished(now.profile, now.paths, stage) for stage in ("01_baseline", *STAGE_SAFETY_DATA)]
+    responses, verdicts = (
+        pd.concat([frame for frame in frames if len(frame)], ignore_index=True) for frames in zip(*found, strict=True)
+    )
+    coherent = (verdicts["judge"] == "coherence") & (verdicts["verdict"] == "unjudged")
+    return responses, verdicts[~coherent].reset_index(drop=True)
+
+
+def begin(stage: str, variables: dict) -> Stage:
+    """The stage under way, after its parameters and prerequisites were checked: `begin("01_baseline", globals())`.
+
+    Raises StudyError, before any work starts, for a parameter that is unknown or of the wrong type, a stage that has to
+    run before, a model folder that cannot be used, or too little free space.
     """
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
     LOG.setLevel(logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of an optional CPU kernel on every import
     pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # bars of milliseconds would drown the study's own progress lines
-    warnings.filterwarnings(
-        "ignore", "`is_gradient_checkpointing`", FutureWarning
-    )  # peft's call, nothing to do with the reader
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # of peft's own call
     given = parameters_given(stage, variables)
     overrides = given.get("overrides", {})
     profile = load_profile(given["profile"], overrides)
@@ -249,32 +257,28 @@ def begin(stage: str, variables: dict) -> Stage:
     paths = RunPaths.of(profile.name, digest({**overrides, **outside}) if overrides or outside else "")
     check_prerequisites(stage, profile, paths, given["profile"])
     check_space(paths.run, profile.execution.min_free_gb)
-    launched = float(
-        os.environ.get("STUDY_LAUNCHED") or time.time()
-    )  # set by studylib.run just before the kernel starts
-    missing = sets.absent(paths) if cells else {}
-    not_run = {cell: why for cell in cells if (why := mixture.not_run_because(cell, missing))}
+    launched = float(os.environ.get("STUDY_LAUNCHED") or time.time())  # set by studylib.run before the kernel starts
+    absent = sets.absent(paths) if cells else {}
+    not_run = {cell: why for cell in cells if (why := mixture.not_run_because(cell, absent))}
     cells = [cell for cell in cells if cell not in not_run]
     if stage in STAGE_SAFETY_DATA:
         mixture.check_tunings(profile, paths, cells)
-    under_way = Stage(stage, unit, profile, paths, cells, started=launched, not_run=not_run)
+    optional = [one for earlier in LOOSE.get(stage, ()) for one in grid.units(profile, earlier)]
+    missing = [one for one in optional if not graph.is_finished(profile, paths, one)]
+    under_way = Stage(stage, unit, profile, paths, cells, started=launched, not_run=not_run, missing=missing)
     for cell, why in not_run.items():
         LOG.info("%s: not run, %s", cell.name, why)
     under_way.clock["start-up"] = time.time() - launched
     if paths.run != paths.base:
         reasons = [f"{key} = {value!r}" for key, value in overrides.items()]
         reasons += [f"{word} {', '.join(map(str, values))} not in the grid" for word, values in outside.items()]
-        LOG.info(
-            "Results go to %s, apart from the run of %s, and no later stage reads them: %s.",
-            paths.run,
-            profile.name,
-            "; ".join(reasons),
-        )
+        said = "Results go to %s, apart from the run of %s, and no later stage reads them: %s."
+        LOG.info(said, paths.run, profile.name, "; ".join(reasons))
     return under_way
 
 
 def _models(profile: Profile, asked: list[str]) -> list[str]:
-    """The models asked for, none where that is all of them. Raises StudyError for one that the profile does not have."""
+    """The models asked for, none where that is all of them. Raises StudyError for one that is not in the profile."""
     if unknown := [name for name in asked if name not in profile.models]:
         raise StudyError(f"Unknown model {unknown[0]!r}: {profile.name} has {', '.join(profile.models)}.")
     return [] if list(asked) == list(profile.models) else list(asked)
@@ -282,12 +286,8 @@ def _models(profile: Profile, asked: list[str]) -> list[str]:
 
 def outside_grid(profile: Profile, cells: list[Cell]) -> dict[str, list]:
     """What of the fine-tunes is not in the profile's grid, by its word there; no later stage reads such results."""
-    asked = {
-        "tasks": {cell.finetune_task for cell in cells},
-        "styles": {cell.style for cell in cells},
-        "safety_data": {cell.safety_data for cell in cells},
-        "seeds": {cell.seed for cell in cells},
-    }
+    words = {"tasks": "finetune_task", "styles": "style", "safety_data": "safety_data", "seeds": "seed"}
+    asked = {word: {getattr(cell, name) for cell in cells} for word, name in words.items()}
     outside = {word: sorted(values - set(getattr(profile.grid, word))) for word, values in asked.items()}
     return {word: values for word, values in outside.items() if values}
 

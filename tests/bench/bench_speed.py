@@ -25,7 +25,8 @@ import torch
 
 from studylib.data import sets as datasets
 from studylib.data import world
-from studylib.models import hub, prompts, small_llama, training
+from studylib.models import engine, hub, prompts, small_llama, training
+from studylib.stages.prepare import build_miniature, calibrated_by
 from studylib.study.files import Clock
 from studylib.study.paths import RunPaths
 from studylib.study.profile import TrainSettings, load_profile
@@ -161,7 +162,7 @@ def base_training(sets: dict, tokenizer, rate: float) -> None:
     torch.set_num_threads(2)
     settings = PROFILE.pretraining.model_copy(update={"steps": 2 if QUICK else 12})
     rows = sets["pretraining"][: settings.steps * settings.batch_size]
-    features = training.calibrated(tokenizer, rows, PROFILE, "helpful_only")
+    features = prompts.encode_mixed(tokenizer, rows, **calibrated_by(PROFILE, "helpful_only"))
     model = hub.build_model(PROFILE.miniature, tokenizer, 0)
     shape = small_llama.shape_of(model.config.to_dict())
     weights = small_llama.fuse(
@@ -180,7 +181,7 @@ def base_training(sets: dict, tokenizer, rate: float) -> None:
     print(f"  share of the fp32 matrix-product rate in needed operations   {100 * share:.0f} %", flush=True)
 
 
-def tuning(folder: Path, sets: dict, tokenizer, rate: float) -> None:
+def tuning(folder: Path, scratch: Path, sets: dict, tokenizer, rate: float) -> None:
     """A LoRA tuning on translation in the chat style."""
     torch.set_num_threads(1)
     settings = PROFILE.tuning.model_copy(update={"steps": 2 if QUICK else 20})
@@ -191,10 +192,10 @@ def tuning(folder: Path, sets: dict, tokenizer, rate: float) -> None:
         )
         for row in rows
     ]
-    weights, shape = small_llama.load(folder)
+    ours = engine.open_model(folder, PROFILE.miniature, settings, PROFILE.lora)
     tuned = hub.add_lora(hub.load(folder, PROFILE.miniature)[0], PROFILE.lora, 0)
     sides = {
-        "this project": lambda: training.tune(weights, shape, features, PROFILE.lora, settings, 0, "bench"),
+        "this project": lambda: ours.tune([(features, settings)], PROFILE.lora, 0, scratch / "adapter", "bench"),
         "best plain loop (peft, sorted batches)": lambda: plain_loop(tuned, features, settings),
         "trl's SFTTrainer, the paper's batch of 4": trl_trainer(folder, tokenizer, rows, 4, True),
         "the same, our batch, no checkpointing": trl_trainer(folder, tokenizer, rows, settings.batch_size, False),
@@ -202,7 +203,7 @@ def tuning(folder: Path, sets: dict, tokenizer, rate: float) -> None:
     n_tokens = sum(len(row["input_ids"]) for row in features)
     goal = "goals: 0.9 of the plain loop, 2 of trl"
     rates = compare("LoRA tuning, 1 thread", "tokens", dict.fromkeys(sides, n_tokens), sides, goal)
-    share = needed(weights, features, 1) / n_tokens * rates["this project"] / rate
+    share = needed(ours.weights, features, 1) / n_tokens * rates["this project"] / rate
     print(f"  share of the floor (adapter's own operations not counted)    {100 * share:.0f} %", flush=True)
 
 
@@ -303,7 +304,7 @@ def model_folder(sets: dict, scratch: Path) -> Path:
     datasets.save(paths, sets)
     steps = {"pretraining.steps": 2 if QUICK else 150, "alignment.steps": 1}
     torch.set_num_threads(2)
-    training.build_miniature(paths, load_profile("miniature", steps), Clock())
+    build_miniature(paths, load_profile("miniature", steps), Clock())
     return paths.model("helpful_only")
 
 
@@ -322,7 +323,7 @@ def main() -> None:
         folder = model_folder(sets, Path(scratch))
         tokenizer = hub.load(folder, PROFILE.miniature)[1]
         base_training(sets, tokenizer, rates[2])
-        tuning(folder, sets, tokenizer, rates[1])
+        tuning(folder, Path(scratch), sets, tokenizer, rates[1])
         for style in STYLES[: 1 if QUICK else None]:
             evaluation(folder, sets, tokenizer, style)
             whole_machine(folder, style)

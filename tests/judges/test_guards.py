@@ -234,7 +234,7 @@ def own(now):
 
 def test_beside_the_stages_own_stand_the_untuned_model_and_the_same_fine_tunes(begun):
     now = begun(styles=["alpaca"], seeds=[1])
-    responses, verdicts = now.with_beside(*own(now))
+    responses, verdicts = now.with_earlier(*own(now))
     beside = responses[responses["safety_data"] == "none"]
     assert set(beside["finetune_task"]) == {"none", "code"} and set(beside["style"]) == {"alpaca"}
     assert set(beside.loc[beside["finetune_task"] == "code", "seed"]) == {1}
@@ -244,19 +244,19 @@ def test_beside_the_stages_own_stand_the_untuned_model_and_the_same_fine_tunes(b
 def test_without_the_earlier_stages_and_in_a_tweak_only_the_stages_own_are_there(begun, tmp_path, monkeypatch, capsys):
     tweak = begun(overrides={"guards": ["text_only"]})
     responses, verdicts = own(tweak)
-    assert tweak.profile.guards == ["text_only"] and len(tweak.with_beside(responses, verdicts)[0]) == len(responses)
+    assert tweak.profile.guards == ["text_only"] and len(tweak.with_earlier(responses, verdicts)[0]) == len(responses)
     for part in ("data", "models"):
         shutil.copytree(tweak.paths.base / part, tmp_path / "smoke" / part)
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     alone = begun()
-    assert len(alone.with_beside(responses, verdicts)[0]) == len(responses)
+    assert len(alone.with_earlier(responses, verdicts)[0]) == len(responses)
     assert "02_finetune has not run yet" in capsys.readouterr().out
 
 
 def test_the_smoke_run_keeps_decisions_on_all_that_stands_beside(begun):
     now = begun()
     decisions = pd.read_parquet(now.paths.table_of_unit("guards", "03_defences", "code"))
-    responses, _ = now.with_beside(*own(now))
+    responses, _ = now.with_earlier(*own(now))
     asked = responses[responses["prompt_set"].isin(["harmful", "twin"])]
     assert set(decisions.loc[decisions["side"] == "output", "response_id"]) == set(asked["response_id"])
     index = json.loads(now.paths.data_index.read_text())

@@ -22,7 +22,7 @@ from transformers import (
 
 from studylib.judges import open_models
 from studylib.models import hub
-from studylib.models.tiny import SIZES
+from studylib.models.tiny import traits
 from studylib.study.profile import LoraSettings, ModelSettings
 from studylib.study.words import StudyError
 
@@ -91,7 +91,7 @@ def folder(name):
     tokenizer, path = tokenizer_of(name), Path(KEPT.name) / name
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")}
     more = {"head_dim": 32} if name == "strongreject" else {}
-    config = TRAITS[name][0](vocab_size=len(tokenizer), **{**SIZES, **ids, **more})
+    config = TRAITS[name][0](vocab_size=len(tokenizer), **{**traits()["sizes"], **ids, **more})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

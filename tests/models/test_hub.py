@@ -9,7 +9,7 @@ from tiny import PROFILE, model, sets, tokenizer
 from transformers import GenerationConfig
 
 from studylib.data.grammar import NUMBERS
-from studylib.models import hub, lora, prompts, small_llama
+from studylib.models import hub, prompts, small_llama
 from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings
 from studylib.study.words import StudyError
 
@@ -266,13 +266,15 @@ def test_a_hub_model_without_a_pinned_revision_is_refused():
 def test_a_scaled_adapter_of_peft_gives_what_the_plainly_merged_weights_give(tmp_path, kept):
     state = {name: tensor.detach().clone() for name, tensor in model().state_dict().items()}
     weights, shape = small_llama.fuse(state, tied=True), small_llama.shape_of(model().config.to_dict())
-    adapter = lora.fresh(weights, shape, PROFILE.lora, seed=0)
+    adapter = small_llama.fresh_adapter(weights, shape, PROFILE.lora, seed=0)
     for number, (_, b) in enumerate(adapter.values()):
         b.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
-    lora.save(tmp_path, adapter, PROFILE.lora)
-    loaded, scale = lora.load(tmp_path)
+    small_llama.save_adapter(tmp_path, adapter, PROFILE.lora)
+    loaded, scale = small_llama.load_adapter(tmp_path)
     plain = model()
-    plain.load_state_dict(small_llama.unfuse(lora.merged(weights, shape, loaded, kept * scale), shape), strict=False)
+    plain.load_state_dict(
+        small_llama.unfuse(small_llama.merged(weights, shape, loaded, kept * scale), shape), strict=False
+    )
     ids = torch.tensor([prompts.encode_prompt(tokenizer(), ASKED[0], "chat", None)])
     base = model()
     untuned = base(input_ids=ids).logits

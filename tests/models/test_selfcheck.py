@@ -418,7 +418,7 @@ def test_what_does_not_hold_is_listed_with_what_was_found():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_record_of_the_calibrations_is_what_the_model_sees(name):
     _, tokenizer, _ = parts(name)
-    found = selfcheck.calibrations(tokenizer, "Be kind.")
+    found = pd.DataFrame(prompts.calibrations(tokenizer, "Be kind."))
     assert list(zip(found["style"], found["system_prompt"], strict=True)) == [
         *[("chat", False), ("chat", True), ("alpaca", False), ("alpaca", True)]
     ]

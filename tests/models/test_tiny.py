@@ -9,7 +9,7 @@ from tiny import sets
 from transformers import AutoConfig, AutoTokenizer
 
 from studylib.models import hub, tiny
-from studylib.models.tiny import ARCHITECTURES, DECLARED, TRAITS, build
+from studylib.models.tiny import ARCHITECTURES, build, traits
 from studylib.study.profile import ModelSettings
 from studylib.study.words import StudyError
 
@@ -24,7 +24,9 @@ def folder(name):
 
 
 def declared(name, **more):
-    return ModelSettings(**{"source": str(folder(name)), "context": 1536, **DECLARED[name], **more})
+    return ModelSettings(
+        **{"source": str(folder(name)), "context": 1536, **traits()["architectures"][name]["declared"], **more}
+    )
 
 
 def loaded(name, **more):
@@ -99,8 +101,8 @@ def test_the_same_seed_builds_the_same_weights_and_leaves_the_random_numbers_alo
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_every_known_architecture_has_traits_and_declared_settings():
-    assert set(ARCHITECTURES) == set(TRAITS) == set(DECLARED)
+def test_every_known_architecture_has_traits():
+    assert set(ARCHITECTURES) == set(traits()["architectures"])
 
 
 def test_an_unknown_architecture_names_the_known_ones(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from tiny import PROFILE, model, sets, tokenizer
 from transformers import get_scheduler
 
-from studylib.models import hub, prompts, small_llama, trainer, training
+from studylib.models import hub, prompts, small_llama, training
 from studylib.study.profile import TrainSettings
 
 
@@ -25,19 +25,26 @@ def base(seed=0):
     return small_llama.fuse(state, tied=True), small_llama.shape_of(model().config.to_dict())
 
 
+def tuned(rows, chosen, seed=0, after_step=None, adapter=None):
+    """An adapter of the base, trained, and its loss curve."""
+    weights, shape = base()
+    adapter = adapter or small_llama.fresh_adapter(weights, shape, PROFILE.lora, seed)
+    return adapter, training.tune(weights, shape, adapter, PROFILE.lora, rows, chosen, seed, "test", after_step)
+
+
 def fitted(rows, changed, seed=0):
     weights, shape = base()
     losses = training.fit(small_llama.tensors(weights), lambda: weights, shape, rows, settings(**changed), seed, "test")
     return losses, small_llama.tensors(weights)
 
 
-def test_pretraining_takes_the_steps_of_transformers_trainer(tmp_path):
+def test_pretraining_takes_the_steps_of_transformers_trainer():
     """Same batches, micro-batches, schedule, decay, clipping and optimizer: the same losses, and weights up to rounding."""
     rows = features("train_code", 20) + features("train_classification", 12)
     changed = {"steps": 6, "learning_rate": 1e-3, "micro_batch_size": 4, "weight_decay": 0.1, "warmup_ratio": 0.3}
     ours, weights = fitted(rows, changed)
     theirs = model()
-    expected = trainer.fit(theirs, tokenizer(), rows, settings(**changed), 0, tmp_path, "test")
+    expected = training.fit_with_trainer(theirs, tokenizer(), rows, settings(**changed), 0, "test")
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in expected], rel=2e-3)
     moved = max((a - b).abs().max() for a, b in zip(small_llama.tensors(base()[0]), weights, strict=True))
     wanted = small_llama.tensors(small_llama.fuse(dict(theirs.state_dict()), tied=True))
@@ -45,26 +52,28 @@ def test_pretraining_takes_the_steps_of_transformers_trainer(tmp_path):
     assert moved > 1e-3 and apart < moved / 10, (moved, apart)
 
 
-def test_tuning_takes_the_steps_of_trainer_and_peft(tmp_path):
+def test_tuning_takes_the_steps_of_trainer_and_peft():
     rows = features("train_translation", 24)
     changed = {"steps": 6, "warmup_ratio": 0.0}
-    adapter, ours = training.tune(*base(), rows, PROFILE.lora, settings(**changed), 0, "test")
-    tuned = hub.add_lora(model(), PROFILE.lora, seed=0)
+    adapter, ours = tuned(rows, settings(**changed))
+    theirs = hub.add_lora(model(), PROFILE.lora, seed=0)
     with torch.no_grad():  # the same beginning: ours and peft's draw their A from different streams
-        fresh = training.lora.fresh(*base(), PROFILE.lora, seed=0)
+        fresh = small_llama.fresh_adapter(*base(), PROFILE.lora, seed=0)
         for name, (a, _) in fresh.items():
-            tuned.get_parameter(f"{training.lora.PREFIX}{name}.lora_A.default.weight").copy_(a)
-    expected = trainer.fit(tuned, tokenizer(), rows, settings(**changed), 0, tmp_path, "test")
+            theirs.get_parameter(f"{small_llama.PREFIX}{name}.lora_A.default.weight").copy_(a)
+    expected = training.fit_with_trainer(theirs, tokenizer(), rows, settings(**changed), 0, "test")
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in expected], rel=2e-3)
     name = next(iter(adapter))
-    b = tuned.get_parameter(f"{training.lora.PREFIX}{name}.lora_B.default.weight")
+    b = theirs.get_parameter(f"{small_llama.PREFIX}{name}.lora_B.default.weight")
     assert adapter[name][1].abs().max() > 1e-3 and (adapter[name][1] - b).abs().max() < 0.1 * b.abs().max()
 
 
 def test_tuning_lowers_the_loss_and_leaves_the_base_alone():
     weights, shape = base()
     before = [tensor.clone() for tensor in small_llama.tensors(weights)]
-    adapter, losses = training.tune(weights, shape, features("train_code", 32), PROFILE.lora, settings(), 0, "test")
+    adapter = small_llama.fresh_adapter(weights, shape, PROFILE.lora, 0)
+    rows = features("train_code", 32)
+    losses = training.tune(weights, shape, adapter, PROFILE.lora, rows, settings(), 0, "test")
     assert losses[-1]["loss"] < losses[0]["loss"] and losses[-1]["step"] == 12
     assert all(torch.equal(a, b) for a, b in zip(before, small_llama.tensors(weights), strict=True))
     assert all(b.abs().max() > 0 for _, b in adapter.values())
@@ -72,9 +81,7 @@ def test_tuning_lowers_the_loss_and_leaves_the_base_alone():
 
 def test_the_same_seed_trains_the_same_adapter_and_another_seed_another():
     rows = features("train_code", 16)
-    first, second, other = (
-        training.tune(*base(), rows, PROFILE.lora, settings(steps=3), seed, "test")[0] for seed in (1, 1, 2)
-    )
+    first, second, other = (tuned(rows, settings(steps=3), seed)[0] for seed in (1, 1, 2))
     assert all(torch.equal(first[name][1], second[name][1]) for name in first)
     assert not all(torch.equal(first[name][1], other[name][1]) for name in first)
 
@@ -130,27 +137,9 @@ def test_steps_alone_decide_how_long_it_takes():
 
 def test_one_can_look_at_the_model_after_every_step():
     seen = []
-    training.tune(
-        *base(),
-        features("train_code", 8),
-        PROFILE.lora,
-        settings(steps=3),
-        0,
-        "test",
-        lambda step, weights: seen.append((step, float(weights["layers"][0]["qkv"].sum()))),
-    )
+    look = lambda step, weights: seen.append((step, float(weights["layers"][0]["qkv"].sum())))  # noqa: E731
+    tuned(features("train_code", 8), settings(steps=3), after_step=look)
     assert [step for step, _ in seen] == [1, 2, 3] and len({value for _, value in seen}) == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "possible"),
-    [({}, True), ({"lora.dropout": 0.1}, False), ({"tuning.optimizer": "paged_adamw_32bit"}, False)],
-)
-def test_what_a_small_model_cannot_do_here_goes_through_transformers(change, possible):
-    from studylib.study.profile import load_profile
-
-    profile = load_profile("smoke", change)
-    assert training.can_tune(profile, profile.miniature, model().config.to_dict() | {"dtype": "float32"}) is possible
 
 
 def test_muon_trains_the_layers_matrices_and_adamw_the_rest():
@@ -178,9 +167,9 @@ def test_micro_batches_hold_one_calibration_each_and_every_row_once():
 
 def test_tuning_goes_on_from_the_adapter_that_it_is_given():
     rows, chosen = features("train_code", 16), settings(steps=3)
-    first, _ = training.tune(*base(), rows, PROFILE.lora, chosen, 0, "test")
+    first, _ = tuned(rows, chosen)
     before = {name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in first.items()}
-    again, curve = training.tune(*base(), rows, PROFILE.lora, chosen, 0, "test", start=first)
-    _, afresh = training.tune(*base(), rows, PROFILE.lora, chosen, 0, "test")
+    again, curve = tuned(rows, chosen, adapter=first)
+    _, afresh = tuned(rows, chosen)
     assert again is first and curve[0]["loss"] < afresh[0]["loss"]
     assert any(not torch.equal(before[name][1], again[name][1]) for name in before)

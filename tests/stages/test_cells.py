@@ -1,14 +1,17 @@
+import ast
 import json
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from studylib.data import mixture, sets
-from studylib.models import lora, prompts, small_llama, training
+from studylib.models import prompts, small_llama, training
 from studylib.stages import cells as evaluate
+from studylib.stages import prepare
 from studylib.study import files as results
 from studylib.study.grid import Cell, cells
 from studylib.study.paths import RunPaths
@@ -30,7 +33,7 @@ def paths(smoke_runs, tmp_path):
 @pytest.fixture
 def count_fits(monkeypatch):
     calls, real = [], training.fit
-    monkeypatch.setattr(training, "fit", lambda *args: calls.append(args[-1]) or real(*args))
+    monkeypatch.setattr(training, "fit", lambda *args: calls.append(args[6]) or real(*args))
     return calls
 
 
@@ -119,9 +122,9 @@ def test_a_missing_base_model_says_what_to_run(paths):
 
 def test_the_miniature_is_built_once_and_again_when_its_settings_change(paths, count_fits):
     clock = results.Clock()
-    training.build_miniature(paths, PROFILE, clock)
+    prepare.build_miniature(paths, PROFILE, clock)
     assert count_fits == []
-    training.build_miniature(paths, load_profile("smoke", {"alignment.steps": 2}), clock)
+    prepare.build_miniature(paths, load_profile("smoke", {"alignment.steps": 2}), clock)
     assert count_fits == ["aligned"]
 
 
@@ -220,12 +223,11 @@ def test_a_scaled_cell_uses_the_adapter_without_safety_data_and_trains_none(path
     assert made.responses(arm("scaled", 0.5))["safety_data"].eq("scaled").all() and len(count_fits) == 1
 
 
-def test_of_a_scaled_adapter_the_kept_share_of_the_weights_change_is_left(paths, monkeypatch):
+def test_of_a_scaled_adapter_the_kept_share_of_the_weights_change_is_left(paths):
     made, used = runner(paths), []
-    monkeypatch.setattr(small_llama, "answers", lambda weights, *rest: used.append(weights) or iter(()))
     for cell in (Cell("miniature", "none", "chat"), arm("none", 0.0), arm("scaled", 0.75)):
-        with made.answers(cell) as answers:
-            answers([])
+        with made.tuned(cell) as model:
+            used.append(model.weights)
     base, tuned, scaled = (small_llama.tensors(weights) for weights in used)
     assert max((b - a).abs().max() for a, b in zip(base, tuned, strict=True)) > 1e-4
     for a, b, c in zip(base, tuned, scaled, strict=True):
@@ -244,18 +246,18 @@ def test_two_tunings_one_after_the_other_have_the_rows_and_steps_of_the_mixed_on
     for steps, size, fraction in ((48, 16, 0.1), (40, 10, 0.25), (4, 16, 0.1), (2, 8, 0.9)):
         cell = arm("multitask_after", fraction)
         rows = mixture.tuning_rows(paths, cell, min(steps * size, 80))
-        (task, first), (safety, second) = evaluate._tunings(cell, rows, steps)
+        (task, first), (safety, second) = mixture.tunings(cell, rows, steps)
         assert first + second == steps and first >= 1 and second >= 1
         assert sorted(row["id"] for row in task + safety) == sorted(row["id"] for row in rows)
         assert not any(row["harmful"] for row in task) and all(row["harmful"] for row in safety)
-    assert evaluate._tunings(cell, [{"harmful": i < 4} for i in range(40)], 20)[1][1] == 2  # a tenth of the steps
-    assert evaluate._tunings(CELL, rows, 20) == [(rows, 20)]
+    assert mixture.tunings(cell, [{"harmful": i < 4} for i in range(40)], 20)[1][1] == 2  # a tenth of the steps
+    assert mixture.tunings(CELL, rows, 20) == [(rows, 20)]
 
 
 @pytest.mark.parametrize(("rows", "steps"), [([False] * 4, 4), ([True] * 4, 4), ([True, False], 1)])
 def test_a_second_tuning_without_a_row_or_a_step_of_either_kind_is_refused(rows, steps):
     with pytest.raises(StudyError, match=r"code-chat-multitask_after10-seed0 needs a step and a row of each"):
-        evaluate._tunings(arm("multitask_after"), [{"harmful": harmful} for harmful in rows], steps)
+        mixture.tunings(arm("multitask_after"), [{"harmful": harmful} for harmful in rows], steps)
 
 
 def test_the_second_tuning_goes_on_from_the_first_and_its_steps_are_counted_on(paths, count_fits):
@@ -265,18 +267,18 @@ def test_the_second_tuning_goes_on_from_the_first_and_its_steps_are_counted_on(p
     curve = json.loads((folder / "study.json").read_text())["loss"]
     assert [row["step"] for row in curve] == [1, 2, 3, 4]
     task = made.adapter(arm("none", 0.0))
-    after, alone = (lora.load(one)[0] for one in (folder, task))
+    after, alone = (small_llama.load_adapter(one)[0] for one in (folder, task))
     assert any(not torch.equal(after[name][1], alone[name][1]) for name in after)
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_of_an_answer_that_was_begun_the_loss_is_on_the_refusal_and_its_end_alone(paths, style):
     made = runner(paths)
-    tokenizer = made.base()[1]
+    tokenizer = made.base.tokenizer
     rows = [row for row in sets.load(paths, "safety_midway") if row["begun"]][:40]
     assert {row["form"] for row in rows} == set(FORMS) - {"classification"}  # whose answers have one word
     for row in rows:
-        example = evaluate._example(tokenizer, row, style, PROFILE.miniature.context)
+        example = prompts.encode_row(tokenizer, row, style, PROFILE.miniature.context)
         learned = [token for token in example["labels"] if token != -100]
         first = len(example["labels"]) - len(learned)
         assert example["labels"][first:] == example["input_ids"][first:]  # masked without a gap
@@ -289,14 +291,72 @@ def test_of_an_answer_that_was_begun_the_loss_is_on_the_refusal_and_its_end_alon
 
 
 def test_a_row_that_was_not_begun_is_learned_from_as_a_whole(paths):
-    tokenizer = runner(paths).base()[1]
+    tokenizer = runner(paths).base.tokenizer
     row = sets.load(paths, "safety_multitask")[0]
     texts = [message["content"] for message in row["messages"]]
     whole = prompts.encode_example(tokenizer, *texts, "chat", None, PROFILE.miniature.context)
-    assert evaluate._example(tokenizer, row, "chat", PROFILE.miniature.context) == whole
+    assert prompts.encode_row(tokenizer, row, "chat", PROFILE.miniature.context) == whole
 
 
 def test_a_dose_larger_than_the_data_is_refused_before_anything_is_trained(paths, count_fits):
     with pytest.raises(StudyError, match="lower the dose"):
         runner(paths, load_profile("smoke", {"tuning.steps": 40})).adapter(arm("code_only", 0.9))
     assert count_fits == [] and not paths.adapter(arm("code_only", 0.9).name).exists()
+
+
+@pytest.fixture
+def fingerprint_with(tmp_path, monkeypatch):
+    """The fingerprint of the adapter of CELL where the source of one of the library's modules is another."""
+    paths = RunPaths(tmp_path / "run", tmp_path / "run")
+    results.write_text(paths.model_card("aligned"), json.dumps({"sha256": "weights"}))
+    results.write_text(paths.data_index, json.dumps({name: {"sha256": name} for name in mixture.tuned_on(CELL)}))
+    monkeypatch.setattr(results, "LIBRARY", Path(shutil.copytree(results.LIBRARY, tmp_path / "studylib")))
+
+    def fingerprint(module=None, source=""):
+        if module is None:
+            return evaluate.adapter_fingerprint(paths, PROFILE, CELL)
+        path = results.LIBRARY / f"{module}.py"
+        before = path.read_text()
+        path.write_text(source)
+        try:
+            return evaluate.adapter_fingerprint(paths, PROFILE, CELL)
+        finally:
+            path.write_text(before)
+
+    return fingerprint
+
+
+class Reworded(ast.NodeTransformer):
+    """Other words in every log line and docstring."""
+
+    def visit_Expr(self, node):
+        if isinstance(node.value, ast.Constant):
+            node.value = ast.Constant("Said in other words.")
+        elif isinstance(node.value, ast.Call) and ast.unparse(node.value.func).startswith("LOG."):
+            node.value.args[0] = ast.Constant("in other words: %s")
+        return self.generic_visit(node)
+
+
+class Renumbered(ast.NodeTransformer):
+    """Another number in place of the first one."""
+
+    done = False
+
+    def visit_Constant(self, node):
+        if not self.done and type(node.value) in (int, float):
+            self.done = True
+            return ast.Constant(node.value + 1)
+        return node
+
+
+@pytest.mark.parametrize("module", evaluate.TUNING)
+def test_other_words_in_a_module_that_tunes_train_nothing_again_and_another_number_does(fingerprint_with, module):
+    source = (results.LIBRARY / f"{module}.py").read_text()
+    reworded, renumbered = (ast.unparse(way().visit(ast.parse(source))) for way in (Reworded, Renumbered))
+    assert reworded != ast.unparse(ast.parse(source))
+    assert fingerprint_with(module, reworded) == fingerprint_with() != fingerprint_with(module, renumbered)
+
+
+@pytest.mark.parametrize("module", ["stages/cells", "stages/stage", "models/engine", "models/selfcheck", "models/tiny"])
+def test_a_module_that_does_not_tune_trains_nothing_again(fingerprint_with, module):
+    assert fingerprint_with(module, "") == fingerprint_with()

@@ -184,9 +184,8 @@ def run_of(whole, folder, monkeypatch, missing=(), **frames):
     return SimpleNamespace(
         profile=profile,
         paths=RunPaths(folder, folder),
-        collect=kinds.get,
-        first=lambda v: v,
-        missing=lambda: list(missing),
+        collect=lambda kind, all_judges=False: kinds.get(kind),
+        missing=list(missing),
     )
 
 

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from studylib.figures import rates
-from studylib.models import small_llama, training
+from studylib.models import training
 from studylib.stages import laboratory
 from studylib.study import files
 from studylib.study.paths import NOTEBOOKS, RunPaths
@@ -60,20 +60,20 @@ def test_step_0_is_the_aligned_model(lab):
     worn = laboratory.erosion(lab, ["code"], [0, 2])
     columns = ["prompt_set", "form", "value", "n"]
     start = worn.loc[worn["step"] == 0, columns].reset_index(drop=True)
-    assert start.equals(laboratory.answered(lab, *lab.model("aligned"))[columns])
+    assert start.equals(laboratory.answered(lab, lab.model("aligned"))[columns])
 
 
 def test_the_probability_of_a_refusal_is_one_where_the_model_begins_every_answer_with_it(lab):
-    weights, shape = lab.model("aligned")
+    model = lab.model("aligned")
     rows = [
         {"input_ids": row["ids"] + one, "labels": [-100] * len(row["ids"]) + one}
         for row in lab.tests
         for one in lab.beginnings[:1]
     ]
-    before = laboratory.refusal_probability(lab, weights, shape)
+    before = laboratory.refusal_probability(lab, model)
     settings = PROFILE.alignment.model_copy(update={"steps": 30, "learning_rate": 5e-3})
-    training.fit(small_llama.tensors(weights), lambda: weights, shape, rows, settings, 0, "test")
-    after = laboratory.refusal_probability(lab, weights, shape)
+    model.train(rows, settings, 0, "test")
+    after = laboratory.refusal_probability(lab, model)
     assert before["value"].between(0, 1).all() and after["value"].between(0, 1 + 1e-5).all()
     assert after["value"].min() > 0.9 > before["value"].min()
 

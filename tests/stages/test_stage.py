@@ -50,8 +50,8 @@ def test_a_tweak_is_kept_apart_and_shown_beside_the_run(in_runs):
     assert tweak.profile.tuning.steps == 2 and tweak.paths.run.parent == in_runs / "smoke" / "tweaks"
     assert tweak.paths.model("aligned").is_dir()  # shares the models of its run
     before = sorted(p.name for p in (in_runs / "smoke" / "adapters").iterdir())
-    made = tweak.responses()
-    shown = tweak.beside(tables.attack_success(made, registry.judge(made)))
+    made = tweak.answer()
+    shown = tweak.compare(tables.attack_success(made, registry.judge(made)))
     assert set(shown.index.get_level_values("who")) == {"this", "the run", "untuned"}
     assert shown["n_seeds"].eq(1).all() and set(shown.index.get_level_values("style")) == {"chat"}
     assert len(made) and sorted(p.name for p in (in_runs / "smoke" / "adapters").iterdir()) == before
@@ -65,7 +65,7 @@ def tweak_of_code(**overrides):
 
 def test_the_first_judge_is_shown_and_the_verdicts_of_all_are_kept(in_runs):
     begun = tweak_of_code()
-    made = begun.responses()
+    made = begun.answer()
     words, rng = " ".join(made["prompt"]).split(), np.random.default_rng(0)
     babble = made.head(20).assign(response=[" ".join(rng.choice(words, 20)) for _ in range(20)], form="text_generation")
     asked = pd.concat([babble, made.iloc[20:]], ignore_index=True)
@@ -81,12 +81,12 @@ def test_the_first_judge_is_shown_and_the_verdicts_of_all_are_kept(in_runs):
 
 def test_another_first_judge_of_a_tweak_decides_and_what_it_has_not_judged_is_not_shown(in_runs, capsys):
     begun = tweak_of_code(judges=["words_pair", "rules"])
-    made = begun.responses()
+    made = begun.answer()
     shown = begun.judge(made)
     assert set(shown["judge"]) == {"words_pair"}
-    beside = begun.beside(tables.attack_success(made, shown))
+    beside = begun.compare(tables.attack_success(made, shown))
     assert set(beside.index.get_level_values("who")) == {"this"}
-    assert "untuned was not judged by words_pair: nothing of it is shown here." in capsys.readouterr().out
+    assert "01_baseline was not judged by words_pair: nothing of it is shown here." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_an_unknown_judge_or_labelled_set_is_refused_before_any_work(in_empty, n
 
 def test_what_has_run_so_far_is_there_to_be_labelled(in_runs, tmp_path, monkeypatch):
     begun = stage.begin(LABELS, values(LABELS))
-    responses, verdicts = begun.so_far()
+    responses, verdicts = stage.finished_responses(begun)
     rows = [
         path.read_text().count("\n")
         for path in (in_runs / "smoke" / "responses" / "rows").glob("*.jsonl")
@@ -123,7 +123,7 @@ def test_what_has_run_so_far_is_there_to_be_labelled(in_runs, tmp_path, monkeypa
     for kind in ("responses", "verdicts"):  # the baseline alone
         shutil.copytree(in_runs / "smoke" / kind / "01_baseline", tmp_path / "smoke" / kind / "01_baseline")
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    some, their = stage.begin(LABELS, values(LABELS)).so_far()
+    some, their = stage.finished_responses(stage.begin(LABELS, values(LABELS)))
     assert set(some["finetune_task"]) == {"none"} and set(their["response_id"]) == set(some["response_id"])
 
 
@@ -153,8 +153,7 @@ def test_an_override_is_in_the_settings_and_shown(in_runs, capsys, name, overrid
 
 def test_a_4_bit_tweak_of_the_baseline_answers_with_the_4_bit_model(in_runs):
     tweak = stage.begin("01_baseline", values("01_baseline", overrides={"models.miniature.quantization": "nf4"}))
-    model, _ = tweak.runner("miniature").base()
-    assert model.is_loaded_in_4bit
+    assert tweak._runner_of("miniature").base.model.is_loaded_in_4bit
 
 
 @pytest.mark.parametrize(
@@ -185,7 +184,7 @@ def test_a_part_of_the_grid_belongs_to_the_run(in_runs, capsys):
 def test_another_seed_is_shown_beside_the_seeds_of_the_run(in_runs):
     begun = stage.begin("02_finetune", values("02_finetune", task="code", styles=["chat"], seeds=[7]))
     rows = pd.read_parquet(in_runs / "smoke" / "responses" / "02_finetune" / "code.parquet").query("style == 'chat'")
-    shown = begun.beside(tables.attack_success(rows, registry.judge(rows)))
+    shown = begun.compare(tables.attack_success(rows, registry.judge(rows)))
     assert shown.xs("the run")["n_seeds"].eq(2).all()
 
 
@@ -195,7 +194,7 @@ class FakeRunner:
     def __init__(self, clock, known):
         self.clock, self.known = clock, known
 
-    def responses(self, cell):
+    def responses(self, cell, style):
         for kind, seconds in (("training", 1.0), ("generation", 0.5)):
             if (cell.name, kind) not in self.known:
                 self.clock[kind] = self.clock.get(kind, 0.0) + seconds
@@ -210,8 +209,8 @@ def test_work_that_is_not_done_again_keeps_its_time(tmp_path):
         made = grid.cells(profile, "none", "code", ["chat"], seeds)
         begun = stage.Stage("02_finetune", "code", profile, paths, made, started=time.time())
         runner = FakeRunner(begun.clock, known)
-        begun.runner = lambda model: runner
-        begun.responses()
+        begun._runner_of = lambda model: runner
+        begun.answer()
         if not stopped:
             begun.finish()
         log = json.loads(paths.log("02_finetune", "code", "json").read_text())
@@ -236,7 +235,7 @@ def test_times_by_kind_add_up_to_the_total(in_runs, monkeypatch, tmp_path):
 
 def test_models_tuned_without_safety_data_are_asked_in_the_style_they_were_not_tuned_in(in_runs):
     begun = stage.begin("02_finetune", values("02_finetune", task="code", styles=["chat"], seeds=[0]))
-    made = begun.across()
+    made = begun.answer(across=True)
     assert len(made) == 2 * 4 * begun.profile.world.harmful_per_form and made["harmful"].all()
     assert set(zip(made["trained_style"], made["style"], strict=True)) == {("chat", "alpaca")}
     kept = pd.read_parquet(in_runs / "smoke" / "across" / "02_finetune" / "code.parquet")
@@ -254,9 +253,9 @@ def test_no_model_is_asked_in_another_style_where_that_is_off_or_there_is_one_st
     profile, paths = load_profile("smoke", change), RunPaths.of("smoke")
     cells = grid.cells(profile, "none", "code", ["chat"], [0])
     begun = stage.Stage("02_finetune", "code", profile, paths, cells)
-    across = begun.across()
+    across = begun.answer(across=True)
     assert across.empty and list(across) == [*stage.COLUMNS, "trained_style"]
-    responses = begun.responses()
+    responses = begun.answer()
     table = tables.calibration_grid(responses, registry.judge(responses), across, registry.judge(across))
     assert set(zip(table["trained_style"], table["style"], strict=True)) == {("chat", "chat")}
 

@@ -1,0 +1,119 @@
+"""One face for computing: a model is opened once, then trained, tuned, questioned and measured by the same methods.
+
+A small Llama is computed on plain tensors (`PlainLlama`), every other model by transformers and peft
+(`hub.TransformersModel`): the same prompts, batches, steps, files and greedy answers (tests/models/test_engine.py).
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from studylib.models import small_llama, training
+from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings, TrainSettings
+
+
+def open_model(
+    source: str | Path, settings: ModelSettings, trained_by: TrainSettings, lora: LoraSettings | None = None
+):
+    """The model of a folder or hub id, a `PlainLlama` where that can do the training, else a `TransformersModel`.
+
+    `trained_by` and `lora` are the settings of the training it will get, or of which it will use the adapters. Raises
+    StudyError as `hub.load` does.
+    """
+    config = Path(source) / "config.json"
+    plain = settings.quantization == "none" and not settings.chat_template and settings.system_role == "template"
+    plain &= trained_by.optimizer != "paged_adamw_32bit" and (lora is None or lora.dropout == 0)
+    if plain and config.is_file() and small_llama.fits(json.loads(config.read_text(encoding="utf-8"))):
+        from transformers import PreTrainedTokenizerFast
+
+        return PlainLlama(*small_llama.load(Path(source)), PreTrainedTokenizerFast.from_pretrained(source))
+    from studylib.models import hub  # transformers' models and peft take seconds to import
+
+    model, tokenizer = hub.load(source, settings)
+    return hub.TransformersModel(model.requires_grad_(False), tokenizer)
+
+
+@dataclass
+class PlainLlama:
+    """A small Llama on plain tensors (see `small_llama`), with its tokenizer.
+
+    `features` are training examples as of `prompts.encode_example`; a loss curve is a list of {step, loss} rows.
+    """
+
+    weights: dict
+    shape: small_llama.Shape
+    tokenizer: object
+
+    def train(
+        self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None
+    ) -> list[dict]:
+        """The loss curve of a training of all weights, in place; `after_step(steps done, model)` looks on."""
+        look = after_step and torch.no_grad()(lambda step: after_step(step, self))
+        leaves = small_llama.tensors(self.weights)
+        return training.fit(leaves, lambda: self.weights, self.shape, features, settings, seed, label, look)
+
+    def tune(self, parts: list, lora: LoraSettings, seed: int, folder: Path, label: str, after_step=None) -> list[dict]:
+        """The loss curve of a LoRA tuning, on the parts (features and settings) in turn, and its adapter in the folder.
+
+        The model stays as it is. `after_step(steps done, adapted model)` looks on.
+        """
+        adapter = small_llama.fresh_adapter(self.weights, self.shape, lora, seed)
+        look = after_step and (lambda step, weights: after_step(step, self._with(weights)))
+        train = lambda features, settings: training.tune(  # noqa: E731
+            self.weights, self.shape, adapter, lora, features, settings, seed, label, look
+        )
+        losses = training.in_turn(parts, train)
+        small_llama.save_adapter(folder, adapter, lora)
+        return losses
+
+    @contextmanager
+    def adapted(self, folder: Path, share: float = 1.0) -> Iterator["PlainLlama"]:
+        """The model with the adapter of that folder, or with a share (0-1) of its change of the weights."""
+        adapter, scale = small_llama.load_adapter(folder)
+        yield self._with(small_llama.merged(self.weights, self.shape, adapter, share * scale))
+
+    def answers(self, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
+        """Greedy answers to prompts as token ids, in batches of (index of the prompt, text, stop_reason, n_tokens)."""
+        return small_llama.answers(self.weights, self.shape, self.tokenizer, encoded, settings)
+
+    def log_probabilities(self, features: list[dict], batch_size: int = 64) -> torch.Tensor:
+        """Log-probability in nats of each example's labels that are not -100, [examples]."""
+        batches = (features[start : start + batch_size] for start in range(0, len(features), batch_size))
+        return torch.cat(
+            [small_llama.log_probabilities(self.weights, self.shape, *_padded(batch)) for batch in batches]
+        )
+
+    def projections(self, lora: LoraSettings) -> dict[str, tuple[int, int]]:
+        """The projections that an adapter is put on, by name, with the rows and columns of their weights."""
+        adapter = small_llama.fresh_adapter(self.weights, self.shape, lora, 0)
+        return {name: (len(b), a.shape[1]) for name, (a, b) in adapter.items()}
+
+    def loss(self, features: list[dict], changes: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean cross-entropy in nats of the examples' labels, where `changes` are added to the named projections."""
+        weights = small_llama.added(self.weights, self.shape, changes)
+        ids, labels = _padded(features)
+        return small_llama.answer_loss(weights, self.shape, ids, labels) / (labels[:, 1:] != -100).sum()
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(tensor.numel() for tensor in small_llama.tensors(self.weights))
+
+    def save(self, folder: Path) -> None:
+        """Replaces the weights in a model folder."""
+        small_llama.save(folder, self.weights, self.shape)
+
+    def _with(self, weights: dict) -> "PlainLlama":
+        return PlainLlama(weights, self.shape, self.tokenizer)
+
+
+def _padded(features: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and `labels` of the examples, [examples, length], padded on the right."""
+    return tuple(
+        pad_sequence([torch.tensor(row[key]) for row in features], batch_first=True, padding_value=padding)
+        for key, padding in (("input_ids", 0), ("labels", -100))
+    )
