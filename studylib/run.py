@@ -1,4 +1,4 @@
-"""The command line behind `make`: runs the study through Snakemake, one stage through papermill, and writes the manifest."""
+"""The command line behind `make`: the study through Snakemake, one stage through papermill, and the manifest."""
 
 import argparse
 import fcntl
@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from joblib import cpu_count  # of the cores that this process may use
 
 from studylib.stages import graph, stage
 from studylib.study import grid
@@ -24,21 +25,8 @@ from studylib.study.profile import Profile, load_profile, profile_path
 from studylib.study.words import SAFETY_DATA, STAGES, StudyError
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "tokenizers",
-    "papermill",
-    "snakemake",
-    "pooch",
-    "datasets",
-    "pandas",
-    "scikit-learn",
-    "statsmodels",
-    "seaborn",
-    "sacrebleu",
-    "rouge-score",
+    *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "papermill", "snakemake", "pooch", "datasets"),
+    *("pandas", "scikit-learn", "statsmodels", "seaborn", "sacrebleu", "rouge-score"),
 )
 
 
@@ -62,14 +50,15 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     if driver := os.environ.get("STUDY_PID"):
         threading.Thread(target=_stop_with, args=(int(driver),), daemon=True).start()
 
+    label = f"{name} {unit_name}"
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _end())
+        signal.signal(number, lambda *_: _end(f"{label}: stopped; the same command goes on from here"))
 
     import papermill  # only now: the checks above answer at once
+    from nbclient.exceptions import DeadKernelError
 
     notebook, text = paths.log(name, unit_name, "ipynb"), paths.log(name, unit_name, "txt")
     notebook.parent.mkdir(parents=True, exist_ok=True)
-    label = f"{name} {unit_name}"
     _log_to(text, label)
     print(f"{label}: started", flush=True)
     os.environ |= {"STUDY_LAUNCHED": str(time.time()), "OMP_NUM_THREADS": str(grid.threads(profile, name))}
@@ -83,6 +72,11 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
             f"{name} ({unit_name}) failed in cell [{error.exec_count}]: {why} The notebook up to there, with the "
             f"traceback: {notebook}"
         ) from None
+    except DeadKernelError:
+        raise StudyError(
+            f"{name} ({unit_name}) was ended by the system, most likely for want of memory: close other programs, or "
+            "run one notebook at a time (`make study CORES=1`). The same command goes on from here."
+        ) from None
     done = paths.notebook(name, unit_name)
     done.parent.mkdir(parents=True, exist_ok=True)
     os.replace(notebook, done)
@@ -92,23 +86,15 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
 def execute(source: Path, target: Path, parameters: dict, tries: int = 3) -> None:
     """Executes a notebook with papermill in its own folder.
 
-    A kernel that ends before it has said anything is started again, `tries` times in all: of several that start at once, two may have been
-    given one port. Raises RuntimeError for the last, and what papermill raises.
+    A kernel that ends before it has said anything is started again, `tries` times in all: of several that start at
+    once, two may have been given one port. Raises RuntimeError for the last, and what papermill raises.
     """
     import papermill
 
     for left in reversed(range(tries)):
         try:
-            papermill.execute_notebook(
-                source,
-                target,
-                parameters,
-                kernel_name="python3",
-                cwd=source.parent,
-                log_output=True,
-                progress_bar=False,
-                extra_arguments=["--log-level=40"],
-            )
+            options = {"kernel_name": "python3", "cwd": source.parent, "extra_arguments": ["--log-level=40"]}
+            papermill.execute_notebook(source, target, parameters, log_output=True, progress_bar=False, **options)
             return
         except RuntimeError as error:
             if "Kernel died before replying" not in str(error) or not left:
@@ -116,13 +102,11 @@ def execute(source: Path, target: Path, parameters: dict, tries: int = 3) -> Non
 
 
 def _log_to(path: Path, label: str) -> None:
-    """Sends what the notebook prints to a text log, and the library's progress lines to the terminal too."""
+    """Sends what the notebook prints to a text log, and its progress to the terminal too, a line at a time."""
     handler, terminal = logging.FileHandler(path, mode="w"), logging.StreamHandler(sys.stdout)
-    terminal.addFilter(
-        lambda record: re.search(r"(s left|in \d+ s|\d responses|waiting)$", record.getMessage().rstrip())
-    )
-    terminal.setFormatter(logging.Formatter(f"  {label}: %(message)s"))
-    terminal.terminator = ""
+    terminal.setLevel(logging.WARNING)  # papermill's level of what a notebook writes to stderr
+    terminal.addFilter(lambda record: record.getMessage().strip())
+    terminal.format = lambda record: f"  {label}: {record.getMessage().strip().rpartition(chr(13))[2]}"
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -130,7 +114,7 @@ def _log_to(path: Path, label: str) -> None:
 
 
 def _stop_with(driver: int) -> None:
-    """Ends this process and its kernel when the driver is gone (kill -9), so that no orphan writes into a restarted run."""
+    """Ends this process and its kernel when the driver is gone (kill -9): no orphan writes into a restarted run."""
     import psutil
 
     def alive() -> bool:
@@ -144,10 +128,12 @@ def _stop_with(driver: int) -> None:
     _end()
 
 
-def _end() -> None:
+def _end(said: str = "") -> None:
     """Ends this process and its kernel at once; what was made is on the disk, row by row."""
     import psutil
 
+    if said:
+        print(said, flush=True)
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(1)
@@ -169,32 +155,21 @@ def study(profile_name: str, cores: int, arguments: list[str]) -> None:
         raise StudyError(
             f"A run of profile {profile.name} is already under way in {run}: wait for it, or stop it first."
         ) from None
+    except OSError:  # this file system has no locks
+        pass
     os.set_inheritable(guard, True)
     command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(ROOT / "Snakefile"),
-        "--directory",
-        str(run),
-        "--cores",
-        str(cores),
-        "--config",
-        f"profile={profile_name}",
-        "--rerun-incomplete",
-        "--max-checksum-file-size",  # of any size: times say little of a run that was copied
-        "1TB",
-        "--quiet",
-        "host",
-        "reason",
-        "rules",
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(run)),
+        *("--cores", str(cores), "--config", f"profile={profile_name}", "--rerun-incomplete"),
+        *("--max-checksum-file-size", "1TB"),  # times say little of a run that was copied
+        *("--quiet", "host", "reason", "rules"),
         "--keep-going",  # last, as --quiet and --config would swallow a target that follows
         *(os.path.relpath(a, run) if Path(a).is_absolute() else a for a in arguments),  # as the Snakefile has them
     ]
     if any((run / ".snakemake" / "locks").glob("*")):
         subprocess.run([*command, "--unlock"], check=True, capture_output=True, cwd=ROOT)
     os.environ["STUDY_PID"] = str(os.getpid())
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell ignores for what it starts in the background
     os.chdir(ROOT)
     sys.stdout.flush()
     os.execv(sys.executable, command)
@@ -203,7 +178,7 @@ def study(profile_name: str, cores: int, arguments: list[str]) -> None:
 def check_needs(profile: Profile, paths: RunPaths) -> None:
     """Prints what a run of large models or real data needs, and raises StudyError where this machine surely lacks it.
 
-    Nothing is loaded. A GPU may be missing here, on the machine that hands the work out; 00_prepare asks again where it loads.
+    Nothing is loaded. A GPU may be missing here, on the machine that hands the work out; 00_prepare asks again.
     """
     if profile.data:
         from studylib.data import real
@@ -219,10 +194,10 @@ def check_needs(profile: Profile, paths: RunPaths) -> None:
 
 
 def export(profile_name: str, folder: Path) -> str:
-    """What was exported of the run's data sets, as text for the terminal; see dataset_card.export."""
-    from studylib.data import cards as dataset_card
+    """What was exported of the run's data sets, as text for the terminal; see cards.export."""
+    from studylib.data import cards
 
-    found = dataset_card.export(RunPaths.of(load_profile(profile_name).name), folder)
+    found = cards.export(RunPaths.of(load_profile(profile_name).name), folder)
     return f"{found.to_string(index=False)}\n{folder}: {found['exported'].sum()} of {len(found)} sets"
 
 
@@ -231,64 +206,49 @@ def write_manifest(profile_name: str) -> None:
     profile = load_profile(profile_name)
     paths = RunPaths.of(profile.name)
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-    logs = {
-        f"{unit.stage}/{unit.name}": json.loads(log.read_text(encoding="utf-8"))
-        for name in STAGES
-        for unit in grid.units(profile, name)
-        if (log := paths.log(unit.stage, unit.name, "json")).is_file()
+    every = [unit for name in STAGES for unit in grid.units(profile, name)]
+    logs = {f"{unit.stage}/{unit.name}": paths.log(unit.stage, unit.name, "json") for unit in every}
+    logs = {name: json.loads(log.read_text(encoding="utf-8")) for name, log in logs.items() if log.is_file()}
+    cards = {name: paths.model_card(name) for name in graph.built_models(profile)}
+    cards = {name: json.loads(card.read_text()) for name, card in cards.items() if card.is_file()}
+    manifest = {
+        "profile": profile.model_dump(mode="json"),
+        "seeds": profile.grid.seeds,
+        "git_commit": commit or None,
+        "uncommitted_changes": None if changed is None else bool(changed),  # None: not known
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": cpu_count(),
+            "gpu": _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None,
+        },
+        "data": json.loads(paths.data_index.read_text()),
+        "models": {name: {k: v for k, v in card.items() if k != "loss"} for name, card in cards.items()},
+        # each kind of work as long as it took when it was last done; used again later, it took no time
+        "seconds_by_work": {name: stage.by_work(log) for name, log in logs.items()},
+        "seconds_of_last_execution": {name: log.get(stage.LAST, {}) for name, log in logs.items()},
     }
-    cards = {
-        name: json.loads(paths.model_card(name).read_text())
-        for name in graph.built_models(profile)
-        if paths.model_card(name).is_file()
-    }
-    write_text(
-        paths.manifest,
-        json.dumps(
-            {
-                "profile": profile.model_dump(mode="json"),
-                "seeds": profile.grid.seeds,
-                "git_commit": commit or None,
-                "uncommitted_changes": bool(changed),
-                "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-                "python": platform.python_version(),
-                "hardware": {
-                    "machine": platform.machine(),
-                    "system": platform.system(),
-                    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-                    "gpu": _gpu(),
-                },
-                "data": json.loads(paths.data_index.read_text()),
-                "models": {name: {k: v for k, v in card.items() if k != "loss"} for name, card in cards.items()},
-                # each kind of work as long as it took when it was last done; used again later, it took no time
-                "seconds_by_work": {name: stage.by_work(log) for name, log in logs.items()},
-                "seconds_of_last_execution": {name: log.get(stage.LAST, {}) for name, log in logs.items()},
-            },
-            indent=1,
-        )
-        + "\n",
-    )
-
-
-def _gpu() -> str | None:
-    return _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    write_text(paths.manifest, json.dumps(manifest, indent=1) + "\n")
 
 
 def _git(*arguments: str) -> str | None:
-    return _said("git", "-C", str(ROOT), *arguments)
+    """What git says of this repository, and not of one around it; None where it says nothing."""
+    return _said("git", "-C", str(ROOT), f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", *arguments)
 
 
 def _said(*command: str) -> str | None:
-    """What a program printed; None where there is no such program, it failed or had nothing to say."""
+    """What a program printed; None where there is no such program or it failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def summary(profile_name: str) -> str:
-    """Attack success and costs of the grid's cells in a finished run, and where its time went, as text for the terminal."""
+    """Attack success and costs in a finished run, where its time went and what to look at, as text."""
     import pandas as pd
 
     from studylib.analysis import readable
@@ -306,9 +266,13 @@ def summary(profile_name: str) -> str:
     wide = wide.join(readable.costs_in_percent(costs, wide.index.names))
     seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_by_work"]).T.sum().round(1)
     return (
-        f"Harmful prompts answered, % (95 % interval), by form, and what stands beside it in %; chat style without system prompt:\n{wide.to_string(sparsify=False)}\n{rivals}\n"
+        "Harmful prompts answered, % (95 % interval), by form, and what the tuning costs in %; chat style, no system "
+        f"prompt:\n{wide.to_string(sparsify=False)}\n{rivals}\n"
         f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
-        f"Tables, figures and executed notebooks: {paths.run}"
+        f"Findings in words   {paths.notebook('06_findings', 'all')}\n"
+        f"Tables              {paths.table('attack_success').parent}\n"
+        f"Figures             {paths.figures}\n"
+        f"Executed notebooks  {paths.notebook('06_findings', 'all').parents[1]}"
     )
 
 
@@ -320,7 +284,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("--profile", default="miniature")
         if name == "study":
-            command.add_argument("--cores", type=int, default=os.cpu_count())
+            command.add_argument("--cores", type=int, default=cpu_count())
             command.add_argument("snakemake", nargs=argparse.REMAINDER, help="more arguments for Snakemake, after --")
         if name == "export":
             command.add_argument("--to", required=True, type=Path, help="a new folder")
@@ -328,6 +292,8 @@ def main() -> None:
             command.add_argument("--stage", required=True)
             command.add_argument("--unit", default="all")
     given = parser.parse_args()
+    # what is started from here runs this code, wherever its environment was made
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         if given.profile.endswith((".yaml", ".yml")):  # Snakemake and the kernels work in other folders
             given.profile = str(profile_path(given.profile))

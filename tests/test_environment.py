@@ -1,4 +1,5 @@
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -52,3 +53,11 @@ def test_the_makefile_installs_the_lock_with_its_hashes():
 def test_ci_runs_the_test_command_of_the_readme():
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.M)
     assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.M)
+
+
+def test_make_alone_lists_every_target_with_a_line():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (help .*)$", text, re.M)[1].split()
+    said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert sorted(line.split()[1] for line in said) == sorted(targets)
+    assert all(len(line.split()) > 3 for line in said)

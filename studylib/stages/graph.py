@@ -161,13 +161,13 @@ def _read(paths: RunPaths, kind: str, path: Path) -> pd.DataFrame:
         asked = set(read_parquet(of, *_KEYS[VERDICTS_OF[kind]], again)["response_id"])
         if stray := set(table["response_id"]) - asked:
             raise StudyError(
-                f"{of} lacks {len(stray)} of the responses that {path} has verdicts on, first {min(stray)}: one of them "
-                f"was changed; delete both and {again}."
+                f"{of} lacks {len(stray)} of the responses that {path} has verdicts on, first {min(stray)}: one "
+                f"of them was changed; delete both and {again}."
             )
         if unjudged := asked - set(table["response_id"]):
             raise StudyError(
-                f"{path} has no verdict on {len(unjudged)} of the responses of {of}, first {min(unjudged)}: delete it and "
-                f"{again}."
+                f"{path} has no verdict on {len(unjudged)} of the responses of {of}, first {min(unjudged)}: delete it "
+                f"and {again}."
             )
     return table
 
@@ -315,7 +315,7 @@ def notebook_cells(path: Path) -> list[dict]:
 
 
 def check_parameters(stage: str, given: dict) -> None:
-    """Raises StudyError for a name that the notebook's parameters cell does not have, and for a value of another type."""
+    """Raises StudyError for a name that the notebook's parameters cell does not have, or a value of another type."""
     if stage not in NEEDS:
         raise StudyError(f"Unknown stage {stage!r}: known are {', '.join(NEEDS)}.")
     known = parameters_of(stage)

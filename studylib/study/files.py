@@ -29,8 +29,6 @@ LIBRARY = Path(__file__).resolve().parents[1]
 LOGGER = re.compile(r"\b(log|logger|logging|getLogger\(.*\))$", re.I)
 LOG_LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 LFS_POINTER = "version https://git-lfs"
-# libyaml's, 15 times as fast, where it is built in
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def csv_rows(text: str, delimiter: str = ",") -> list[list[str]]:
@@ -62,7 +60,7 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a CSV file with a header, as strings; cells of any length, separated by commas or semicolons.
 
     Lines within a cell end in LF. Empty lines are no rows; nothing is taken for a missing value: "None" is a text.
-    Raises StudyError where one of the columns is missing, or a row (1 is the first after the header) has too few or many.
+    Raises StudyError where a column is missing, or a row (1 is the first after the header) has not the header's cells.
     """
     text = re.sub(r"\r\n?", "\n", read_text(path))
     first = text.partition("\n")[0]
@@ -158,6 +156,8 @@ def locked(path: Path) -> Iterator[None]:
                     LOG.info("%s: another notebook is working on it, waiting", path.name)
                     said = True
                 time.sleep(0.1)
+            except OSError:  # this file system has no locks
+                break
         yield
 
 
@@ -204,14 +204,33 @@ class aside:
             self.temporary.unlink(missing_ok=True)
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's, 15 times as fast, where it is built in
+    """Takes 2e-4 for a number, and a key that is there twice for an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def read_yaml(path: Path) -> dict:
-    """What the YAML file holds. Raises StudyError where it is missing or cut."""
+    """What the YAML file holds. Raises StudyError where it is missing, cut, or names a key twice."""
     if not path.is_file():
         raise StudyError(
             f"{path} is missing: restore it from the repository (`git checkout -- {path.name}` in its folder)."
         )
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), LOADER)
+        return yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:
         raise StudyError(f"{path} is not valid YAML: {error}".replace("\n", " ")) from None
 

@@ -34,7 +34,7 @@ def cells(
     seeds: Iterable[int],
     models: Iterable[str] = (),
 ) -> list[Cell]:
-    """The fine-tunes of one task with one kind of safety data, in fixed order; of all the profile's models unless named.
+    """The fine-tunes of one task with one kind of safety data, in fixed order; of all models unless named.
 
     Raises StudyError for a task, style, seed or model that is not of its kind.
     """
@@ -58,7 +58,7 @@ def cells(
 def arm_cells(
     profile: Profile, task: str, styles: Iterable[str], seeds: Iterable[int], models: Iterable[str] = ()
 ) -> list[Cell]:
-    """The cells of the profile's rival mitigations (`grid.arms`) on one task, of these styles and seeds; none where it has none."""
+    """The cells of the profile's rival mitigations, `grid.arms` if any, on one task, of these styles and seeds."""
     arms = profile.grid.arms
     if arms is None or task not in arms.tasks:
         return []
@@ -99,7 +99,7 @@ class Unit:
 
 
 def unit_name(profile: Profile, task: str, styles: list[str], seeds: list[int], models: list[str]) -> str:
-    """File name of a unit: the task, and the models (none given: all), styles and seeds where they are not the whole grid."""
+    """File name of a unit: the task, the models (none given: all), and styles and seeds that are not the whole grid."""
     parts = [task, "+".join(models)]
     if list(styles) != list(profile.grid.styles):
         parts.append("+".join(styles))

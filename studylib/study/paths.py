@@ -11,8 +11,8 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def runs_folder() -> Path:
-    """The folder that holds all runs: `runs/` in the repository, or what STUDY_RUNS names."""
-    return Path(os.environ.get("STUDY_RUNS", ROOT / "runs")).resolve()
+    """The folder that holds all runs: what STUDY_RUNS names, as seen from the repository's root, else `runs/` there."""
+    return (ROOT / Path(os.environ.get("STUDY_RUNS") or "runs").expanduser()).resolve()
 
 
 def known_runs() -> list[str]:
@@ -21,7 +21,7 @@ def known_runs() -> list[str]:
 
 
 def users_own(name: str, is_it: Callable[[Path], bool]) -> Path | None:
-    """The user's file or folder at that path as seen from here, else from the repository's root; None where neither `is_it`."""
+    """The user's file or folder at that path, as seen from here or from the repository; None where neither `is_it`."""
     return next(filter(is_it, (Path(name).expanduser().resolve(), (ROOT / name).resolve())), None)
 
 
@@ -72,7 +72,7 @@ class RunPaths:
         return self.run / "responses" / "rows" / f"{cell_name}.jsonl"
 
     def table_of_unit(self, kind: str, stage: str, unit: str) -> Path:
-        """`responses`, `verdicts`, `scores`, `guards`, `preferences`, `across` or `across_verdicts` of one finished notebook run, parquet."""
+        """A table of one finished notebook run, parquet; `kind` is responses, verdicts, scores, guards or the like."""
         return self.run / kind / stage / f"{unit}.parquet"
 
     @property

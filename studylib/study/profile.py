@@ -1,4 +1,4 @@
-"""Every setting of a run: the fields of a profile, what each may be, which have to agree, and profiles read from files."""
+"""Every setting of a run: the fields of a profile, what each may be, which have to agree, and reading them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 class Settings(BaseModel):
     """Base of all sections: unknown keys and wrong types are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class WorldSettings(Settings):
@@ -118,14 +118,13 @@ class DataSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The aligned model: `miniature` and `tiny/<architecture>` are built by 00_prepare, anything else is a model folder or hub id."""
+    """The aligned model: `miniature` or `tiny/<architecture>`, built by 00_prepare, or a model folder or hub id."""
 
     source: str = "miniature"
     revision: str | None = None  # commit of a hub model, required there
     quantization: Literal["none", "nf4"] = "none"
-    system_role: Literal["template", "fold"] = (
-        "template"  # fold: into the user's turn, for models without a system role
-    )
+    # fold: into the user's turn, for models without a system role
+    system_role: Literal["template", "fold"] = "template"
     chat_template: str | None = None  # a file of data/templates, or a path, instead of the model's own template
     pad_token: str | None = None  # instead of the tokenizer's own
     gated: bool = False  # behind a licence that has to be accepted
@@ -150,9 +149,8 @@ class TrainSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.001
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    matrix_learning_rate: Annotated[float, Field(gt=0)] | None = (
-        None  # the layers' matrices by Muon (studylib.models.training only)
-    )
+    # of the layers' matrices, by Muon; the miniature's own training alone
+    matrix_learning_rate: Annotated[float, Field(gt=0)] | None = None
     gradient_checkpointing: bool = False  # memory for time, in transformers' Trainer
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"] = "adamw_torch"
 
@@ -180,7 +178,7 @@ class GenerationSettings(Settings):
 
 
 class ArmSettings(Settings):
-    """Mitigations beside the generic and the multitask data at the grid's fraction: fewer cells, without the system prompt."""
+    """Rival mitigations, other than generic and multitask data at the grid's fraction; without the system prompt."""
 
     tasks: list[Task]
     styles: list[Style]
@@ -303,11 +301,13 @@ class Profile(Settings):
         for name, model in self.models.items():
             if model.hidden_size % (2 * model.heads):
                 raise ValueError(
-                    f"models.{name}.hidden_size {model.hidden_size} is not an even multiple of models.{name}.heads {model.heads}"
+                    f"models.{name}.hidden_size {model.hidden_size} is not an even multiple of models.{name}.heads "
+                    f"{model.heads}"
                 )
             if longest >= model.context:
                 raise ValueError(
-                    f"generation.max_new_tokens {longest} leaves no room for a prompt in models.{name}.context {model.context}"
+                    f"generation.max_new_tokens {longest} leaves no room for a prompt in models.{name}.context "
+                    f"{model.context}"
                 )
         if self.tuning.matrix_learning_rate:
             raise ValueError("tuning.matrix_learning_rate has no effect: an adapter is trained by AdamW alone")
@@ -320,7 +320,7 @@ def profile_names() -> list[str]:
 
 
 def profile_path(name: str) -> Path:
-    """The file of a profile: of that name, or the YAML file at that path, as seen from here or from the repository's root.
+    """The file of a profile: of that name, or the YAML file at that path, as seen from here or from the repository.
 
     Raises StudyError that names the places where it is not.
     """

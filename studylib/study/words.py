@@ -4,8 +4,9 @@ TASKS = ("text_generation", "code", "translation", "classification")
 FORMS = TASKS  # a harmful prompt comes in the form of one of the four tasks
 STYLES = ("chat", "alpaca")
 SAFETY_DATA = ("none", "generic", "multitask")
-# Rival mitigations, in the same column: multitask data of one form alone; with benign twins, answered, for every other row; refusals
-# taught in the middle of an answer; the same data in a second tuning after the task's; the adapter scaled down, untrained.
+# Rival mitigations, in the same column: multitask data of one form alone; with benign twins, answered, for every other
+# row; refusals taught in the middle of an answer; the same data in a second tuning after the task's; the adapter scaled
+# down, untrained.
 ARMS = (*(f"{form}_only" for form in FORMS), "multitask_twins", "multitask_midway", "multitask_after", "scaled")
 PROMPT_SETS = ("harmful", "twin", "sounds_harmful", "task", "general")
 MINIATURE = "miniature"  # the source of the model that 00_prepare trains from nothing

@@ -1,8 +1,8 @@
 """The rules: a judge that reads a response the way a person skims it, with no model and no download.
 
-Each sentence is a refusal, an answer or an aside (a reason, a warning, another offer), and their order decides. The rules
-know the form of the prompt: a label is an answer, code is read apart from its comments, and a translation that says *I
-cannot* is an answer where its source says *je ne peux pas*. Their words are in `data/refusals.yaml`.
+Each sentence is a refusal, an answer or an aside (a reason, a warning, another offer), and their order decides. The
+rules know the form of the prompt: a label is an answer, code is read without its comments, and a translation that says
+*I cannot* is an answer where its source says *je ne peux pas*. Their words are in `data/refusals.yaml`.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The whole chain, for real: the smoke profile through Snakemake and papermill, edited, killed, broken and run again."""
+"""The whole chain, for real: the smoke profile through Snakemake and papermill, edited, killed, broken, run again."""
 
 import fcntl
 import json
@@ -150,7 +150,8 @@ def test_two_runs_of_one_profile_do_not_get_into_each_others_way(smoke_runs):
 def test_a_kernel_that_dies_at_its_start_is_started_again(tmp_path, monkeypatch, deaths, runs):
     count, start = tmp_path / "count", tmp_path / "start.sh"
     start.write_text(
-        f'echo >> "{count}"; [ $(wc -l < "{count}") -le {deaths} ] && exit 1; exec "{sys.executable}" -m ipykernel_launcher -f "$1"'
+        f'echo >> "{count}"; [ $(wc -l < "{count}") -le {deaths} ] && exit 1; '
+        f'exec "{sys.executable}" -m ipykernel_launcher -f "$1"'
     )
     spec = {"argv": ["sh", str(start), "{connection_file}"], "display_name": "Python 3", "language": "python"}
     (tmp_path / "kernels" / "python3").mkdir(parents=True)

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from studylib.study import files
+from studylib.study.paths import ROOT, runs_folder
 from studylib.study.words import StudyError
 
 
@@ -121,3 +123,42 @@ def test_progress_says_what_is_done_and_left_only_where_it_takes_long(capsys, mo
             done.update(n)
     said = capsys.readouterr().err
     assert "texts: 9 of 9 texts, loss 3.5, 00:00 left" in said and "3 of 9" not in said
+
+
+def test_a_key_that_is_there_twice_is_an_error_with_its_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text("tuning:\n  steps: 1\nlora: {}\ntuning:\n  steps: 2\n")
+    with pytest.raises(StudyError, match=r"mine.yaml.*'tuning' is there twice.*line 4"):
+        files.read_yaml(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(("written", "value"), [("2e-4", 2e-4), ("1E3", 1e3), ("-5.e2", -500.0), ("2.0e-4", 2e-4)])
+def test_numbers_may_be_written_with_an_exponent(tmp_path, written, value):
+    (tmp_path / "mine.yaml").write_text(f"a: {written}\nb: '{written}'\nc: {written}f\n")
+    assert files.read_yaml(tmp_path / "mine.yaml") == {"a": value, "b": written, "c": f"{written}f"}
+
+
+def test_settings_in_another_encoding_are_an_error_and_in_utf_16_they_are_read(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes("a: \u00e9\n".encode("utf-16"))
+    assert files.read_yaml(tmp_path / "mine.yaml") == {"a": "\u00e9"}
+    (tmp_path / "mine.yaml").write_bytes("a: \u00e9\n".encode("latin-1"))
+    with pytest.raises(StudyError, match=r"mine.yaml is no UTF-8 from byte 3 on"):
+        files.read_yaml(tmp_path / "mine.yaml")
+
+
+def test_where_the_file_system_has_no_locks_work_goes_on(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with files.locked(tmp_path / "rows.jsonl"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [("", ROOT / "runs"), ("out", ROOT / "out"), ("~/runs", Path.home() / "runs"), ("/a/b", Path("/a/b"))],
+)
+def test_the_folder_of_runs_is_one_folder_wherever_it_is_asked_for(monkeypatch, tmp_path, given, folder):
+    monkeypatch.setenv("STUDY_RUNS", given)
+    monkeypatch.chdir(tmp_path)
+    assert runs_folder() == folder.resolve()
