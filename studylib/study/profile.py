@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from studylib.study.files import read_yaml
 from studylib.study.paths import ROOT
@@ -35,6 +35,33 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Guard = Literal[GUARDS]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Positive = Annotated[float, Field(gt=0)]
+Part = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _each_once(values: list) -> list:
+    if len(set(values)) != len(values):
+        raise ValueError("needs every value once")
+    return values
+
+
+def _for_each(names: tuple[str, ...], what: str = "share", total: float | None = None) -> AfterValidator:
+    def check(values: dict) -> dict:
+        if set(values) != set(names) or (total and abs(sum(values.values()) - total) > 1e-6):
+            raise ValueError(
+                f"needs a {what} for each of {', '.join(names)}" + f" that add up to {total}" * bool(total)
+            )
+        return {name: values[name] for name in names}
+
+    return AfterValidator(check)
+
+
+T = TypeVar("T")
+Distinct = Annotated[list[T], AfterValidator(_each_once)]
+Some = Annotated[list[T], Field(min_length=1), AfterValidator(_each_once)]
+PRETRAINING = ("tasks", "talk", "benign", "harmful")
+INTENTS = ("alignment", "safety", "test")
+REQUESTS = ("benign", "harmful")
 
 
 class Settings(BaseModel):
@@ -49,12 +76,15 @@ class WorldSettings(Settings):
     seed: int = 0
     pretraining_rows: Count
     alignment_rows: Count
-    pretraining_share: dict[Literal["tasks", "talk", "benign", "harmful"], Share]  # of the rows; the last two: requests
+    # of the rows; the last two are requests
+    pretraining_share: Annotated[dict[Literal[PRETRAINING], Share], _for_each(PRETRAINING, total=1)]
     alignment_harmful_share: Share  # of the alignment rows, the rest is benign
     alignment_task_share: Share  # of the benign alignment rows; the rest are requests
     alignment_alpaca_share: Share  # of the alignment rows; the rest are in the chat style
-    alignment_system_share: dict[Literal["benign", "harmful"], Share]  # of the alignment rows, with the system prompt
-    refusal_share: dict[Task, Share]  # of the harmful alignment rows, by form; real data are skewed to text
+    # of the alignment rows, with the system prompt
+    alignment_system_share: Annotated[dict[Literal[REQUESTS], Share], _for_each(REQUESTS)]
+    # of the harmful alignment rows, by form; real data are skewed to text
+    refusal_share: Annotated[dict[Task, Share], _for_each(FORMS, total=1)]
     task_rows: Count  # training rows of each task
     task_request_share: Share  # of them: benign requests in the form of the task
     safety_rows: Count  # rows of each safety set
@@ -62,33 +92,15 @@ class WorldSettings(Settings):
     task_test_rows: Count  # held-out rows of each task
     general_test_rows: Count
     new_object_share: Share  # of the objects of each class, in no training set but the pre-training
-    intent_share: dict[Literal["alignment", "safety", "test"], Share]  # of the sensitive pairs of known objects
-
-    @field_validator("refusal_share", "pretraining_share", "intent_share")
-    @classmethod
-    def _shares_add_up(cls, shares: dict, info) -> dict:
-        wanted = {
-            "refusal_share": FORMS,
-            "pretraining_share": ("tasks", "talk", "benign", "harmful"),
-            "intent_share": ("alignment", "safety", "test"),
-        }[info.field_name]
-        if set(shares) != set(wanted) or abs(sum(shares.values()) - 1) > 1e-6:
-            raise ValueError(f"needs a share for each of {', '.join(wanted)} that add up to 1, found {shares}")
-        return {name: shares[name] for name in wanted}
-
-    @field_validator("alignment_system_share")
-    @classmethod
-    def _both_are_given(cls, shares: dict) -> dict:
-        if set(shares) != {"benign", "harmful"}:
-            raise ValueError("needs a share for each of benign, harmful")
-        return shares
+    # of the sensitive pairs of known objects
+    intent_share: Annotated[dict[Literal[INTENTS], Share], _for_each(INTENTS, total=1)]
 
 
 class DataSettings(Settings):
     """Real data instead of the generated world: names in data/sources.yaml, and how much of each."""
 
     seed: int = 0
-    tasks: dict[Task, str]  # the source of each task's training rows, and of its test rows
+    tasks: Annotated[dict[Task, str], _for_each(TASKS, "source")]  # of each task's training rows, and of its test rows
     task_tests: dict[Task, str] = {}  # another source for the test rows of a task
     general: str  # of general instructions: a test of helpfulness, and benign prompts for the guard
     task_rows: Count  # training rows of each task, at most
@@ -109,13 +121,6 @@ class DataSettings(Settings):
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.8  # cosine from which two texts count as one
     too_long_share: Share = 0.02  # of a training set's rows that may be dropped for their length
 
-    @field_validator("tasks")
-    @classmethod
-    def _every_task_has_a_source(cls, tasks: dict) -> dict:
-        if set(tasks) != set(TASKS):
-            raise ValueError(f"needs a source for each of {', '.join(TASKS)}")
-        return {task: tasks[task] for task in TASKS}
-
 
 class ModelSettings(Settings):
     """The aligned model: `miniature` or `tiny/<architecture>`, built by 00_prepare, or a model folder or hub id."""
@@ -128,7 +133,7 @@ class ModelSettings(Settings):
     chat_template: str | None = None  # a file of data/templates, or a path, instead of the model's own template
     pad_token: str | None = None  # instead of the tokenizer's own
     gated: bool = False  # behind a licence that has to be accepted
-    parameters: Annotated[float, Field(gt=0)] | None = None  # for the estimate of what a large model needs
+    parameters: Positive | None = None  # for the estimate of what a large model needs
     vocabulary: Count = 1500
     hidden_size: Count = 128
     intermediate_size: Count | None = None
@@ -140,17 +145,17 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """One supervised training: pre-training, alignment or a LoRA tuning."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Positive
     steps: Count
     batch_size: Count  # rows per step
     micro_batch_size: Count | None = None  # rows computed at once, a divisor of batch_size; None: all
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Share = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.001
-    max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
-    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    max_grad_norm: Positive = 0.3
+    adam_beta2: Part = 0.999
     # of the layers' matrices, by Muon; the miniature's own training alone
-    matrix_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    matrix_learning_rate: Positive | None = None
     gradient_checkpointing: bool = False  # memory for time, in transformers' Trainer
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"] = "adamw_torch"
 
@@ -180,41 +185,30 @@ class GenerationSettings(Settings):
 class ArmSettings(Settings):
     """Rival mitigations, other than generic and multitask data at the grid's fraction; without the system prompt."""
 
-    tasks: list[Task]
-    styles: list[Style]
-    seeds: list[int]
-    safety_data: list[Arm] = []  # at the grid's safety_fraction
-    safety_fractions: list[Annotated[float, Field(gt=0, lt=1)]] = []  # other doses of the multitask data
-    removed: list[Annotated[float, Field(gt=0, lt=1)]] = []  # of arm `scaled`: shares of the adapter taken away
+    tasks: Distinct[Task]
+    styles: Distinct[Style]
+    seeds: Distinct[int]
+    safety_data: Distinct[Arm] = []  # at the grid's safety_fraction
+    safety_fractions: Distinct[Part] = []  # other doses of the multitask data
+    removed: Distinct[Part] = []  # of arm `scaled`: shares of the adapter taken away
 
     @model_validator(mode="after")
     def _scaled_has_its_shares(self):
         if ("scaled" in self.safety_data) != bool(self.removed):
             raise ValueError("grid.arms: `scaled` in safety_data and the shares in `removed` go together")
-        for name, values in self:
-            if len(set(values)) != len(values):
-                raise ValueError(f"grid.arms.{name} needs every value once, found {values}")
         return self
 
 
 class GridSettings(Settings):
     """The cells of the study: every combination is tuned once per seed and tested with and without system prompt."""
 
-    tasks: list[Task]
-    styles: list[Style]
-    safety_data: list[Safety]
-    safety_fraction: Annotated[float, Field(gt=0, lt=1)]  # of the tuning rows, in the generic and multitask arms
-    seeds: list[int]
+    tasks: Some[Task]
+    styles: Some[Style]
+    safety_data: Some[Safety]
+    safety_fraction: Part  # of the tuning rows, in the generic and multitask arms
+    seeds: Some[int]
     arms: ArmSettings | None = None  # rival mitigations, made by 04_mitigation
     across_styles: bool = False  # ask models tuned without safety data in the style of no tuning too (PTST, 2402.18540)
-
-    @model_validator(mode="after")
-    def _no_empty_or_repeated(self):
-        for name in ("tasks", "styles", "safety_data", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"grid.{name} needs at least one value and none twice, found {values}")
-        return self
 
 
 class ExecutionSettings(Settings):
@@ -223,8 +217,8 @@ class ExecutionSettings(Settings):
     grouped: list[Literal["model", "style", "seed"]] = ["model", "style", "seed"]
     threads: Count = 1  # of one tuning notebook; as many notebooks run side by side as cores / threads
     min_free_gb: Annotated[float, Field(ge=0)] = 1.0
-    tflops: Annotated[float, Field(gt=0)] = 100  # sustained in tuning, for the estimate of hours
-    tokens_per_second: Annotated[float, Field(gt=0)] = 1000  # generated, all of a batch together
+    tflops: Positive = 100  # sustained in tuning, for the estimate of hours
+    tokens_per_second: Positive = 1000  # generated, all of a batch together
 
 
 class Profile(Settings):
@@ -243,10 +237,10 @@ class Profile(Settings):
     tuning: TrainSettings
     generation: GenerationSettings
     grid: GridSettings
-    judges: Annotated[list[Name], Field(min_length=1)] = list(JUDGES)  # of judges.names(); the first decides
-    labelled: list[Name] = ["own"]  # human-labelled sets that judges are compared with, of validation.YARDSTICKS
+    judges: Some[Name] = list(JUDGES)  # of judges.names(); the first decides
+    labelled: Distinct[Name] = ["own"]  # human-labelled sets that judges are compared with, of validation.YARDSTICKS
     endpoint: dict[str, str | int | float] = {}  # of the LLM judge: fields of calls.Endpoint but address and key
-    guards: list[Guard] = list(EMBEDDED_GUARDS)  # tried in 03_defences, each on prompts, on responses and on both
+    guards: Some[Guard] = list(EMBEDDED_GUARDS)  # tried in 03_defences, each on prompts, on responses and on both
     execution: ExecutionSettings
 
     @property
@@ -258,20 +252,6 @@ class Profile(Settings):
     def miniature_name(self) -> str | None:
         """The name of that model among the profile's."""
         return next((name for name, model in self.models.items() if model.source == MINIATURE), None)
-
-    @field_validator("judges", "labelled")
-    @classmethod
-    def _no_name_twice(cls, names: list) -> list:
-        if len(set(names)) != len(names):
-            raise ValueError(f"needs different names, found {', '.join(names)}")
-        return names
-
-    @field_validator("guards")
-    @classmethod
-    def _no_guard_twice(cls, guards: list) -> list:
-        if not guards or len(set(guards)) != len(guards):
-            raise ValueError(f"needs at least one of {', '.join(GUARDS)} and none twice")
-        return guards
 
     @model_validator(mode="after")
     def _parts_agree(self):

@@ -62,16 +62,23 @@ def test_the_summary_prints_the_attack_success_table_and_where_the_time_went(smo
     )
 
 
+AFTER_DATA = [job for job in JOBS if not job.startswith("00")]
+
+
 @pytest.mark.parametrize(
-    ("module", "concerned"),
+    ("module", "change", "concerned"),
     [
-        ("figures/rates.py", ["06_findings_all"]),
-        ("scores/benign.py", ["05_helpfulness_all", "06_findings_all"]),
-        ("run.py", []),
+        ("figures/rates.py", lambda text: text + "\nX = 1\n", ["06_findings_all"]),
+        ("scores/benign.py", lambda text: text + "\nX = 1\n", ["05_helpfulness_all", "06_findings_all"]),
+        ("analysis/claims.py", lambda text: text + "\nX = 1\n", ["06_findings_all"]),
+        ("judges/registry.py", lambda text: text + "\nX = 1\n", AFTER_DATA),
+        ("stages/cells.py", lambda text: text + "\n# edited\n", []),
+        ("stages/cells.py", lambda text: text.replace('LOG.info("', 'LOG.info("Reworded: '), []),
+        ("run.py", lambda text: text + "\nX = 1\n", []),
     ],
 )
-def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project, module, concerned):
-    with edited(smoke_project / "studylib" / module, lambda text: text + "\n# edited\n"):
+def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project, module, change, concerned):
+    with edited(smoke_project / "studylib" / module, change):
         assert planned(smoke_project) == concerned
 
 
@@ -103,6 +110,42 @@ def test_an_added_seed_keeps_the_finished_fine_tunes(smoke_project):
         }  # inside, adapters are used again
 
 
+@pytest.fixture
+def other_project(smoke_project, tmp_path):
+    """A copy of the project and its finished run, elsewhere and without its times."""
+    shutil.copytree(smoke_project, tmp_path / "copy", copy_function=shutil.copyfile)
+    return tmp_path / "copy"
+
+
+def test_a_run_that_was_copied_without_its_times_has_nothing_to_do(other_project):
+    assert planned(other_project) == []
+
+
+def test_an_edited_figure_or_judge_trains_and_generates_nothing(other_project):
+    """For real, in the copied project: so its run knows in another folder what made it."""
+    run, library = other_project / "runs" / "smoke", other_project / "studylib"
+    rows = run.glob("responses/rows/*.jsonl")
+    made = {path: path.stat().st_mtime_ns for path in (*run.glob("adapters/*/adapter_model.safetensors"), *rows)}
+    assert len(made) > 10
+
+    def studied():
+        before = {path: path.stat().st_mtime_ns for path in run.glob("notebooks/*/*.ipynb")}
+        done = command("study", "--profile", "smoke", project=other_project, timeout=900)
+        assert done.returncode == 0, done.stdout[-5000:]
+        assert {path: path.stat().st_mtime_ns for path in made} == made
+        return sorted(f"{p.parent.name}_{p.stem}" for p, at in before.items() if p.stat().st_mtime_ns != at)
+
+    style = library / "figures" / "style.py"
+    style.write_text(style.read_text() + "\nX = 1\n")
+    assert studied() == ["06_findings_all"]
+
+    verdicts = {path: path.stat().st_mtime_ns for path in run.glob("verdicts/*/*.parquet")}
+    edits = library / "judges" / "word_lists.py"
+    edits.write_text(edits.read_text() + "\nX = 1\n")
+    assert studied() == AFTER_DATA
+    assert all(path.stat().st_mtime_ns != at for path, at in verdicts.items())
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs, tmp_path, how):
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
@@ -112,7 +155,7 @@ def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs,
     run = tmp_path / "long"
     for part in ("data", "models"):  # what 00_prepare would make again, second for second
         shutil.copytree(smoke_runs / "smoke" / part, run / part)
-    last = run / "notebooks/02_finetune/code.ipynb"
+    last = run / "notebooks/02_finetune/code.ipynb"  # a target may be named by its whole path
     wanted = ["study", "--profile", str(tmp_path / "long.yaml"), "--cores", "1", "--", str(last)]
     driver = command(*wanted, runs=tmp_path, start=subprocess.Popen, start_new_session=True)
     wait_for(lambda: list((run / "responses" / "rows").glob("*.jsonl")) or driver.poll() is not None)

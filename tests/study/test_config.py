@@ -51,7 +51,7 @@ ARMS = {"tasks": ["code"], "styles": ["chat"], "seeds": [0], "safety_data": ["co
         ({"safety_data": ["salad"]}, "safety_data"),
         ({"removed": []}, "go together"),
         ({"safety_data": ["code_only"]}, "go together"),
-        ({"safety_fractions": [0.2, 0.2]}, "grid.arms.safety_fractions needs every value once"),
+        ({"safety_fractions": [0.2, 0.2]}, "grid.arms.safety_fractions': needs every value once"),
         ({"safety_fractions": [1.0]}, "less than 1"),
         ({"tasks": ["cooking"]}, "cooking"),
     ],
