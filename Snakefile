@@ -26,9 +26,9 @@ rule all:
         [here(graph.outputs_of(PROFILE, PATHS, unit)) for unit in UNITS],
 
 
-# One rule per notebook run. `settings` and `code` are what makes a finished run stale, with the contents of the input:
-# Snakemake compares files by checksum, so a stage that was run again with the same result stops there. What only
-# finds its way (the interpreter, the profile's path) stands in the command, where no change is noted.
+# One rule per notebook run. `settings` and `code` make a finished run stale, and the contents of its input: Snakemake
+# compares checksums where times differ. What may differ between machines (the interpreter, the profile's path) stands
+# in the command, of which only the template is compared.
 for unit in UNITS:
 
     rule:

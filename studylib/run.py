@@ -256,6 +256,8 @@ def summary(profile_name: str) -> str:
 
     profile = load_profile(profile_name)
     paths = RunPaths.of(profile.name)
+    if not paths.manifest.is_file():
+        raise StudyError(f"The run of {profile.name} in {paths.run} is not finished: `make study` goes on with it.")
     shown = [pd.read_parquet(paths.table(name).with_suffix(".parquet")) for name in ("attack_success", "helpfulness")]
     shown = [table[~table["system_prompt"].astype(bool) & (table["style"] == "chat")] for table in shown]
     arms = ["finetune_task", "safety_data", "safety_fraction"]

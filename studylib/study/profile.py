@@ -114,7 +114,7 @@ class DataSettings(Settings):
     translator: str | None = None  # or the model that makes the French, a seq2seq hub id or folder
     translator_revision: str | None = None
     translator_prefix: str = ""  # what the translator wants before each text
-    # Or the path of a folder that `python -m studylib.data.safety_builder` wrote, see corpora.check.
+    # Or the path of a folder that `python -m studylib.data.safety_builder` wrote.
     safety_generic: str = STAND_IN  # refusals in the text form
     safety_multitask: str = STAND_IN  # in all forms; such a folder's benign twins are the set safety_twins
     safety_rows: Count  # of each safety set, at most
@@ -237,9 +237,9 @@ class Profile(Settings):
     tuning: TrainSettings
     generation: GenerationSettings
     grid: GridSettings
-    judges: Some[Name] = list(JUDGES)  # of judges.names(); the first decides
-    labelled: Distinct[Name] = ["own"]  # human-labelled sets that judges are compared with, of validation.YARDSTICKS
-    endpoint: dict[str, str | int | float] = {}  # of the LLM judge: fields of calls.Endpoint but address and key
+    judges: Some[Name] = list(JUDGES)  # the first decides
+    labelled: Distinct[Name] = ["own"]  # human-labelled sets that judges are compared with, of stages.judging
+    endpoint: dict[str, str | int | float] = {}  # of the LLM judge: fields of its settings, without address and key
     guards: Some[Guard] = list(EMBEDDED_GUARDS)  # tried in 03_defences, each on prompts, on responses and on both
     execution: ExecutionSettings
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -60,6 +61,8 @@ def test_the_summary_prints_the_attack_success_table_and_where_the_time_went(smo
     assert all(
         word in done.stdout for word in ("Harmful prompts answered", "multitask", "training", "generation", "start-up")
     )
+    places = [line.rpartition("  ")[2] for line in done.stdout.splitlines()[-4:]]
+    assert all(Path(place).exists() and place.startswith(str(smoke_project / "runs")) for place in places)
 
 
 AFTER_DATA = [job for job in JOBS if not job.startswith("00")]
@@ -275,6 +278,7 @@ def test_an_unknown_profile_or_stage_or_unit_is_one_sentence(tmp_path):
         (["study", "--profile", "smok"], "There is no profile 'smok'"),
         (["stage", "--profile", "smoke", "--stage", "02_finetune", "--unit", "cooking"], "it has code, translation"),
         (["stage", "--profile", "smoke", "--stage", "07_more"], "Unknown stage '07_more'"),
+        (["summary", "--profile", "smoke"], "is not finished: `make study` goes on with it"),
     ]:
         done = command(*arguments, runs=tmp_path)
         assert done.returncode == 1 and said in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout
