@@ -199,7 +199,7 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's, 15 times as fast, where it is built in
-    """Takes 2e-4 for a number, and a key that is there twice for an error."""
+    """Takes 2e-4 for a number (a commit of digits and an e is longer), and a key that is there twice for an error."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -213,7 +213,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's, 15 t
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d{1,3}(?:\.\d*)?[eE][-+]?\d\d?$"), list("-+0123456789")
 )
 
 

@@ -137,6 +137,11 @@ def test_numbers_may_be_written_with_an_exponent(tmp_path, written, value):
     assert files.read_yaml(tmp_path / "mine.yaml") == {"a": value, "b": written, "c": f"{written}f"}
 
 
+def test_a_commit_that_looks_like_a_number_stays_a_text(tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: 1234e56\nb: 37140000000000000000000000000000000000e15\n")
+    assert files.read_yaml(tmp_path / "mine.yaml") == {"a": "1234e56", "b": "37140000000000000000000000000000000000e15"}
+
+
 def test_settings_in_another_encoding_are_an_error_and_in_utf_16_they_are_read(tmp_path):
     (tmp_path / "mine.yaml").write_bytes("a: \u00e9\n".encode("utf-16"))
     assert files.read_yaml(tmp_path / "mine.yaml") == {"a": "\u00e9"}
