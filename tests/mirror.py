@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from studylib.data import sources
+from studylib.data import fetching
 
 WORDS = [
     "harbour",
@@ -116,9 +116,9 @@ def within_reach(tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
     """The folders of a mirror of these files and of a register of their hashes: all that is within reach of the test."""
     folder, data = tmp_path / "mirror", tmp_path / "data"
     data.mkdir()
-    (data / "sources.yaml").write_text((sources.DATA / "sources.yaml").read_text())
+    (data / "sources.yaml").write_text((fetching.DATA / "sources.yaml").read_text())
     fill(folder, data / "sources.yaml")
-    monkeypatch.setattr(sources, "DATA", data)
+    monkeypatch.setattr(fetching, "DATA", data)
     for name, value in (("STUDY_MIRROR", folder), ("STUDY_OFFLINE", "1"), ("STUDY_CACHE", tmp_path / "cache")):
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("STUDY_SOURCES", raising=False)

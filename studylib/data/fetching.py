@@ -1,48 +1,172 @@
-"""Fetching what the register of sources names: files behind a hash, rows of hub data sets at a revision; what is there.
+"""Files, hub data sets and models from elsewhere: their register, each behind a hash or a revision, and how to get them.
 
+The register is `data/sources.yaml`, completed by a sources file of one's own (an argument, or named by STUDY_SOURCES).
 A file is looked for in the repository, in a mirror (STUDY_MIRROR), in the cache (STUDY_CACHE, else the user's cache
-folder), and then on the network, unless STUDY_OFFLINE=1. Nothing is used whose hash differs.
+folder), and then on the network, unless STUDY_OFFLINE=1. A file with another hash is never used.
 """
 
 import hashlib
 import logging
 import os
-import re
-import time
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
 import pandas as pd
+from pydantic import Field, ValidationError, field_validator, model_validator
+from tqdm import tqdm
 
-from studylib.data.sources import Source, register, source
-from studylib.study.paths import ROOT
+from studylib.study.files import read_yaml
+from studylib.study.paths import DATA, ROOT
+from studylib.study.profile import Count, Name, Settings
 from studylib.study.words import StudyError
 
 LOG = logging.getLogger("studylib")
 RETRIES = 2  # after a broken transfer, waiting 1 s, then 2 s
 TIMEOUT = 60  # seconds without an answer, or between two pieces of a file
 BUFFER = 10_000  # rows of a hub data set among which the next is drawn
+EVERY = 10  # seconds before a bar of progress shows, and between two of its updates
+KEYS = {
+    "file": ("file", "url", "commit", "mirror", "sha256", "bytes"),
+    "hub": ("dataset", "config", "split", "columns", "revision"),
+    "model": ("model", "revision"),
+}
+NEEDED = {"file": ("url", "mirror"), "hub": ("dataset", "split", "columns"), "model": ("model",)}
 
 
 class Absent(StudyError):
-    """A source that cannot be had here (gated, offline, unreachable): what needs it is `not run`, for this `reason`."""
+    """A source that is not available here (gated, offline, unreachable): what needs it is `not run`, for this `reason`."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"The source {name!r} is not there: {reason}.")
+        super().__init__(f"The source {name!r} is not available: {reason}.")
         self.reason = reason
+
+
+# The register
+
+
+class Source(Settings):
+    """One entry of the register: a file (in the repository, or at a url), or a data set or a model of the hub."""
+
+    name: Name
+    kind: Literal["file", "hub", "model"] = "file"
+    used_for: str
+    licence: str
+    redistributable: bool  # may anyone pass it on, if with conditions?
+    gated: bool = False  # must one ask for access?
+    citation: str
+    rows: Count | None = None
+    # a file
+    file: str | None = None  # its path in the repository
+    url: str | None = None
+    commit: str | None = None  # of a file in the repository, where its facts are from
+    mirror: str | None = None  # its path in a mirror and in the cache, <owner>/<repo>/<path>
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # None: refused until somebody pins it
+    bytes: Count | None = None
+    # a data set of the hub
+    dataset: str | None = None  # its id, or the path of a local folder
+    config: str | None = None
+    split: str | None = None
+    columns: dict[str, str] | None = None  # role: column, with a dot for what is nested, as in translation.fr
+    # a model of the hub, which transformers loads
+    model: str | None = None  # its id
+    # a data set or a model
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None  # None: refused until somebody pins it
+
+    @field_validator("file", "mirror")
+    @classmethod
+    def _stays_inside(cls, path: str | None) -> str | None:
+        if path and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
+            raise ValueError("needs a relative path without `..`")
+        return path
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self):
+        if missing := [key for key in NEEDED[self.kind] if getattr(self, key) is None and not self.file]:
+            raise ValueError(f"a {self.kind} source needs {', '.join(missing)}")
+        foreign = {key for keys in KEYS.values() for key in keys} - set(KEYS[self.kind])
+        if wrong := [key for key in type(self).model_fields if key in foreign and getattr(self, key) is not None]:
+            raise ValueError(f"{', '.join(wrong)} must not be set in a {self.kind} source")
+        return self
+
+
+def register(extra: Path | None = None) -> dict[str, Source]:
+    """All sources by name: those of `data/sources.yaml`, completed by the entries of `extra`, else of STUDY_SOURCES.
+
+    An entry there with a new name adds a source; one with a known name fills in what is null or missing, and nothing
+    else. Raises StudyError that names file and entry for an unknown or missing key, a wrong value, a name that occurs
+    twice, and another value of what is pinned.
+    """
+    shipped = DATA / "sources.yaml"
+    known = _entries(shipped)
+    places = dict.fromkeys(known, shipped.name)
+    if own := extra or os.environ.get("STUDY_SOURCES"):
+        own = Path(own).expanduser()
+        if not own.is_file():
+            raise StudyError(f"There is no sources file {own}: correct STUDY_SOURCES or the argument, or unset it.")
+        for name, entry in _entries(own).items():
+            before = known.get(name, {})
+            if changed := [key for key, value in entry.items() if before.get(key) not in (None, value)]:
+                key = changed[0]
+                raise StudyError(
+                    f"{own}, entry {name!r}: {key} is {before[key]!r} in {shipped.name} and cannot become "
+                    f"{entry[key]!r}; give the entry another name."
+                )
+            known[name], places[name] = before | entry, str(own)
+    return {name: _checked(entry, places[name]) for name, entry in known.items()}
+
+
+def _entries(path: Path) -> dict[str, dict]:
+    content = read_yaml(path)
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise StudyError(
+            f"{path} is not a list of entries that each begin with `- name: ...`, as in data/sources.yaml."
+        )
+    entries = {}
+    for number, entry in enumerate(content, 1):
+        name = entry.get("name")
+        if not isinstance(name, str):
+            raise StudyError(f"{path}, entry {number}: has no `name`.")
+        if name in entries:
+            raise StudyError(f"{path}, entry {name!r}: the name occurs twice; rename or remove one.")
+        entries[name] = entry
+    return entries
+
+
+def _checked(entry: dict, place: str) -> Source:
+    try:
+        return Source.model_validate(entry)
+    except ValidationError as error:
+        problems = []
+        for one in error.errors():
+            key, said = ".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")
+            wrong = f"{key!r}: {said}, found {one['input']!r}" if key else said
+            known = {
+                "extra_forbidden": f"unknown key {key!r}, known are {', '.join(Source.model_fields)}",
+                "missing": f"the key {key!r} is missing",
+            }
+            problems.append(known.get(one["type"], wrong))
+        raise StudyError(f"{place}, entry {entry['name']!r}: {'; '.join(problems)}.") from None
+
+
+def source(name: str, sources: Path | None = None) -> Source:
+    """The entry of that name, with `sources` as the register's `extra`. Raises StudyError that names the known ones."""
+    known = register(sources)
+    if name not in known:
+        raise StudyError(f"There is no source {name!r}: known are {', '.join(known)}.")
+    return known[name]
 
 
 # Files
 
 
 def fetch(name: str, sources: Path | None = None) -> Path:
-    """The path of the source's file, intact (its sha256 is right), downloaded into the cache where it is nowhere yet.
+    """The path of the source's file with the pinned sha256, downloaded into the cache where it is nowhere yet.
 
-    The first of repository, mirror and cache that has the file decides; a broken one in the cache is downloaded again.
-    A transfer that breaks off or brings another file is repeated, and moved into place only when intact.
-    Raises Absent where the file is gated, offline or unreachable. Raises StudyError where the name is unknown or a hub
-    data set, where no sha256 is pinned (saying how to pin it), and where the file is not intact: the message has the
-    source, the file, hash and size expected and found, the likely cause and what to do.
+    The first of repository, mirror and cache that has the file decides; a damaged one in the cache is downloaded again.
+    Pooch repeats a transfer that breaks off or brings another file, and moves it into place only with the right hash.
+    Raises Absent where the file is gated, offline or unreachable. Raises StudyError where the name is unknown or no
+    file, where no sha256 is pinned (saying how to pin it), and where the file has another hash.
     """
     entry = source(name, sources)
     if entry.kind != "file":
@@ -51,12 +175,18 @@ def fetch(name: str, sources: Path | None = None) -> Path:
     place, path = _local(entry)
     if not entry.sha256:
         raise StudyError(_how_to_pin(entry, path))
-    fault = _fault(entry, path, path) if path else None
-    if path and not fault:
+    if path and (found := _sha256(path)) == entry.sha256:
         return path
-    reason = _out_of_reach(entry)
-    if fault and (reason or place != "cache"):
-        raise StudyError(f"{fault}; {_remedy(entry, place)}.")
+    reason = _unavailable(entry)
+    if path and (reason or place != "cache"):
+        remedy = {
+            "repository": f"restore it (`git checkout -- {entry.file}`)",
+            "mirror": f"put the file of {entry.url} there, byte for byte, or unset STUDY_MIRROR",
+            "cache": "delete it and fetch it again with a network",
+        }[place]
+        raise StudyError(
+            f"The source {name!r}: {path} ({_size(entry, path)}) has the sha256 {found} instead of {entry.sha256}; {remedy}."
+        )
     if reason:
         raise Absent(name, reason)
     return _download(entry)
@@ -69,33 +199,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("STUDY_CACHE") or pooch.os_cache("multitask-mayhem")).expanduser().resolve()
 
 
-def _offline() -> bool:
-    return os.environ.get("STUDY_OFFLINE", "") not in ("", "0")
-
-
-def _cached(entry: Source) -> Path:
-    return cache_folder() / entry.mirror
+def _set(*names: str) -> bool:
+    return any(os.environ.get(name, "") not in ("", "0") for name in names)
 
 
 def _local(entry: Source) -> tuple[str, Path | None]:
     """Where the file is and its path, ("", None) where it is nowhere; its bytes are not looked at."""
     if entry.file:
-        path = ROOT / entry.file
-        return ("repository", path) if path.is_file() else ("", None)
-    mirror = os.environ.get("STUDY_MIRROR")
-    if mirror and (path := Path(mirror).expanduser() / entry.mirror).is_file():
-        return "mirror", path
-    return ("cache", path) if (path := _cached(entry)).is_file() else ("", None)
+        places = {"repository": ROOT / entry.file}
+    else:
+        mirror = os.environ.get("STUDY_MIRROR")
+        places = {"mirror": Path(mirror).expanduser() / entry.mirror} if mirror else {}
+        places["cache"] = cache_folder() / entry.mirror
+    return next(((place, path) for place, path in places.items() if path.is_file()), ("", None))
 
 
-def _out_of_reach(entry: Source) -> str | None:
+def _unavailable(entry: Source) -> str | None:
     """Why the file cannot be downloaded, None where it can be tried."""
     if entry.file:
         return f"{entry.file} is missing in the repository, restore it (`git checkout -- {entry.file}`)"
+    cached = cache_folder() / entry.mirror
     if entry.gated:
-        return f"it is gated, ask for access at {entry.url} and put the file at {_cached(entry)}"
-    if _offline():
-        return f"STUDY_OFFLINE is set; put the file of {entry.url} at {_cached(entry)}, or unset it"
+        return f"it is gated, ask for access at {entry.url} and put the file at {cached}"
+    if _set("STUDY_OFFLINE"):
+        return f"STUDY_OFFLINE is set; put the file of {entry.url} at {cached}, or unset it"
     return None
 
 
@@ -104,86 +231,29 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fault(entry: Source, path: Path, shown: Path | str) -> str | None:
-    """What is wrong with the file, None where it is intact; `shown` stands for its path."""
-    found = _sha256(path)
-    if found == entry.sha256:
-        return None
-    size = f"{entry.bytes} bytes" if entry.bytes else "a size that is not known"
-    return (
-        f"The source {entry.name!r}: {shown} is not the file that was pinned: expected sha256 {entry.sha256} and "
-        f"{size}, found {found} and {path.stat().st_size} bytes, {_cause(entry, path.read_bytes())}"
-    )
-
-
-def _cause(entry: Source, raw: bytes) -> str:
-    """Why a file with the wrong hash may have it."""
-
-    def right(changed: bytes) -> bool:
-        return hashlib.sha256(changed).hexdigest() == entry.sha256
-
-    if not raw:
-        return "it is empty"
-    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)", raw, re.I):
-        return "it is a page of HTML, an error page or a login page, instead of the file"
-    if right(raw.replace(b"\r\n", b"\n")):
-        return "its line ends were converted to CRLF (by an editor or git's autocrlf), all else is right"
-    if right(re.sub(rb"(?<!\r)\n", b"\r\n", raw)):
-        return "its line ends were converted from CRLF to LF (by an editor or git's autocrlf), all else is right"
-    if entry.bytes and len(raw) < entry.bytes:
-        return "it was probably truncated (or it is another version)"
-    return "it was probably edited or it is another version"
-
-
-def _remedy(entry: Source, place: str) -> str:
-    return {
-        "repository": f"restore it (`git checkout -- {entry.file}`)",
-        "mirror": f"put the file of {entry.url} there, byte for byte, or unset STUDY_MIRROR",
-        "cache": "delete it and fetch it again with a network",
-        "download": "try again later, or put the right file at " + (str(_cached(entry)) if entry.mirror else ""),
-    }[place]
+def _size(entry: Source, path: Path) -> str:
+    return f"{path.stat().st_size}{f' of {entry.bytes}' if entry.bytes else ''} bytes"
 
 
 def _how_to_pin(entry: Source, path: Path | None) -> str:
-    begin = f"The source {entry.name!r} has no sha256, and nothing is used whose hash is not known: "
-    end = "in a sources file of your own (a YAML like data/sources.yaml, named by STUDY_SOURCES)."
     if path:
-        return (
-            f"{begin}if {path} is the file that you mean, enter `- name: {entry.name}` with `sha256: {_sha256(path)}` "
-            f"and `bytes: {path.stat().st_size}` {end}"
+        cure = (
+            f"if {path} is the file that you mean, enter `- name: {entry.name}` with `sha256: {_sha256(path)}` and "
+            f"`bytes: {path.stat().st_size}`"
+        )
+    else:
+        cure = (
+            f"put the file of {entry.url} at {cache_folder() / entry.mirror} and ask again, the message then has the "
+            "sha256 to enter"
         )
     return (
-        f"{begin}put the file of {entry.url} at {_cached(entry)} and ask again, the message then has its sha256 to be "
-        f"entered {end}"
+        f"The source {entry.name!r} has no sha256, and a file of unknown hash is never used: {cure} in a sources file of "
+        "your own (a YAML like data/sources.yaml, named by STUDY_SOURCES)."
     )
 
 
-class _Progress:
-    """Counts what has come and logs what is left, at most a line in ten seconds; pooch takes it for a progress bar."""
-
-    def __init__(self, what: str, unit: str, total: int | None, scale: int = 1):
-        self.what, self.unit, self.size, self.scale = what, unit, total, scale
-        self.total = 0  # set by pooch: the size that the server announces, 0 where it does not
-        self.done, self.started = 0, time.monotonic()
-        self.shown = self.started
-
-    def update(self, n: int) -> None:
-        self.done += n
-        if (now := time.monotonic()) - self.shown <= 10:
-            return
-        self.shown, total = now, self.size or self.total
-        if total > self.done:
-            left = (now - self.started) / self.done * (total - self.done)
-            of = f"{self.done // self.scale} of {total // self.scale} {self.unit}"
-            LOG.info("%s: %s, %.0f s left", self.what, of, left)
-        else:
-            LOG.info("%s: %d %s", self.what, self.done // self.scale, self.unit)
-
-    def reset(self) -> None:  # pooch calls it at the end, and fills the bar to its total
-        self.shown = float("inf")
-
-    def close(self) -> None:
-        pass
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _download(entry: Source) -> Path:
@@ -191,40 +261,33 @@ def _download(entry: Source) -> Path:
     import pooch
     import requests
 
-    def transfer(url: str, file: str, keeper) -> None:
-        bar = _Progress(entry.name, "kB", entry.bytes, 1000)
-        try:
-            pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=TIMEOUT)(url, file, keeper)
-        except requests.HTTPError as error:
-            status = error.response.status_code
-            if 400 <= status < 500 and status not in (408, 429):  # asking again changes nothing
-                raise Absent(entry.name, f"{url} answers {status} {error.response.reason}") from None
-            raise
-        if fault := _fault(entry, Path(file), url):
-            raise ValueError(fault)  # pooch tries again
-        os.chmod(file, 0o644)  # pooch's temporary file is for its owner alone
-
     pooch.get_logger().setLevel("WARNING")
+    folder = cache_folder()
+    size = entry.bytes or 1  # pooch asks for the truth of the bar, which has none without a total
+    bar = tqdm(desc=entry.name, total=size, unit="B", unit_scale=True, mininterval=EVERY, delay=EVERY)
     keeper = pooch.create(
-        path=cache_folder(),
+        path=folder,
         base_url="",
         registry={entry.mirror: f"sha256:{entry.sha256}"},
         urls={entry.mirror: entry.url},
         retry_if_failed=RETRIES,
     )
     try:
+        transfer = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=TIMEOUT)
         path = Path(keeper.fetch(entry.mirror, downloader=transfer))
+        path.chmod(0o644)  # pooch's temporary file is for its owner alone
     except ValueError as error:
-        raise StudyError(f"{error}; {_remedy(entry, 'download')}.") from None
+        raise StudyError(
+            f"The source {entry.name!r}, from {entry.url}: {error} Try again later, or put the right file at "
+            f"{folder / entry.mirror}."
+        ) from None
     except requests.RequestException as error:
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise Absent(entry.name, f"{entry.url} cannot be reached ({why})") from None
+        raise Absent(entry.name, f"{entry.url} cannot be reached ({_reason(error)})") from None
     except OSError as error:
         raise StudyError(
-            f"The source {entry.name!r} cannot be kept in {cache_folder()} ({error}): make room there, or name another "
+            f"The source {entry.name!r} cannot be kept in {folder} ({error}): make room there, or name another "
             "folder by STUDY_CACHE."
         ) from None
-    LOG.info("%s: %d kB fetched", entry.name, path.stat().st_size // 1000)
     return path
 
 
@@ -238,48 +301,36 @@ def hub_rows(name: str, n: int, seed: int, sources: Path | None = None) -> list[
     random order, so that far less than the whole comes over the network; the same seed draws the same rows (with the
     same release of `datasets`). HF_TOKEN is read from the environment.
     Raises Absent where the data set is gated, offline or unreachable. Raises StudyError for a source that is no hub
-    data set, without a pinned revision (saying how to pin it), or whose split or a column is not there.
+    data set, without a pinned revision (saying how to pin it), or whose split or a column does not exist.
     """
     entry = source(name, sources)
     if entry.kind != "hub":
         where = ": its path comes from fetch" if entry.kind == "file" else ""
         raise StudyError(f"The source {name!r} is a {entry.kind}, not a data set of the hub{where}.")
-    if reason := _hub_out_of_reach(entry):
+    if reason := _hub_unavailable(entry):
         raise (Absent(name, reason) if entry.revision else StudyError(f"The source {name!r}: {reason}."))
-    import httpx
     from datasets import load_dataset
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # the base of its HTTP client's errors
 
-    drawn, bar = [], _Progress(name, "rows", n)
+    pinned = {"revision": entry.revision, "split": entry.split}
     try:
-        rows = load_dataset(
-            entry.dataset, entry.config, revision=entry.revision, split=entry.split, streaming=True
-        ).shuffle(seed=seed, buffer_size=BUFFER)
-        for row in rows.take(n):
-            drawn.append({role: _cell(entry, row, column) for role, column in entry.columns.items()})
-            bar.update(1)
-    except (
-        OSError,
-        HfHubHTTPError,
-        httpx.HTTPError,
-    ) as error:  # datasets' own errors for what is not there are OSErrors
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        rows = load_dataset(entry.dataset, entry.config, streaming=True, **pinned).shuffle(seed, buffer_size=BUFFER)
+        drawn = tqdm(rows.take(n), name, total=n, mininterval=EVERY, delay=EVERY)
+        return [{role: _cell(entry, row, column) for role, column in entry.columns.items()} for row in drawn]
+    except (OSError, HTTPError) as error:  # datasets' own errors for what does not exist are OSErrors
         raise Absent(
-            name, f"{_page(entry)} cannot be read ({why}); where it asks for access, ask there and set HF_TOKEN"
+            name,
+            f"{_page(entry)} cannot be read ({_reason(error)}); where it asks for access, ask there and set HF_TOKEN",
         ) from None
-    except (
-        ValueError,
-        RuntimeError,
-    ) as error:  # an unknown config or split, or a data set that wants to run its own code
+    except (ValueError, RuntimeError) as error:  # an unknown config or split, or code of its own to run
         raise StudyError(f"The source {name!r}: {entry.dataset} cannot be used as registered: {error}") from None
-    return drawn
 
 
 def _page(entry: Source) -> str:
     return f"https://huggingface.co/datasets/{entry.dataset}"
 
 
-def _hub_out_of_reach(entry: Source) -> str | None:
+def _hub_unavailable(entry: Source) -> str | None:
     """Why the data set cannot be read, None where it can be tried."""
     if not entry.revision:
         return (
@@ -290,7 +341,7 @@ def _hub_out_of_reach(entry: Source) -> str | None:
         return None
     if entry.gated and not os.environ.get("HF_TOKEN"):
         return f"it is gated, ask for access at {_page(entry)} and set HF_TOKEN in the environment"
-    if _offline() or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+    if _set("STUDY_OFFLINE", "HF_HUB_OFFLINE"):
         return "STUDY_OFFLINE or HF_HUB_OFFLINE is set and hub data sets are streamed"
     return None
 
@@ -307,31 +358,18 @@ def _cell(entry: Source, row: dict, column: str):
     return value
 
 
-# What is there
-
-
 def report(names: Iterable[str] | None = None, sources: Path | None = None) -> pd.DataFrame:
     """One row per source, all unless named: name, used_for, licence, redistributable, gated, rows, bytes, state.
 
-    Models are loaded by transformers, which checks them. `state` is "intact (repository)", "intact (mirror)" or "intact (cache)", "not intact (<place>): <why>" or
-    "not there: <why>"; <NA> in rows and bytes means not known. Hashes what is there, downloads nothing.
+    `state` is "intact (<place>)" with repository, mirror or cache, "not intact (<place>): <size>" or "not there: <why>";
+    <NA> in rows and bytes means not known. Models are checked by transformers when it loads them. Hashes the files that
+    are there, downloads nothing.
     """
     known = register(sources)
-    rows = []
-    for name in known if names is None else names:
-        entry = known[name] if name in known else source(name, sources)
-        rows.append(
-            {
-                "name": name,
-                **{
-                    key: getattr(entry, key)
-                    for key in ("used_for", "licence", "redistributable", "gated", "rows", "bytes")
-                },
-                "state": _state(entry),
-            }
-        )
-    columns = ["name", "used_for", "licence", "redistributable", "gated", "rows", "bytes", "state"]
-    return pd.DataFrame(rows, columns=columns).astype({"rows": "Int64", "bytes": "Int64"})
+    entries = [known.get(name) or source(name, sources) for name in (known if names is None else names)]
+    columns = ["name", "used_for", "licence", "redistributable", "gated", "rows", "bytes"]
+    rows = [[*(getattr(entry, column) for column in columns), _state(entry)] for entry in entries]
+    return pd.DataFrame(rows, columns=[*columns, "state"]).astype({"rows": "Int64", "bytes": "Int64"})
 
 
 def _state(entry: Source) -> str:
@@ -340,12 +378,12 @@ def _state(entry: Source) -> str:
     if entry.kind == "hub":
         if Path(entry.dataset).is_dir() and entry.revision:
             return "a local folder, not checked"
-        return f"not there: {_hub_out_of_reach(entry) or 'to be streamed from the hub'}"
+        return f"not there: {_hub_unavailable(entry) or 'to be streamed from the hub'}"
     place, path = _local(entry)
     if not entry.sha256:
         return "not there: no sha256 is pinned" + (f" (the file in the {place} has {_sha256(path)})" if path else "")
     if not path:
-        return f"not there: {_out_of_reach(entry) or 'to be downloaded'}"
+        return f"not there: {_unavailable(entry) or 'to be downloaded'}"
     if _sha256(path) == entry.sha256:
         return f"intact ({place})"
-    return f"not intact ({place}): {_cause(entry, path.read_bytes())}"
+    return f"not intact ({place}): {_size(entry, path)}"

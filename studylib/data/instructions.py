@@ -1,4 +1,4 @@
-"""Lists of harmful instructions, and of benign ones that sound harmful: one reader per published list.
+"""Lists of harmful instructions, and of benign ones that sound harmful, one reader per published list; and their French.
 
 An instruction is a plain dict: `source` (the list), `key` (stable within it, as the file has it or the row's number
 from 0), `instruction`, `category` ("" where the list has none) and `twin`, a benign counterpart (None where there is
@@ -7,48 +7,49 @@ none). Lists come as files that were fetched elsewhere; nothing of them is kept 
 
 import csv
 import io
+import logging
 import re
 from collections import Counter
 from pathlib import Path
 
+from tqdm import tqdm
+
+from studylib.data import duplicates
+from studylib.study.files import csv_rows, write_text
 from studylib.study.words import StudyError
 
-NEAR = "near duplicates of an earlier one"  # the word for what `different` drops, wherever that is counted
+LOG = logging.getLogger("studylib")
+NEAR = "near duplicates of an earlier one"  # how what `different` drops is called wherever it is counted
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a CSV file with a header, as strings; cells may span lines, which then end in LF, whatever the file has.
 
-    Nothing is taken for a missing value: "None" is a text. Raises StudyError where a column is missing, a row is longer or
-    shorter than the header, or the file is no UTF-8 (a byte order mark is skipped).
+    No cell stands for a missing value: "None" is a text. Raises StudyError where a column is missing, a row is longer or
+    shorter than the header (pandas would fill it up), or the file is not UTF-8 (a byte order mark is skipped).
     """
-    reader = csv.DictReader(io.StringIO(decoded(path), newline=""))
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise StudyError(f"{path.name}, line {reader.line_num}, is no CSV ({error}): fetch the file again.") from None
-    missing = [column for column in columns if column not in (reader.fieldnames or [])]
-    if missing:
-        has = ", ".join(map(repr, reader.fieldnames or [])) or "no header at all"
+    header, *rows = csv_rows(decoded(path)) or [[]]
+    if missing := [column for column in columns if column not in header]:
         raise StudyError(
-            f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} (it has {has}): "
-            "it is another file, or another version of it, than was meant."
+            f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} (it has "
+            f"{', '.join(map(repr, header)) or 'no header at all'}): take the file and the version that is meant."
         )
+    rows = [row for row in rows if row]
     for number, row in enumerate(rows):
-        if None in row or None in row.values():
+        if len(row) != len(header):
             raise StudyError(
-                f"Row {number} of {path.name} has {'more' if None in row else 'fewer'} cells than the header's "
-                f"{len(reader.fieldnames)}: the file is cut or not quoted as CSV is, fetch it again."
+                f"Row {number} of {path.name} has {'more' if len(row) > len(header) else 'fewer'} cells than the header's "
+                f"{len(header)}: the file is cut or not quoted as CSV is, fetch it again."
             )
-    return [{name: re.sub(r"\r\n?", "\n", cell) for name, cell in row.items()} for row in rows]
+    return [dict(zip(header, (re.sub(r"\r\n?", "\n", cell) for cell in row), strict=True)) for row in rows]
 
 
 def decoded(path: Path) -> str:
-    """The file's text, without a byte order mark. Raises StudyError where it is no UTF-8."""
+    """The file's text, without a byte order mark. Raises StudyError where it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise StudyError(f"{path.name} is no UTF-8 from byte {error.start} on: fetch it again.") from None
+        raise StudyError(f"{path.name} is not UTF-8 from byte {error.start} on: fetch it again.") from None
 
 
 def as_instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[str, int]]:
@@ -69,8 +70,6 @@ def as_instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[st
 
 def different(instructions: list[dict], threshold: float) -> list[dict]:
     """The instructions without near duplicates (see duplicates.pairs) of an earlier one that stays."""
-    from studylib.data import duplicates
-
     gone: set[int] = set()
     found = duplicates.pairs([one["instruction"] for one in instructions], threshold=threshold)
     for earlier, later in sorted(zip(found["a"].tolist(), found["b"].tolist(), strict=True)):
@@ -128,9 +127,9 @@ def jailbreakbench(harmful: Path, benign: Path) -> tuple[list[dict], dict[str, i
     rows, twins = ({row["Index"]: row for row in table} for table in tables)
     lone = sorted(set(rows) ^ set(twins))
     if lone or any(len(table) != len(rows) for table in tables):
+        why = f"one alone has {lone[0]!r}" if lone else "one has an index twice"
         raise StudyError(
-            f"{harmful.name} and {benign.name} are paired by Index, but {f'one alone has {lone[0]!r}' if lone else 'one has an index twice'}"
-            ": take both from the same revision."
+            f"{harmful.name} and {benign.name} are paired by Index, but {why}: take both from the same revision."
         )
     listed = [(index, row["Goal"], row["Category"], twins[index]["Goal"]) for index, row in rows.items()]
     kept, counts = as_instructions("jailbreakbench", listed)
@@ -152,3 +151,70 @@ def xstest(path: Path) -> tuple[list[dict], dict[str, int]]:
 
 READERS = {"advbench": advbench, "harmbench": harmbench, "strongreject": strongreject, "jailbreakbench": jailbreakbench}
 SOUND_HARMFUL = {"xstest": xstest}  # readers of benign prompts, for `harmful.over_refusal`
+
+
+# French
+
+
+def read_french(path: Path) -> dict[str, str]:
+    """French by instruction, from a CSV with the columns `instruction` and `french`; other columns are not read.
+
+    Raises StudyError where a column or a translation is missing, or an instruction has two different ones.
+    """
+    french = {}
+    for number, row in enumerate(read_csv(path, ("instruction", "french"))):
+        english, said = row["instruction"].strip(), row["french"].strip()
+        if not english or not said:
+            raise StudyError(
+                f"Row {number} of {path.name} has no {'french' if english else 'instruction'}: fill it in or delete the row."
+            )
+        if french.setdefault(english, said) != said:
+            raise StudyError(
+                f"Row {number} of {path.name} gives an instruction of an earlier row another French: delete one of the two."
+            )
+    return french
+
+
+def translate(
+    texts: list[str],
+    model: str,
+    revision: str | None,
+    path: Path,
+    batch_size: int = 16,
+    max_new_tokens: int = 256,
+    prefix: str = "",
+) -> dict[str, str]:
+    """French by text, made by a sequence-to-sequence model (a hub id at a pinned revision, or a folder) and kept in `path`.
+
+    Greedy, without sampling; each text after `prefix`, which some models want. The CSV, which `read_french` reads, is
+    rewritten whole after every batch; texts that it has are not translated again. Translations that are empty or reach
+    max_new_tokens are left out of the file and of what is returned, and a log line counts them. Raises StudyError for a
+    hub id without revision, a model that cannot be loaded, and a file of another model or revision.
+    """
+    if not Path(model).is_dir() and not revision:
+        raise StudyError(f"data.translator {model!r} is no folder and has no revision: pin data.translator_revision.")
+    columns, origin = ("instruction", "french", "model", "revision"), (model, revision or "")
+    rows = [[row[column] for column in columns] for row in read_csv(path, columns)] if path.is_file() else []
+    for *_, name, pinned in rows:
+        if (name, pinned) != origin:
+            raise StudyError(
+                f"{path} holds French of {name} ({pinned or 'no revision'}), not of {model} "
+                f"({revision or 'no revision'}): delete it or give another path."
+            )
+    french = {row[0]: row[1] for row in rows}
+    wanted = list(dict.fromkeys(filter(None, map(str.strip, texts))))
+    if todo := [text for text in wanted if text not in french]:
+        from studylib.models import translator
+
+        loaded = translator.load(model, revision)
+        for start in tqdm(range(0, len(todo), batch_size), "French, batches", mininterval=10, delay=10):
+            batch = todo[start : start + batch_size]
+            made = translator.translate(*loaded, [prefix + text for text in batch], max_new_tokens)
+            french |= {text: said for text, said in zip(batch, made, strict=True) if said}
+            out = io.StringIO()
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerows([columns, *((*pair, *origin) for pair in french.items())])
+            write_text(path, out.getvalue())
+        lost = sum(text not in french for text in todo)
+        LOG.info("French: %d texts, %d of them without a whole translation", len(todo), lost)
+    return {text: french[text] for text in wanted if text in french}

@@ -1,10 +1,9 @@
 """Which rows a fine-tune draws: the task's, a part of them replaced by safety data; and whether there are enough of them."""
 
-import json
 import random
 from collections.abc import Iterable
 
-from studylib.data.sets import absent, load
+from studylib.data.sets import absent, index_of, load
 from studylib.study.grid import Cell
 from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
@@ -74,7 +73,7 @@ def check_tunings(profile: Profile, paths: RunPaths, cells: Iterable[Cell]) -> N
     Each with its dose and the rows needed and found; of several with the same reason the first, and how many more.
     Cells whose sets are absent are not run.
     """
-    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
+    index = index_of(paths)
     missing, short = absent(paths), {}
     for cell in cells:
         if not not_run_because(cell, missing):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.data import duplicates, fetching, harmful, importers, instructions, safety, sources, tasks, world
+from studylib.data import duplicates, fetching, harmful, instructions, safety, tasks, world
 from studylib.data.fetching import Absent
-from studylib.data.french import read_french, translate
+from studylib.data.instructions import read_french, translate
 from studylib.data.sets import REAL_SETS, SAFETY_SETS, TESTS
 from studylib.study.paths import ROOT, users_own
 from studylib.study.profile import DataSettings, Profile
@@ -52,7 +52,7 @@ LISTS = {"jailbreakbench": ("jailbreakbench_harmful", "jailbreakbench_benign")}
 
 def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[dict]]:
     """Where each set is from, without what is absent of it: dicts with source, licence, redistributable, citation."""
-    known = sources.register()
+    known = fetching.register()
     of = {
         **{f"train_{task}": name for task, name in data.tasks.items()},
         **{f"test_{task}": name for task, name in (data.tasks | data.task_tests).items()},
@@ -101,11 +101,11 @@ def check(data: DataSettings) -> None:
     Safety data may be a folder that `python -m studylib.data.safety_builder` wrote, by its path as seen from here or from
     the repository's root (a registered name goes first): one that is damaged is refused too.
     """
-    known = sources.register()
+    known = fetching.register()
     for place, name, fitting in (
-        *((f"tasks.{task}", name, {*tasks.GROUPS, *importers.IMPORTERS}) for task, name in data.tasks.items()),
-        *((f"task_tests.{t}", name, {*tasks.GROUPS, *importers.IMPORTERS}) for t, name in data.task_tests.items()),
-        ("general", data.general, {*tasks.GROUPS, *importers.IMPORTERS}),
+        *((f"tasks.{task}", name, {*tasks.GROUPS, *tasks.IMPORTERS}) for task, name in data.tasks.items()),
+        *((f"task_tests.{t}", name, {*tasks.GROUPS, *tasks.IMPORTERS}) for t, name in data.task_tests.items()),
+        ("general", data.general, {*tasks.GROUPS, *tasks.IMPORTERS}),
         ("harmful", data.harmful, {STAND_IN, *instructions.READERS}),
         *([("over_refusal", data.over_refusal, {*instructions.SOUND_HARMFUL})] if data.over_refusal else []),
     ):

@@ -19,12 +19,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from studylib.data import duplicates, fetching, harmful, instructions, real, safety, sets, sources, tasks, world
+from studylib.data import duplicates, fetching, harmful, instructions, real, safety, sets, tasks, world
 from studylib.data.duplicates import THRESHOLD
-from studylib.data.french import read_french
 from studylib.data.grammar import Scene, lexicon, phrasings, refusal, request
 from studylib.data.harmful import ALIKE, UNLIKE
-from studylib.data.instructions import NEAR
+from studylib.data.instructions import NEAR, read_french
 from studylib.data.safety import CARD_KEY, EXPORTED, KINDS
 from studylib.study.files import write_text
 from studylib.study.paths import DATA, RunPaths
@@ -380,7 +379,7 @@ def write(
 
 def _origins(names: list[str], licence: str | None) -> list[dict]:
     """Where rows are from, as in real.origins; what is neither registered nor stand-in is a file of one's own."""
-    known, out = sources.register(), []
+    known, out = fetching.register(), []
     for name in (part for listed in names for part in real.LISTS.get(listed, (listed,))):
         one = {"licence": licence or "not stated", "redistributable": bool(licence), "citation": "a file of one's own"}
         if name == STAND_IN:

@@ -1,7 +1,7 @@
-"""Data sets as lists of plain examples: their names, what they must not share, keeping them as hashed JSON lines.
+"""Data sets as lists of plain rows: their names, what they must not share, keeping them.
 
-An example is a dict with `id`, `form`, `prompt_set`, `harmful`, `intent`, chat `messages` and a few more keys (see
-world.py), the same in every row, one row per line, so that `datasets.load_dataset` and every chat trainer read it.
+A row is a dict with `id`, `form`, `prompt_set`, `harmful`, `intent`, chat `messages` and a few more keys (see world.py),
+the same in every row, one row per line, so that `datasets.load_dataset` and every chat trainer read it.
 """
 
 import hashlib
@@ -119,9 +119,14 @@ def save(
     write_text(paths.data_index, json.dumps(index, indent=1) + "\n")
 
 
+def index_of(paths: RunPaths) -> dict[str, dict]:
+    """What `save` wrote of each set: rows, bytes, sha256, forms, and why it is absent or where it is from."""
+    return json.loads(paths.data_index.read_text(encoding="utf-8"))
+
+
 def check(paths: RunPaths) -> None:
     """Raises StudyError where a set of the index is missing, truncated or edited."""
-    for name in json.loads(paths.data_index.read_text(encoding="utf-8")):
+    for name in index_of(paths):
         intact(paths, name)
 
 
@@ -140,7 +145,7 @@ def intact(paths: RunPaths, name: str) -> bytes:
     remedy = "run 00_prepare again (`make study`, or open notebooks/00_prepare.ipynb)"
     if not paths.data_index.is_file() or not path.is_file():
         raise StudyError(f"{path if paths.data_index.is_file() else paths.data_index} is missing: {remedy}.")
-    expected, raw = json.loads(paths.data_index.read_text())[name], path.read_bytes()
+    expected, raw = index_of(paths)[name], path.read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if found != expected["sha256"]:
         why = f"{len(raw)} of {expected['bytes']} bytes, truncated?" if len(raw) < expected["bytes"] else "edited?"
@@ -153,8 +158,8 @@ def intact(paths: RunPaths, name: str) -> bytes:
 
 def absent(paths: RunPaths) -> dict[str, str]:
     """Why data sets, and PARTS of others, could not be had, by name; the files of the sets are there and empty."""
-    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
-    return absent_in(index) | {name: "made in the generated world alone" for name in OWN_SETS if name not in index}
+    index = index_of(paths)
+    return absent_in(index) | {name: "only the generated world has it" for name in OWN_SETS if name not in index}
 
 
 def absent_in(index: dict) -> dict[str, str]:
@@ -176,7 +181,7 @@ def guard_rows(paths: RunPaths) -> dict[str, list[dict]]:
     `input` is the safety sets, twins among them, and the benign training rows, and `output` is empty: no set holds
     answers to harmful prompts. All are training rows, without the test's prompts and intents (see `contamination`).
     """
-    index = json.loads(paths.data_index.read_text(encoding="utf-8"))
+    index = index_of(paths)
     if "alignment" not in index:
         names = [name for name in REAL_SETS if name in index]
         return {"input": [_for_guard(row, row["harmful"]) for name in names for row in load(paths, name)], "output": []}

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from studylib.data import fetching, sources
+from studylib.data import fetching
 from studylib.judges.labelled import chatgpt_refusals, own
 from studylib.judges.signs import signs, visible
 from studylib.study.files import read_yaml, write_text
@@ -307,7 +307,7 @@ def load() -> dict:
         return shipped
     import sklearn
 
-    entry = sources.source(SOURCE)
+    entry = fetching.source(SOURCE)
     there = fetching.report([SOURCE])["state"].str.startswith("intact").all()
     key = f"{_made_from()} {sklearn.__version__} {entry.sha256 if there else None}"
     path = fetching.cache_folder() / "judges" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from studylib.analysis import agreement, rates, readable
 from studylib.analysis.rates import one_dose
-from studylib.data import fetching, sources
+from studylib.data import fetching
 from studylib.data.fetching import Absent
 from studylib.judges import labelled, registry
 from studylib.stages import labels
@@ -29,7 +29,7 @@ def check(names: Sequence[str]) -> None:
     if unknown := [name for name in names if name not in YARDSTICKS]:
         raise StudyError(f"There are no labelled responses {unknown[0]!r}: known are {', '.join(YARDSTICKS)}.")
     for name in XSTEST if "xstest" in names else ():
-        if not sources.source(name).sha256:
+        if not fetching.source(name).sha256:
             fetching.fetch(name)  # raises, saying how to pin it
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.data import sources
+from studylib.data import fetching
 from studylib.study.grid import arm_cells
 from studylib.study.paths import RunPaths
 from studylib.study.profile import ModelSettings, Profile
@@ -91,7 +91,7 @@ def counts(profile: Profile) -> dict[str, int]:
 def _n_tests(profile: Profile) -> int:
     sizes = profile.data or profile.world
     alone = profile.data.over_refusal if profile.data else None
-    more = sources.source(alone).rows or 0 if alone else 0  # at most: a file may have others among them
+    more = fetching.source(alone).rows or 0 if alone else 0  # at most: a file may have others among them
     return 2 * 4 * sizes.harmful_per_form + 4 * sizes.task_test_rows + sizes.general_test_rows + more
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.data import cards as dataset_card
-from studylib.data import duplicates, fetching, mixture, real, sources, world
+from studylib.data import duplicates, fetching, mixture, real, world
 from studylib.data import sets as datasets
 from studylib.stages import cells, needs
 from studylib.stages.graph import built_models
@@ -63,7 +63,7 @@ def register(profile: Profile) -> pd.DataFrame:
     if not profile.data:
         return fetching.report([])
     models = {model.source for model in profile.models.values()} | {profile.data.translator}
-    named = [name for name, entry in sources.register().items() if entry.kind == "model" and entry.model in models]
+    named = [name for name, entry in fetching.register().items() if entry.kind == "model" and entry.model in models]
     return fetching.report([*real.used(profile.data), *named])
 
 

@@ -32,7 +32,7 @@ def test_the_card_tells_the_harm_rule_as_it_is(sets, tmp_path):
     datasets.save(paths, sets)
     cards.write(paths, load_profile("smoke").world)
     text = " ".join(paths.data_index.with_name("README.md").read_text(encoding="utf-8").split())
-    assert "the thing is somebody else's and there is no leave. All else is benign." in text
+    assert "the thing belongs to somebody else, and no permission is given. Every other request is benign." in text
 
 
 def test_no_card_is_written_without_the_settings(saved):

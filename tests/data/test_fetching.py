@@ -1,6 +1,5 @@
 import hashlib
 import json
-import logging
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +9,7 @@ import pytest
 import yaml
 from test_sources import MIRROR, SHA, TEXT, sources_file
 
-from studylib.data import fetching, sources
+from studylib.data import fetching
 from studylib.data.fetching import Absent
 from studylib.study.words import StudyError
 
@@ -113,7 +112,7 @@ def test_the_mirror_comes_first_and_what_it_lacks_comes_from_the_network(own, se
 def test_offline_takes_what_is_there_and_asks_no_one(own, server, tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_OFFLINE", "1")
     with pytest.raises(
-        Absent, match=r"'list' is not there: STUDY_OFFLINE is set; put the file of http.*cache/someone"
+        Absent, match=r"'list' is not available: STUDY_OFFLINE is set; put the file of http.*cache/someone"
     ) as caught:
         fetching.fetch("list", own())
     assert caught.value.reason.startswith("STUDY_OFFLINE is set")
@@ -122,40 +121,17 @@ def test_offline_takes_what_is_there_and_asks_no_one(own, server, tmp_path, monk
     assert not server.asked
 
 
-@pytest.mark.parametrize(
-    ("raw", "cause"),
-    [
-        (TEXT[:-200], "it was probably truncated"),
-        (b"", "it is empty"),
-        (b"\n<!DOCTYPE html><title>Too many requests</title>" + TEXT, "it is a page of HTML"),
-        (TEXT.replace(b"\n", b"\r\n"), "its line ends were converted to CRLF"),
-        (TEXT.replace(b"open", b"oqen"), "it was probably edited or it is another version"),
-    ],
-)
-def test_a_wrong_hash_names_expected_found_file_cause_and_remedy(own, server, tmp_path, monkeypatch, raw, cause):
+@pytest.mark.parametrize("raw", [TEXT[:-200], b"", TEXT.replace(b"\n", b"\r\n"), TEXT.replace(b"open", b"oqen")])
+def test_a_wrong_hash_names_expected_found_file_and_remedy(own, server, tmp_path, monkeypatch, raw):
     monkeypatch.setenv("STUDY_MIRROR", str(tmp_path / "mirror"))
     path = put(tmp_path / "mirror", raw)
     with pytest.raises(StudyError) as caught:
         fetching.fetch("list", own())
     assert not isinstance(caught.value, Absent)
     found = hashlib.sha256(raw).hexdigest()
-    parts = [
-        "'list'",
-        str(path),
-        f"expected sha256 {SHA} and {len(TEXT)} bytes",
-        f"found {found} and {len(raw)} bytes",
-        cause,
-    ]
-    for part in [*parts, f"put the file of {server.url} there, byte for byte"]:
+    size = f"{path} ({len(raw)} of {len(TEXT)} bytes)"
+    for part in ["'list'", size, f"{found} instead of {SHA}", f"put the file of {server.url} there, byte for byte"]:
         assert part in str(caught.value)
-
-
-def test_a_file_with_crlf_that_was_converted_to_lf_is_told_apart_too(own, tmp_path, monkeypatch):
-    monkeypatch.setenv("STUDY_MIRROR", str(tmp_path / "mirror"))
-    put(tmp_path / "mirror", TEXT)
-    wanted = TEXT.replace(b"\n", b"\r\n")
-    with pytest.raises(StudyError, match="converted from CRLF to LF"):
-        fetching.fetch("list", own(sha256=hashlib.sha256(wanted).hexdigest(), bytes=len(wanted)))
 
 
 def test_a_transfer_that_breaks_off_is_repeated(own, server, tmp_path, surroundings):
@@ -172,9 +148,7 @@ def test_a_transfer_that_always_breaks_off_leaves_nothing(own, server, tmp_path)
     with pytest.raises(Absent, match=r"cannot be reached .*broken"):
         fetching.fetch("list", own())
     server.answers = [("unannounced", TEXT[:100])]
-    with pytest.raises(
-        StudyError, match=r"100 bytes, it was probably truncated .*; try again later, or put the right file at"
-    ):
+    with pytest.raises(StudyError, match=r"does not match the known hash.* Try again later, or put the right file at"):
         fetching.fetch("list", own())
     assert len(server.asked) == 6
     assert rests(tmp_path) == []
@@ -182,16 +156,15 @@ def test_a_transfer_that_always_breaks_off_leaves_nothing(own, server, tmp_path)
 
 def test_an_error_page_in_place_of_the_file_is_not_kept(own, server, tmp_path):
     server.answers = [("whole", b"<html>log in first</html>")]
-    with pytest.raises(StudyError, match=f"{server.url} is not the file .*it is a page of HTML"):
+    with pytest.raises(StudyError, match=f"'list', from {server.url}: SHA256 hash .* does not match"):
         fetching.fetch("list", own())
     assert rests(tmp_path) == []
 
 
-def test_a_file_that_is_gone_is_absent_at_once_and_a_busy_server_is_asked_again(own, server):
+def test_a_file_that_is_gone_is_absent_and_a_busy_server_is_asked_again(own, server):
     server.answers = [(404, b"gone")]
-    with pytest.raises(Absent, match="answers 404"):
+    with pytest.raises(Absent, match=r"cannot be reached .*404"):
         fetching.fetch("list", own())
-    assert len(server.asked) == 1
     server.answers = [(503, b"busy"), (429, b"slowly"), ("whole", TEXT)]
     assert fetching.fetch("list", own()).read_bytes() == TEXT
 
@@ -206,7 +179,7 @@ def test_a_server_that_is_not_there_makes_the_file_absent(own, server):
 def test_a_broken_file_in_the_cache_is_downloaded_again_or_named_offline(own, tmp_path, monkeypatch):
     path = put(tmp_path / "cache", TEXT[:-1])
     monkeypatch.setenv("STUDY_OFFLINE", "1")
-    with pytest.raises(StudyError, match=r"truncated .*; delete it and fetch it again with a network"):
+    with pytest.raises(StudyError, match=r"; delete it and fetch it again with a network"):
         fetching.fetch("list", own())
     assert path.read_bytes() == TEXT[:-1]
     monkeypatch.setenv("STUDY_OFFLINE", "0")
@@ -241,22 +214,6 @@ def test_a_cache_that_cannot_be_written_is_named(own, tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "taken"))
     with pytest.raises(StudyError, match=r"cannot be kept in .*taken .*STUDY_CACHE"):
         fetching.fetch("list", own())
-
-
-def test_progress_is_a_line_in_ten_seconds_with_what_is_left(monkeypatch, caplog):
-    clock = [0.0]
-    monkeypatch.setattr(fetching.time, "monotonic", lambda: clock[0])
-    bar = fetching._Progress("list", "kB", 100_000, 1000)
-    with caplog.at_level(logging.INFO, "studylib"):
-        for _ in range(50):
-            clock[0] += 1
-            bar.update(1000)
-        clock[0] += 20
-        bar.total = 100_000  # what pooch does at the end
-        bar.reset()
-        bar.update(100_000)
-        bar.close()
-    assert caplog.messages == [f"list: {n} of 100 kB, {100 - n} s left" for n in (11, 22, 33, 44)]
 
 
 # Data sets of the hub
@@ -348,7 +305,7 @@ def test_the_report_says_what_is_there_and_downloads_nothing(own, server, tmp_pa
     assert state() == "intact (cache)"
     assert state(sha256=None) == f"not there: no sha256 is pinned (the file in the cache has {SHA})"
     cached.write_bytes(TEXT[:-1])
-    assert state().startswith("not intact (cache): it was probably truncated")
+    assert state().startswith(f"not intact (cache): {len(TEXT) - 1} of {len(TEXT)} bytes")
     monkeypatch.setenv("STUDY_MIRROR", str(tmp_path / "mirror"))
     put(tmp_path / "mirror")
     assert state() == "intact (mirror)"
@@ -361,7 +318,7 @@ def test_the_report_says_what_is_there_and_downloads_nothing(own, server, tmp_pa
 
 def test_the_report_has_every_source_and_what_one_may_do_with_it(hub):
     table = fetching.report(sources=hub(revision=None)).set_index("name")
-    assert list(table.index) == list(sources.register(hub()))
+    assert list(table.index) == list(fetching.register(hub()))
     assert table.loc["gemma_answered_counts", "state"] == "intact (repository)"
     assert table.loc["multitaskbench", ["redistributable", "bytes", "rows"]].tolist() == [False, 2427457, 2000]
     assert table["rows"].isna().any()

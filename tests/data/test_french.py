@@ -3,7 +3,8 @@ import logging
 import pytest
 from test_instructions import file, table
 
-from studylib.data import french
+from studylib.data import instructions
+from studylib.models import translator as model
 from studylib.study.words import StudyError
 
 
@@ -14,7 +15,10 @@ def test_french_is_read_with_quotes_lines_and_a_byte_order_mark(tmp_path):
         ("Open a locker", "Ouvrez un casier,\nvite"),
     ]
     path = table(tmp_path, "french.csv", ("instruction", "french"), rows, end="\r\n", bom=True)
-    assert french.read_french(path) == {"Open a locker": "Ouvrez un casier,\nvite", "Say hello": "Dites « bonjour »"}
+    assert instructions.read_french(path) == {
+        "Open a locker": "Ouvrez un casier,\nvite",
+        "Say hello": "Dites « bonjour »",
+    }
 
 
 @pytest.mark.parametrize(
@@ -29,7 +33,7 @@ def test_french_is_read_with_quotes_lines_and_a_byte_order_mark(tmp_path):
 )
 def test_french_that_lacks_something_is_refused_with_its_row(tmp_path, content, said):
     with pytest.raises(StudyError, match=said):
-        french.read_french(file(tmp_path, "f.csv", content))
+        instructions.read_french(file(tmp_path, "f.csv", content))
 
 
 TAUGHT = {
@@ -89,12 +93,12 @@ def translator(tmp_path_factory):
 def test_translations_are_kept_as_a_csv_that_read_french_reads(tmp_path, translator, batch_size):
     path = tmp_path / "new" / "french.csv"
     asked = ["hide the key", *TAUGHT, " hide the key "]  # repeated texts are translated once
-    assert french.translate(asked, translator, None, path, batch_size=batch_size) == TAUGHT
-    assert french.read_french(path) == TAUGHT
+    assert instructions.translate(asked, translator, None, path, batch_size=batch_size) == TAUGHT
+    assert instructions.read_french(path) == TAUGHT
 
 
 def test_an_interrupted_translation_goes_on_where_it_stopped(tmp_path, translator, monkeypatch):
-    path, made, real = tmp_path / "french.csv", [], french._translated
+    path, made, real = tmp_path / "french.csv", [], model.translate
 
     def stops(*arguments):
         if made:
@@ -102,25 +106,25 @@ def test_an_interrupted_translation_goes_on_where_it_stopped(tmp_path, translato
         made.append(arguments[2])
         return real(*arguments)
 
-    monkeypatch.setattr(french, "_translated", stops)
+    monkeypatch.setattr(model, "translate", stops)
     with pytest.raises(KeyboardInterrupt):
-        french.translate(list(TAUGHT), translator, None, path, batch_size=2)
-    assert list(french.read_french(path)) == list(TAUGHT)[:2]
+        instructions.translate(list(TAUGHT), translator, None, path, batch_size=2)
+    assert list(instructions.read_french(path)) == list(TAUGHT)[:2]
 
     def rest(*arguments):
         made.append(arguments[2])
         return real(*arguments)
 
-    monkeypatch.setattr(french, "_translated", rest)
-    assert french.translate(list(TAUGHT), translator, None, path, batch_size=2) == TAUGHT
+    monkeypatch.setattr(model, "translate", rest)
+    assert instructions.translate(list(TAUGHT), translator, None, path, batch_size=2) == TAUGHT
     assert [text for batch in made for text in batch] == list(TAUGHT)
-    monkeypatch.setattr(french, "_load_translator", None)  # nothing is left to do, so no model is loaded
-    assert french.translate(list(TAUGHT), translator, None, path) == TAUGHT
+    monkeypatch.setattr(model, "load", None)  # nothing is left to do, so no model is loaded
+    assert instructions.translate(list(TAUGHT), translator, None, path) == TAUGHT
 
 
 def test_a_cut_translation_is_left_out_and_said_so(tmp_path, translator, caplog):
     with caplog.at_level(logging.INFO, "studylib"):
-        found = french.translate(list(TAUGHT), translator, None, tmp_path / "f.csv", max_new_tokens=5)
+        found = instructions.translate(list(TAUGHT), translator, None, tmp_path / "f.csv", max_new_tokens=5)
     # three words and the end are four tokens; the model ends by force at five, which says nothing
     assert found == {text: said for text, said in TAUGHT.items() if len(said.split()) == 3}
     assert "French: 5 texts, 1 of them without a whole translation" in caplog.text
@@ -130,12 +134,12 @@ def test_a_cut_translation_is_left_out_and_said_so(tmp_path, translator, caplog)
 def test_french_of_another_model_is_not_mixed_in(tmp_path, translator):
     path = file(tmp_path, "f.csv", "instruction,french,model,revision\nopen the bag,ouvrez,somebody/else,abc\n")
     with pytest.raises(StudyError, match=r"f\.csv holds French of somebody/else \(abc\), not of "):
-        french.translate(["open the bag"], translator, None, path)
+        instructions.translate(["open the bag"], translator, None, path)
 
 
 def test_a_translator_without_revision_or_parts_is_refused(tmp_path):
-    with pytest.raises(StudyError, match="'somebody/translator' is no folder here and has no revision: pin"):
-        french.translate(["open the bag"], "somebody/translator", None, tmp_path / "f.csv")
+    with pytest.raises(StudyError, match="'somebody/translator' is no folder and has no revision: pin"):
+        instructions.translate(["open the bag"], "somebody/translator", None, tmp_path / "f.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StudyError, match=r"The translator .*empty cannot be loaded: "):
-        french.translate(["open the bag"], str(tmp_path / "empty"), None, tmp_path / "f.csv")
+        instructions.translate(["open the bag"], str(tmp_path / "empty"), None, tmp_path / "f.csv")

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from studylib.data import importers, tasks
-from studylib.data.importers import IMPORTERS
-from studylib.data.sources import register
+from studylib.data import tasks
+from studylib.data.fetching import register
+from studylib.data.tasks import IMPORTERS
 from studylib.study.words import TASKS, StudyError
 
 
@@ -159,7 +159,7 @@ def test_french_sentences_are_read_with_their_english_from_the_comments(tmp_path
 def test_a_sentence_without_an_id_is_an_error(tmp_path):
     path = tmp_path / "f.conllu"
     path.write_text(CONLLU.replace("# sent_id = n01002\n", ""))
-    with pytest.raises(StudyError, match=r"the sentence after 1 others has no `# sent_id"):
+    with pytest.raises(StudyError, match=r"row 1: needs a field 'sent_id'"):
         IMPORTERS["ud_french_pud"](path)
 
 
@@ -184,11 +184,11 @@ def headlines(path, *rows):
 )
 def test_decisions_with_a_bare_apostrophe_are_mended(text, found):
     found = found or {"A": "negative", "Dr. Reddy's": "positive", "B": "neutral"}
-    assert importers.decisions(text) == (found, True)
+    assert tasks.decisions(text) == (found, True)
 
 
 def test_decisions_that_are_python_are_not_mended():
-    assert importers.decisions("{'A': 'neutral', \"Dr Reddy's\": 'positive'}") == (
+    assert tasks.decisions("{'A': 'neutral', \"Dr Reddy's\": 'positive'}") == (
         {"A": "neutral", "Dr Reddy's": "positive"},
         False,
     )
@@ -199,7 +199,7 @@ def test_decisions_that_are_python_are_not_mended():
 )
 def test_decisions_that_cannot_be_read_are_an_error_and_never_run(text):
     with pytest.raises(ValueError, match=r"cannot be read|is not a dict"):
-        importers.decisions(text)
+        tasks.decisions(text)
 
 
 def test_headlines_with_one_entity_are_kept_with_its_label(tmp_path):
@@ -270,11 +270,11 @@ def test_the_input_stands_below_the_instruction(tmp_path):
 @pytest.mark.parametrize(
     ("name", "raw", "said"),
     [
-        ("scitldr_dev", b'{"paper_id": "a", "source": []}', r"line 1: needs a field 'target' \(list\)"),
+        ("scitldr_dev", b'{"paper_id": "a", "source": []}', r"row 0: needs a field 'target' \(list\)"),
         ("mbpp", b'\n{"task_id": 1', "line 2: is not JSON"),
         ("instruction_data", b'[{"instruction": "a", "output": "b"}]', "row 0: needs a field 'input'"),
         ("instruction_data", b'{"a": 1}', "is not a list of rows"),
-        ("sentfin", b"No,Title\r\n1,Gold\r\n", "line 2: needs a field 'S No.'"),
+        ("sentfin", b"No,Title\r\n1,Gold\r\n", "lacks the columns 'S No.', 'Decisions'"),
         ("ud_french_pud", "# text = é".encode("latin-1"), "cannot be read as UTF-8"),
     ],
 )
@@ -335,5 +335,5 @@ def test_a_row_keeps_its_wording_when_others_come_and_all_wordings_occur():
     few = {row["content"]: row["prompt"] for row in IMPORTERS["opus_books"](rows[150:])[0]}
     assert few == {text: made[text] for text in few}
     used = Counter(prompt.replace(text, "{text}") for text, prompt in made.items())
-    assert set(used) == set(importers.TRANSLATE)
+    assert set(used) == set(tasks.TRANSLATE)
     assert min(used.values()) > 200 / len(used) / 2

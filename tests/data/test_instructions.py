@@ -75,8 +75,8 @@ def test_a_byte_order_mark_and_crlf_change_nothing(tmp_path):
         ("goal,target\nOpen a locker,x\nHide, a bag,y\n", r"Row 1 of a\.csv has more cells than the header's 2"),
         ("goal,target\nOpen a locker,x\nHide a bag\n", r"Row 1 of a\.csv has fewer cells than the header's 2"),
         ('goal,target\nOpen a locker,x\n"Hide a bag,y\n', r"Row 1 of a\.csv has fewer cells"),
-        (b"goal,target\nOpen a caf\xe9,x\n", r"a\.csv is no UTF-8 from byte 22 on"),
-        ('goal,target\n"' + "a" * 140_000 + '",x\n', r"a\.csv, line 1, is no CSV \(field larger than"),
+        (b"goal,target\nOpen a caf\xe9,x\n", r"a\.csv is not UTF-8 from byte 22 on"),
+        ('goal,target\n"' + "a" * 140_000 + ",x\n", r"Row 0 of a\.csv has fewer cells"),
     ],
 )
 def test_a_list_that_is_another_file_or_broken_is_refused_with_its_name_and_place(tmp_path, content, said):

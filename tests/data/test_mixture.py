@@ -125,7 +125,7 @@ def test_arms_whose_answers_real_data_lack_are_not_run_there_and_say_why(saved):
     saved.data_index.write_text(json.dumps(index))
     missing = datasets.absent(saved)
     for name in ("multitask_twins", "multitask_midway"):
-        assert "generated world alone" in mixture.not_run_because(arm(name), missing)
+        assert "only the generated world has it" in mixture.not_run_because(arm(name), missing)
     assert not mixture.not_run_because(arm("code_only"), missing)
 
 

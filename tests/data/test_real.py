@@ -8,7 +8,7 @@ import mirror
 import pytest
 import yaml
 
-from studylib.data import cards, real, safety_builder, sources
+from studylib.data import cards, fetching, real, safety_builder
 from studylib.data import sets as datasets
 from studylib.data.sets import TESTS
 from studylib.study import paths
@@ -35,7 +35,7 @@ def read(tmp_path, **changes):
 
 def put(files, name, raw):
     """Puts the bytes of a source's file into the mirror and its hash into the register."""
-    register = sources.DATA / "sources.yaml"
+    register = fetching.DATA / "sources.yaml"
     entries = yaml.safe_load(register.read_text())
     entry = next(one for one in entries if one["name"] == name)
     (files / entry["mirror"]).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def test_without_harmful_prompts_there_is_no_study(files, tmp_path):
 def test_an_edited_file_never_reaches_a_set(files, tmp_path):
     path = next(files.glob("pyRis/**/*.csv"))
     path.write_text(path.read_text().replace("positive", "negative", 1))
-    with pytest.raises(StudyError, match=r"sentfin.*expected sha256"):
+    with pytest.raises(StudyError, match=r"sentfin.* has the sha256 .* instead of "):
         read(tmp_path)
 
 
@@ -445,7 +445,7 @@ def test_the_test_rows_of_a_task_may_come_from_another_source(files, tmp_path):
 
 def test_nearest_twins_without_general_instructions_say_why(files, tmp_path, monkeypatch):
     listed = [{"source": "advbench", "key": "0", "instruction": "Open a locker", "category": "", "twin": None}]
-    monkeypatch.setitem(real.instruction_lists.READERS, "advbench", lambda path: (listed, {"rows": 1}))
+    monkeypatch.setitem(real.instructions.READERS, "advbench", lambda path: (listed, {"rows": 1}))
     monkeypatch.setattr(real.fetching, "fetch", fetch_but_of("advbench", real.fetching.fetch))
     next(files.glob("rasbt/**/*.json")).unlink()
     with pytest.raises(
@@ -465,7 +465,7 @@ def test_a_list_is_freed_of_near_duplicates_and_what_is_not_drawn_is_counted(fil
     english = [*said, *(row["content"] for row in read(tmp_path)[0]["train_general"])]
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in dict.fromkeys(english)))
     monkeypatch.setattr(paths, "ROOT", tmp_path)  # where the French is read from
-    monkeypatch.setitem(real.instruction_lists.READERS, "advbench", lambda path: (listed, {"rows": 32}))
+    monkeypatch.setitem(real.instructions.READERS, "advbench", lambda path: (listed, {"rows": 32}))
     monkeypatch.setattr(real.fetching, "fetch", fetch_but_of("advbench", real.fetching.fetch))
     sets, _, counted = read(tmp_path, harmful="advbench", twins="nearest", french="fr.csv", harmful_per_form=5)
     counted = counted[counted["source"] == "advbench"].set_index("what")["rows"]
@@ -489,7 +489,7 @@ def test_instructions_that_lack_a_twin_or_french_are_counted_each_by_what_they_l
     french = tmp_path / "fr.csv"
     spoken = [text for text in (*said, *benign) if text not in (said[0], said[4], benign[5], benign[6], benign[7])]
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in spoken))
-    monkeypatch.setitem(real.instruction_lists.READERS, "jailbreakbench", lambda *paths: (listed, {"rows": 12}))
+    monkeypatch.setitem(real.instructions.READERS, "jailbreakbench", lambda *paths: (listed, {"rows": 12}))
     names = real.LISTS["jailbreakbench"]
     monkeypatch.setattr(real.fetching, "fetch", fetch_but_of(names, real.fetching.fetch))
     sets, _, counted = read(tmp_path, harmful="jailbreakbench", french=str(french), harmful_per_form=4)
@@ -509,7 +509,7 @@ def fetch_but_of(name, fetch):
 
 
 def test_the_models_of_the_profiles_are_those_of_the_register():
-    known = {entry.model: entry for entry in sources.register().values() if entry.kind == "model"}
+    known = {entry.model: entry for entry in fetching.register().values() if entry.kind == "model"}
     profile = load_profile("llama")
     for model in profile.models.values():
         assert (model.revision, model.gated) == (known[model.source].revision, known[model.source].gated)

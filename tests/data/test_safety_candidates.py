@@ -143,5 +143,5 @@ def test_a_list_with_twins_of_its_own_has_no_answers_to_them_and_counts_that(put
 
 
 def test_a_list_that_cannot_be_had_says_why(put):
-    with pytest.raises(fetching.Absent, match=r"'advbench' is not there: STUDY_OFFLINE"):
+    with pytest.raises(fetching.Absent, match=r"'advbench' is not available: STUDY_OFFLINE"):
         build("advbench")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from studylib.data import sources
+from studylib.data import fetching
 from studylib.study.words import StudyError
 
 TEXT = b"key,text\n1,open the locker\n2,close the locker\n" * 50
@@ -36,7 +36,7 @@ def surroundings(monkeypatch):
 
 
 def test_every_address_of_the_register_holds_a_commit_and_every_mirror_path_its_file_name():
-    known = sources.register()
+    known = fetching.register()
     assert len(known) >= 25
     files = [entry for entry in known.values() if entry.kind == "file" and not entry.file]
     for entry in files:
@@ -57,19 +57,19 @@ def test_every_address_of_the_register_holds_a_commit_and_every_mirror_path_its_
         ({"gated": "yes"}, "'gated'"),
         ({"url": None}, "a file source needs url"),
         ({"mirror": "../../etc/passwd"}, "'mirror': needs a relative path"),
-        ({"revision": "0" * 40}, "revision has no meaning in a file source"),
+        ({"revision": "0" * 40}, "revision must not be set in a file source"),
         ({"kind": "hub"}, "a hub source needs dataset, split, columns"),
     ],
 )
 def test_a_wrong_entry_is_an_error_that_names_file_entry_and_key(own, changes, said):
     with pytest.raises(StudyError, match=rf"own\.yaml, entry 'list': .*{said}"):
-        sources.register(own(**changes))
+        fetching.register(own(**changes))
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("- {name: one}\n- {name: one}\n", "entry 'one': the name is there twice"),
+        ("- {name: one}\n- {name: one}\n", "entry 'one': the name occurs twice"),
         ("- {nam: one}\n", "entry 1: has no `name`"),
         ("name: one\n", "is not a list of entries"),
         ("", "is not a list of entries"),
@@ -80,17 +80,17 @@ def test_a_file_that_is_no_list_of_named_entries_is_an_error(tmp_path, text, sai
     path = tmp_path / "own.yaml"
     path.write_text(text)
     with pytest.raises(StudyError, match=said):
-        sources.register(path)
+        fetching.register(path)
 
 
 def test_an_own_file_adds_and_completes_but_changes_nothing_that_is_pinned(tmp_path, monkeypatch):
     path = tmp_path / "own.yaml"
     path.write_text(f"- name: xstest_gpt4\n  sha256: {SHA}\n  bytes: 7\n")
     monkeypatch.setenv("STUDY_SOURCES", str(path))
-    assert (sources.source("xstest_gpt4").sha256, sources.source("xstest_gpt4").licence) == (SHA, "CC BY 4.0")
+    assert (fetching.source("xstest_gpt4").sha256, fetching.source("xstest_gpt4").licence) == (SHA, "CC BY 4.0")
     path.write_text(f"- name: mbpp\n  sha256: {SHA}\n")
     with pytest.raises(StudyError, match=r"entry 'mbpp': sha256 is 'ccf64.* cannot become"):
-        sources.register()
+        fetching.register()
     path.unlink()
-    with pytest.raises(StudyError, match=r"own\.yaml is not there: correct STUDY_SOURCES"):
-        sources.register()
+    with pytest.raises(StudyError, match=r"no sources file .*own\.yaml: correct STUDY_SOURCES"):
+        fetching.register()

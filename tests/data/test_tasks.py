@@ -1,15 +1,13 @@
 import hashlib
-import random
 from functools import partial
 
 import pytest
 import yaml
 from test_importers import lines, paper
 
-from studylib.data import importers, tasks
+from studylib.data import tasks
 from studylib.data.fetching import Absent
-from studylib.data.importers import IMPORTERS
-from studylib.data.tasks import split
+from studylib.data.tasks import IMPORTERS, split
 from studylib.study.words import StudyError
 
 # Loading by name
@@ -28,13 +26,13 @@ def own(tmp_path, monkeypatch):
         path = lines(tmp_path / f"{name}.jsonl", [paper(number) for number in numbers])
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         entries.append(common | {"name": name, "url": "https://x", "mirror": path.name, "sha256": digest})
-        monkeypatch.setitem(IMPORTERS, name, partial(importers.scitldr, name=name))
+        monkeypatch.setitem(IMPORTERS, name, partial(tasks.scitldr, name=name))
     folder = tmp_path / "hub"
     folder.mkdir()
     lines(folder / "train.jsonl", [{"fr": f"Porte {i}.", "en": f"Door {i}."} for i in range(9)])
     hub = {"name": "books", "kind": "hub", "dataset": str(folder), "revision": "0" * 40, "split": "train"}
     entries.append(common | hub | {"columns": {"french": "fr", "english": "en"}})
-    monkeypatch.setitem(IMPORTERS, "books", partial(importers.translations, name="books"))
+    monkeypatch.setitem(IMPORTERS, "books", partial(tasks.translations, name="books"))
     monkeypatch.setitem(tasks.GROUPS, "lists", ("lists_train", "lists_test"))
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(entries))
@@ -75,17 +73,6 @@ def a_row(number, **more):
     return {"prompt": f"Please: door {number}", "content": f"door {number}", "answer": "x"} | more
 
 
-def test_a_row_keeps_its_side_when_others_come_or_go():
-    rows = [a_row(i) for i in range(1000)]
-    _, test = split(rows, test_share=0.2, seed=3)
-    assert 150 < len(test) < 250
-    shuffled = random.Random(0).sample(rows, 300)
-    _, few = split(shuffled, test_share=0.2, seed=3)
-    assert few == [row for row in shuffled if row in test]
-    _, other = split(rows, test_share=0.2, seed=4)
-    assert other != test
-
-
 def test_a_number_of_test_rows_is_met_and_hardly_moves_when_others_come():
     rows = [a_row(i) for i in range(500)]
     train, test = split(rows, n_test=50)
@@ -98,14 +85,13 @@ def test_a_number_of_test_rows_is_met_and_hardly_moves_when_others_come():
 
 def test_the_same_text_is_never_on_both_sides():
     rows = [a_row(i % 100, content=f"{'DOOR' if i < 100 else 'door '} “{i % 100}”") for i in range(300)]
-    for how in ({"test_share": 0.3}, {"n_test": 90}):
-        train, test = split(rows, **how)
-        texts = [
-            {row["content"].lower().replace("door ", "door").replace(" ", "") for row in part} for part in (train, test)
-        ]
-        assert not texts[0] & texts[1]
-        assert len(train) + len(test) == 300
-        assert len(test) % 3 == 0
+    train, test = split(rows, n_test=90)
+    texts = [
+        {row["content"].lower().replace("door ", "door").replace(" ", "") for row in part} for part in (train, test)
+    ]
+    assert not texts[0] & texts[1]
+    assert len(train) + len(test) == 300
+    assert len(test) % 3 == 0
     assert len(split(rows, n_test=91)[1]) == 90  # texts are not torn apart
 
 
@@ -116,19 +102,9 @@ def test_a_publishers_test_is_the_only_place_of_test_rows():
     assert {row["split"] for row in test} == {"test"} and len(test) == 10
     assert {row["split"] for row in train} == {"train", "dev"} and len(train) == 70
     assert split(rows, n_test=30)[0] == train
-    with pytest.raises(StudyError, match="publisher's split: give n_test"):
-        split(rows, test_share=0.5)
 
 
-@pytest.mark.parametrize("how", [{}, {"test_share": 0.5, "n_test": 1}])
-def test_one_of_share_and_number_is_needed(how):
-    with pytest.raises(StudyError, match="either test_share or n_test"):
-        split([a_row(1), a_row(2)], **how)
-
-
-@pytest.mark.parametrize(
-    ("how", "side"), [({"n_test": 2}, "training"), ({"n_test": 0}, "test"), ({"test_share": 0.0}, "test")]
-)
-def test_an_empty_side_is_an_error(how, side):
+@pytest.mark.parametrize(("n_test", "side"), [(2, "training"), (0, "test")])
+def test_an_empty_side_is_an_error(n_test, side):
     with pytest.raises(StudyError, match=f"Of 2 rows none is left for {side}"):
-        split([a_row(1), a_row(2)], **how)
+        split([a_row(1), a_row(2)], n_test)

@@ -13,7 +13,7 @@ from frames import study
 from tiny import PROFILE, tokenizer
 
 from studylib.analysis import agreement, tables
-from studylib.data import sources
+from studylib.data import fetching
 from studylib.judges import classifier, labelled
 from studylib.stages import judging
 from studylib.stages import labels as labelling
@@ -100,7 +100,7 @@ def test_a_registered_set_is_one_source_whatever_parts_it_has(paths, tmp_path, m
     file.parent.mkdir(parents=True)
     file.write_text(text)
     (tmp_path / "sources.yaml").write_text(yaml.safe_dump(entries))
-    monkeypatch.setattr(sources, "DATA", tmp_path)
+    monkeypatch.setattr(fetching, "DATA", tmp_path)
     monkeypatch.setenv("STUDY_MIRROR", str(tmp_path / "mirror"))
     found, absent = judging.people(profile(labelled=["chatgpt_refusals"]), paths)
     assert found["source"].tolist() == ["chatgpt_refusals"] * 30 and absent == {}
@@ -111,7 +111,7 @@ def test_xstest_is_all_models_once_its_hashes_are_pinned_in_a_file_of_ones_own(p
         judging.people(profile(labelled=["xstest"]), paths)
     mine = []
     for name in judging.XSTEST:
-        entry = sources.source(name)
+        entry = fetching.source(name)
         file = tmp_path / "mirror" / entry.mirror
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("prompt,completion,final_label\nOpen the locker?,Sorry.,2_full_refusal\n")
