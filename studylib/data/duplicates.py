@@ -314,15 +314,44 @@ def _rarest(weights: sparse.csr_array, tail: float) -> sparse.csr_array:
 
 
 def _weights(texts: list[str], counts: np.ndarray) -> sparse.csr_array:
-    """TF-IDF of texts x n-grams, commonest first; n-grams of one text alone count in its norm and are left out."""
-    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
-
-    if all(len(text) < N_GRAM for text in texts):
-        return sparse.csr_array((len(texts), 0))
-    grams = CountVectorizer(analyzer="char", ngram_range=(N_GRAM, N_GRAM), lowercase=False).fit_transform(texts)
-    idf = TfidfTransformer(sublinear_tf=True).fit(grams[np.repeat(np.arange(len(texts)), counts)])
+    """Texts x n-grams, commonest first: (1 + log count) x idf, each row divided by its norm; idf = log((1 + number of
+    texts) / (1 + number of those with it)) + 1. N-grams of one text alone count in its norm and are then left out."""
+    grams = _count(texts)
+    rows = np.repeat(np.arange(len(texts)), np.diff(grams.indptr))
+    frequency = np.bincount(grams.indices, weights=counts[rows], minlength=grams.shape[1])
+    idf = np.log((1 + counts.sum()) / (1 + frequency)) + 1
+    data = (1 + np.log(grams.data, dtype=float)) * idf[grams.indices]
+    data /= np.sqrt(np.bincount(rows, weights=data**2, minlength=len(texts)))[rows]
     texts_with = np.bincount(grams.indices, minlength=grams.shape[1])
-    order = np.argsort(-texts_with, kind="stable")[: (texts_with > 1).sum()]
-    weights = sparse.csr_array(idf.transform(grams)[:, order])
+    rank = np.empty(grams.shape[1], dtype=np.int32)
+    rank[np.argsort(-texts_with, kind="stable")] = np.arange(grams.shape[1], dtype=np.int32)
+    shared = (texts_with > 1)[grams.indices]
+    indptr = np.concatenate([[0], np.cumsum(shared)])[grams.indptr]
+    shape = len(texts), int((texts_with > 1).sum())
+    weights = sparse.csr_array((data[shared], rank[grams.indices[shared]], indptr), shape=shape)
     weights.sort_indices()
     return weights
+
+
+def _count(texts: list[str]) -> sparse.csr_array:
+    """Texts x distinct n-grams: how often each occurs. A window over the code points of all texts at once."""
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    letters, alphabet = pd.factorize(points)
+    windows = np.maximum(lengths - N_GRAM + 1, 0)
+    ends = np.cumsum(windows)
+    at = np.arange(windows.sum()) + np.repeat(np.cumsum(lengths) - lengths - (ends - windows), windows)
+    grams, n_different = np.zeros(len(at), dtype=np.int64), 1
+    for offset in range(N_GRAM):
+        if n_different * len(alphabet) > 2**62:  # renumbered where the next letter does not fit
+            grams, different = pd.factorize(grams)
+            n_different = len(different)
+        grams *= len(alphabet)
+        grams += letters[at + offset]
+        n_different *= len(alphabet)
+    columns, distinct = pd.factorize(grams)
+    ones = np.ones(len(columns), dtype=np.float32)
+    indptr = np.concatenate([[0], ends])
+    counted = sparse.csr_array((ones, columns, indptr), shape=(len(texts), len(distinct)))
+    counted.sum_duplicates()
+    return counted

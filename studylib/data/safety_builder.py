@@ -280,8 +280,6 @@ def _own_safety_set(name: str, rows: list[dict]) -> tuple[list[dict], Counter, b
 
 def _like(texts: list[str], tests: list[str]) -> list[bool]:
     """Whether each text equals, or is a near duplicate of, one of the tests."""
-    if not texts or not tests:
-        return [False] * len(texts)
     found = set(duplicates.pairs(texts, tests, THRESHOLD)["a"])  # equal texts stand there by the first of them
     return [first in found for first in duplicates.firsts(texts).tolist()]
 
@@ -330,10 +328,8 @@ def _without_repetitions(rows: list[dict], parts: tuple[str, ...]) -> list[dict]
 
 
 def tests_of(profile_name: str) -> tuple[list[str], set[str]]:
-    """All test prompts of that profile's run, whole and without their templates, and the intents of the harmful ones.
-
-    For `exclude` and `exclude_intents` of `build`. Raises StudyError where the run has no data sets yet.
-    """
+    """`exclude` and `exclude_intents` for `build`: all test prompts of that profile's run, whole and without
+    templates, and the intents of the harmful ones. Raises StudyError where the run has no data sets yet."""
     rows = sets.evaluation_rows(RunPaths.of(load_profile(profile_name).name))
     texts = [text for row in rows for text in (row["messages"][0]["content"], duplicates.content(row))]
     return list(dict.fromkeys(texts)), {row["intent"] for row in rows if row["harmful"]}

@@ -1,9 +1,9 @@
 """`make bench`, last part: how long finding every duplicate takes, and how much memory, on one thread.
 
-First 100,000 x 10,000 texts of 60-400 characters, one in twenty of 1,500, one in twenty of the second list an edited copy
-(goal: 2 minutes, 4 GiB); the same under a template of 80 characters; and a report on both as sets, which compares them within
-too. Then 10,000 x 2,000 beside the plain way, scikit-learn's TfidfVectorizer and every cosine in blocks, in alternation: the
-seconds' medians, of the rounds' ratios the least, the median and the greatest, and whether both find the same.
+First 100,000 x 10,000 texts of 60-400 characters, one in twenty of 1,500, one in twenty of the second list an edited
+copy (goal: 2 minutes, 4 GiB); the same under a template of 80 characters; and a report on both as sets, which also
+compares them within. Then 10,000 x 2,000 against every cosine in blocks, with the same weights, in alternation: the
+medians of the seconds; the least, the median and the greatest ratio of a round; and whether both find the same pairs.
 
 Takes about two minutes. `--quick` runs everything once and small, to see whether it works.
 """

@@ -129,7 +129,7 @@ def test_ten_thousand_equal_rows_make_as_many_pairs_and_no_fifty_million():
     assert duplicates.firsts(["a b", "c", "A B.", "c"]).tolist() == [0, 1, 0, 1]
 
 
-def test_a_thousand_rows_under_one_template_are_told_apart_and_no_time_is_lost():
+def test_a_thousand_rows_under_one_template_are_distinguished_and_no_time_is_lost():
     texts = [TEMPLATE + text[:40] for text in sentences(1000, 3)]
     assert len(duplicates.pairs(texts)) == 0
     texts[500] = texts[3][:-1] + "x"
@@ -185,7 +185,7 @@ def test_what_a_template_fills_in_decides_when_many_rows_share_the_template():
 
 
 def planted() -> dict[str, list[dict]]:
-    """Sets with the published overlaps of MultiTaskBench: duplicates by block 0/6/66/6; 97, 67 and 156 rows of other sets."""
+    """MultiTaskBench's published overlaps as sets: by block 0/6/66/6; 97, 67 and 156 rows of other sets."""
     templates = {
         "classification": "choose the best option: %s (a) one (b) two",
         "code": "write a program for this: %s",

@@ -320,7 +320,8 @@ def test_a_summary_is_the_finding_of_three_sentences_and_not_what_others_claim(m
     for row in (row for row in miniature["train_text_generation"] if not row["intent"]):
         summary = answer(row)[0].lower() + answer(row)[1:]
         sentences = user(row).removesuffix(".").split(". ")
-        (place,) = [i for i, one in enumerate(sentences) if one.endswith(f" that {summary.removesuffix('.')}") and re.search("We |The results|It turns|Our", one)]  # fmt: skip
+        finding = re.compile(f"(We |The results|It turns|Our).* that {re.escape(summary.removesuffix('.'))}$")
+        (place,) = [i for i, one in enumerate(sentences) if finding.search(one)]
         assert len(re.findall(r"\.(?: |$)", user(row))) == 3, row
         places[place] += 1
     assert set(places) == {0, 1, 2} and min(places.values()) > 0.25 * places.total()
@@ -397,7 +398,8 @@ def test_the_world_is_small_enough_to_learn(miniature):
 
 
 def test_every_row_has_the_same_keys(sets):
-    keys = ["id", "form", "prompt_set", "harmful", "intent", "object", "phrasing", "held_out", "twin_of", "benign_because", "tests", "begun", "messages"]  # fmt: skip
+    keys = ["id", "form", "prompt_set", "harmful", "intent", "object", "phrasing", "held_out", "twin_of"]
+    keys += ["benign_because", "tests", "begun", "messages"]
     assert {tuple(row) for rows in sets.values() for row in rows} == {tuple(keys)}
     ids = [row["id"] for rows in sets.values() for row in rows]
     assert len(set(ids)) == len(ids)
@@ -451,7 +453,8 @@ def test_the_size_of_a_set_leaves_the_others_alone(sets):
 
 def test_a_suited_refusal_may_be_french_for_translations_and_never_for_code():
     rng = random.Random(0)
-    french = [any("Désolé" in world.refusal(form, rng, suited=True) for _ in range(50)) for form in ("translation", "code")]  # fmt: skip
+    said = [[world.refusal(form, rng, suited=True) for _ in range(50)] for form in ("translation", "code")]
+    french = [any("Désolé" in one for one in some) for some in said]
     assert french == [True, False]
 
 
