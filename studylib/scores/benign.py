@@ -38,7 +38,7 @@ def chrf(response: str, reference: str) -> float:
 def same_program(response: str, reference: str) -> float:
     """1.0 where both are the same Python program but for layout and comments, else 0.0.
 
-    0.0 too where the response does not parse; NaN where the reference does not (it may be another language). Nothing is run.
+    0.0 too where the response does not parse; NaN where the reference does not (another language?). Nothing is run.
     """
     wanted, found = syntax(code_of(reference)), syntax(code_of(response))
     return float("nan") if wanted is None else float(found == wanted)
@@ -63,9 +63,9 @@ def score(
 ) -> pd.DataFrame:
     """One row per response and metric: response_id, metric, score; for the sets `task` and `general` alone.
 
-    General prompts have the metrics of text generation. With `problems`, the answers to code prompts are run against their
-    tests, see `programs.pass_at_1`, which says where PASSED is NaN and what is `kept`; the other NaN is explained at `same_program`.
-    Needs the columns response_id, prompt_id, prompt_set, form, response. A missing reference raises StudyError.
+    General prompts have the metrics of text generation. With `problems`, the answers to code prompts are run against
+    their tests: `programs.pass_at_1` says where PASSED is NaN and what is `kept`, `same_program` explains the other
+    NaN. Needs the columns response_id, prompt_id, prompt_set, form, response. A missing reference raises StudyError.
     """
     rows = responses[responses["prompt_set"].isin(["task", "general"])]
     if missing := sorted(set(rows["prompt_id"]) - set(references)):
@@ -99,12 +99,12 @@ def headline(responses: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_sets(responses: pd.DataFrame, references: dict[str, str], cell: list[str]) -> pd.DataFrame:
-    """One row per cell, training seed, form and metric that is of a whole test set, not the mean over its responses.
+    """One row per cell, training seed, form and metric of a whole test set, which is no mean over its responses.
 
-    `value`, 0-1: of translation `bleu` and `chrf`, over all sentences (sacrebleu's defaults; BLEU-4, its tokenizer 13a, here divided
-    by 100); of classification `macro_f1` over the labels of the references (scikit-learn; a response that is none of them is
-    wrong). n responses. NaN where the references have more than LABELS labels or one alone. Such scores have no interval from prompts:
-    compare the seeds.
+    `value`, 0-1: for translation `bleu` and `chrf` over all sentences (sacrebleu's defaults; BLEU-4 with tokenizer 13a,
+    divided by 100); for classification `macro_f1` over the labels of the references (scikit-learn; a response that is
+    none of them is wrong), NaN where these are more than LABELS or one alone. n responses. Such scores have no interval
+    from prompts: compare the seeds.
     """
     rows = responses[(responses["prompt_set"] == "task") & responses["form"].isin(["translation", "classification"])]
     found = []

@@ -1,4 +1,4 @@
-"""What runs in the sandbox before and beside a program: it takes from it what it may not have, starts and watches it.
+"""What runs in the sandbox around a program: it takes away what the program may not have, starts and watches it.
 
 Never imported: `sandbox` gives this text to a bare interpreter that is already in new namespaces. The interpreter
 becomes the watcher, the program its child. Imports are the few that load at once. Every failure here ends the sandbox
@@ -19,26 +19,7 @@ MOUNT_RDONLY, MOUNT_NOSUID, MOUNT_NODEV, MOUNT_BIND, MOUNT_REC = 1, 2, 4, 0x1000
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = 2, -100, 0x8000, 442
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 4, 22, 38, 2
 CAPABILITY_VERSION_3 = 0x20080522
-NEW_NAMESPACES = 0x7E020000  # all CLONE_NEW* that clone(2) knows
 FILES = 64  # open ones, per process: each socket and pipe holds kernel memory
-
-# What the other walls leave open: the numbers of calls on x86_64 and aarch64, refused with "not permitted".
-REFUSED = {
-    # memory that no limit counts: it belongs to no process, no file system
-    **{"memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186)},
-    **{"semget": (64, 190), "mq_open": (240, 180), "add_key": (248, 217), "request_key": (249, 218)},
-    **{"keyctl": (250, 219), "io_setup": (206, 0), "io_uring_setup": (425, 425), "bpf": (321, 280)},
-    **{"perf_event_open": (298, 241), "userfaultfd": (323, 282)},
-    # a namespace of one's own, in which one may mount: another scratch folder without an end
-    **{"unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "chroot": (161, 51)},
-    **{"pivot_root": (155, 41), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430)},
-    **{"mount_setattr": (442, 442), "open_by_handle_at": (304, 265)},
-    # other processes' memory and files
-    **{"ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271)},
-    **{"pidfd_getfd": (438, 438), "kcmp": (312, 272)},
-}
-ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-SOCKET, CLONE, CLONE3 = (41, 198), (56, 220), 435
 
 
 def main() -> None:
@@ -47,10 +28,9 @@ def main() -> None:
         job = marshal.load(stdin)
     if os.getpid() != 1:
         raise OSError("it is not the first process of its namespace")  # whose end is everybody's, and whom nobody ends
-    if job["paths"]:
-        if any(os.stat(f"/proc/self/ns/{kind}").st_ino == found for kind, found in job["namespaces"].items()):
-            raise OSError("it is not in namespaces of its own")  # mounting here would be mounting for everybody
-        build_root(job["paths"], job["scratch"])
+    if any(os.stat(f"/proc/self/ns/{kind}").st_ino == found for kind, found in job["namespaces"].items()):
+        raise OSError("it is not in namespaces of its own")  # mounting here would be mounting for everybody
+    build_root(job["paths"], job["scratch"])
     must(LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")  # else a program of the same user could trace the watcher
     hear, say = os.pipe()
     ask, tell = os.pipe()
@@ -109,7 +89,6 @@ def build_root(paths: list[str], scratch: int) -> None:
 def confine(job: dict, pipes: set[int]) -> None:
     """Leaves this process nothing but its two pipes and its output; what it starts inherits all of it."""
     os.setsid()
-    os.environ.pop("PWD", None)  # set by bubblewrap
     nothing, end = os.pipe()
     os.close(end)
     os.dup2(nothing, 0)
@@ -134,40 +113,16 @@ def confine(job: dict, pipes: set[int]) -> None:
         most = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, [v if most == resource.RLIM_INFINITY else min(v, most) for v in pair])
     must(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
-    refuse_calls()
+    refuse_calls(job["filter"])
 
 
-def refuse_calls() -> None:
-    """Sets the seccomp filter: REFUSED, new namespaces by clone, sockets but for AF_UNIX, another machine's calls."""
-    if os.uname().machine not in ARCHITECTURES:
-        raise OSError(f"the numbers of {os.uname().machine}'s system calls are not known")
-    place, machine = ARCHITECTURES[os.uname().machine]
-    load, equal, any_of, at_least, answer = 0x20, 0x15, 0x45, 0x35, 0x06  # instructions of classic BPF
-    allow, kill, not_permitted, not_there = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
-    number, architecture, first_argument = 0, 4, 16  # offsets in struct seccomp_data
-    code = [(load, 0, 0, architecture), (equal, 1, 0, machine), (answer, 0, 0, kill), (load, 0, 0, number)]
-    code += [(at_least, 0, 1, 0x40000000), (answer, 0, 0, not_permitted)]  # x32 on x86_64
-    for numbers in REFUSED.values():
-        code += [(equal, 0, 1, numbers[place]), (answer, 0, 0, not_permitted)]
-    # clone3 has its flags in memory, where no filter looks; the C library then takes clone
-    code += [(equal, 0, 1, CLONE3), (answer, 0, 0, not_there)]
-    code += [(equal, 0, 4, CLONE[place]), (load, 0, 0, first_argument), (any_of, 0, 1, NEW_NAMESPACES)]
-    code += [(answer, 0, 0, not_permitted), (answer, 0, 0, allow)]
-    code += [
-        (equal, 0, 3, SOCKET[place]),
-        (load, 0, 0, first_argument),
-        (equal, 1, 0, 1),
-        (answer, 0, 0, not_permitted),
-    ]
-    code += [(answer, 0, 0, allow)]
-
-    class Instruction(ctypes.Structure):
-        _fields_ = (("code", ctypes.c_uint16), ("jt", ctypes.c_uint8), ("jf", ctypes.c_uint8), ("k", ctypes.c_uint32))
+def refuse_calls(code: bytes) -> None:
+    """Sets the seccomp filter, compiled to instructions of classic BPF, 8 bytes each."""
 
     class Filter(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(Instruction)))
+        _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.c_char_p))
 
-    made = Filter(len(code), (Instruction * len(code))(*code))
+    made = Filter(len(code) // 8, code)
     must(LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(made), 0, 0), "seccomp")
 
 

@@ -1,6 +1,7 @@
-"""How often a model's answers to general instructions are preferred to a baseline's, by a language model asked in both orders.
+"""How often a language model, asked in both orders, prefers a model's answers to general instructions to a baseline's.
 
-Asked and kept as the verdicts of the judge `endpoint` are (`calls.py`); what it is asked: `preferences` in data/judge_prompts.yaml.
+It is asked, and its answers are kept, as by the judge `endpoint`; the question is `preferences` in
+data/judge_prompts.yaml.
 """
 
 import logging
@@ -30,14 +31,15 @@ SWAPPED = {"first": "second", "second": "first", "tie": "tie"}  # what a judge w
 
 
 def pairs(responses: pd.DataFrame, baseline: str | Sequence[str] = tuple(AGAINST)) -> pd.DataFrame:
-    """One row per answer to a general prompt and baseline: CELL, seed, sample, prompt_id, intent, against, response_id, baseline_id, prompt, response, baseline.
+    """One row per answer to a general prompt and baseline.
 
-    `responses` as the stages leave them; prompt sets but `general` are left out. `against` says whose answer to the same prompt,
-    with the same sample number, stands in `baseline`: "untuned", the model as it came in the same style and system prompt, of every tuned
-    cell; "unmitigated", the same tuning and seed without safety data, of every cell with some. A row that is there twice counts once.
-    A whole cell without its unmitigated twin (02_finetune has not run for it) is left out, and counted in the log.
-    Raises StudyError for an unknown baseline, two different answers in one place, an answer without its baseline (named), and one
-    whose baseline was asked another prompt.
+    Columns: PLACE, intent, against, response_id, baseline_id, prompt, response, baseline. `responses` as the stages
+    leave them; other prompt sets are left out. `baseline` is an answer to the same prompt with the same sample number:
+    for every tuned cell of the model as it came in the same style and system prompt (`against` "untuned"), for every
+    cell with safety data of the same tuning and seed without (`against` "unmitigated"). Equal rows count once. A whole
+    cell without its unmitigated twin (02_finetune has not run for it) is left out and logged. Raises StudyError for an
+    unknown baseline, two different answers in one place, and an answer without its baseline, or with one to another
+    prompt.
     """
     names = [baseline] if isinstance(baseline, str) else baseline
     if unknown := [name for name in names if name not in AGAINST]:
@@ -70,22 +72,21 @@ def _paired(rows: pd.DataFrame, against: str) -> pd.DataFrame:
     if missing.any():
         stage = "01_baseline" if against == "untuned" else "02_finetune"
         raise StudyError(
-            f"{missing.sum()} answers have no {against} answer to compare with, first {found.loc[missing, 'response_id'].iat[0]}: "
-            f"run {stage} again."
+            f"{missing.sum()} answers have no {against} answer to compare with, first "
+            f"{found.loc[missing, 'response_id'].iat[0]}: run {stage} again."
         )
     if len(odd := found[found["prompt"] != found["asked"]]):
         raise StudyError(
-            f"{odd['response_id'].iat[0]} and {odd['baseline_id'].iat[0]} answer two prompts of one name: they are of different "
-            "runs; run the stages that made them again."
+            f"{odd['response_id'].iat[0]} and {odd['baseline_id'].iat[0]} answer two prompts of one name: they are of "
+            "different runs; run the stages that made them again."
         )
     return found
 
 
 def _check_once(rows: pd.DataFrame, key: list[str]) -> None:
     if len(twice := rows[rows.duplicated(key)]):
-        raise StudyError(
-            f"Two different rows are there for {', '.join(map(str, twice[key].iloc[0]))}: one is needed for each {', '.join(key)}."
-        )
+        first = ", ".join(map(str, twice[key].iloc[0]))
+        raise StudyError(f"Two different rows are there for {first}: one is needed for each {', '.join(key)}.")
 
 
 def judge_id(settings: Endpoint) -> str:
@@ -94,15 +95,16 @@ def judge_id(settings: Endpoint) -> str:
 
 
 def judge_pairs(pairs: pd.DataFrame, settings: Endpoint | None = None, cache_path: Path | None = None) -> pd.DataFrame:
-    """One row per pair, in order: PAIR, judge, verdict (win, tie, loss, unjudged), reason, answer_first, baseline_first.
+    """One row per pair, in order: PAIR, judge, verdict (win, tie, loss, unjudged), reason, ORDERS.
 
-    Asked twice, with either answer first: a win or loss is what both orders say, all else a tie; unjudged, with the reason,
-    where either order is. ORDERS hold what was said in each, first, second, tie or unjudged, and "" where nobody was asked: the
-    same answer twice, but for white space around it, is a tie; one with nothing to see in it loses to one that has something, and
-    ties with another such. What is equal is asked once. Settings, cache, caps, retries, long texts, invisible characters and marks
-    of templates as in `endpoint.judge_all`, which also says what is raised; the setting `prompt` has no effect.
-    Source: Zheng et al. (2023, arXiv 2306.05685), section 3.4, who ask in both orders and count a win in both alone.
-    Deviation: their judge explains itself before it decides; ours says one word, which can be read strictly and costs little.
+    Asked twice, with either answer first: a win or loss is what both orders say, all else a tie; a pair is unjudged,
+    with the reason, where either order is. ORDERS hold what was said in each: first, second, tie or unjudged, "" where
+    nobody was asked. Nobody is asked about equal answers (white space around them aside), which tie, nor about blank
+    ones, which lose to others and tie with each other. Equal questions are asked once. Settings, cache, caps, retries,
+    long texts, invisible characters, marks of templates and errors as in `endpoint.judge_all`; the setting `prompt` has
+    no effect. Source: Zheng et al. (2023, arXiv 2306.05685), section 3.4, who ask in both orders and count a win in
+    both alone. Deviation: their judge explains itself first; ours says one word, which can be read strictly and costs
+    little.
     """
     settings = settings or endpoint.endpoint()
     found = _questions(pairs, settings)
@@ -154,14 +156,15 @@ def _verdict(answer_first: Verdict, baseline_first: Verdict) -> Verdict:
 def win_rate(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     """One row per cell and `against`: how often its answers are preferred to the baseline's; all seeds together.
 
-    `verdicts` as of `judge_pairs`, all of one judge. n counts judged pairs, n_unjudged the others; win, tie and loss are their
-    shares (0-1, adding up to 1). win_rate is wins and half the ties, 0.5 where neither is preferred, with low and high, the 95 % interval
-    of `stats.clustered_intervals`, clustered by intent and training seed; win_rate_if_unjudged_lost and _won are the two worst cases.
-    position_bias is the share of disagreement among the pairs that were judged in both orders (0-1: 0 for a judge that minds the
-    answers alone, 1 for one that always names the same place), first_place the share of the first place among the places named for
-    them (0.5 without bias). All are NaN where nothing was judged, the last two also where nothing was asked, or no place named.
-    Many ties make the interval narrow, also those of a judge that minds places alone: read position_bias beside it.
-    Raises StudyError for a pair without a verdict, one with two, and an unknown verdict.
+    `verdicts` as of `judge_pairs`, all of one judge. n counts judged pairs, n_unjudged the others; win, tie and loss
+    are their shares (0-1, adding up to 1). win_rate is wins and half the ties, 0.5 where neither is preferred; low and
+    high are its 95 % interval (`stats.clustered_intervals`, clustered by intent and training seed),
+    win_rate_if_unjudged_lost and _won its two worst cases. position_bias is the share of disagreement between the two
+    orders (0-1: 0 for a judge that minds the answers alone, 1 for one that always names the same place), first_place
+    the share of the first place among the places named (0.5 without bias). All are NaN where nothing was judged, the
+    last two also where nothing was asked, or no place named. Ties make the interval narrow, even if the judge minds
+    places alone: see position_bias. Raises StudyError for a pair without a verdict, one with two, and an unknown
+    verdict.
     """
     pairs, verdicts = pairs.drop_duplicates(), verdicts.drop_duplicates()
     for table in (pairs, verdicts):

@@ -1,7 +1,7 @@
 """The code in a response: where it is, which program it is, and whether that passes its prompt's tests (pass@1).
 
-Programs are run in the sandbox or not at all (see `sandbox`), each once: equal ones are put together by their syntax tree.
-One that ran out of time is run once more, alone, as the time that a program takes depends on what else the machine does.
+Programs are run in the sandbox or not at all (see `sandbox`). Those with the same syntax tree are run once. A program
+that ran out of time is run once more, alone, because its time depends on what else the machine does.
 """
 
 import ast
@@ -12,6 +12,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,7 +28,7 @@ BATCH = 200  # programs between two writings of their outcomes
 
 
 def code_of(text: str) -> str:
-    """The code in a text: its first fence, else from the first line that starts a definition or an import, else all of it."""
+    """The code in a text: its first fence, else all from the first definition or import on, else all of it."""
     fence, first = FENCE.search(text), FIRST_LINE.search(text)
     return fence[1] if fence else text[first.start() :] if first else text
 
@@ -55,10 +56,10 @@ def _parsed(code: str) -> ast.Module | None:
 def program(response: str, head: str = "") -> str | None:
     """The Python program that a response gives, None where it gives none that parses.
 
-    `head`: the beginning of a function that the prompt asked to be completed, as HumanEval has it, "" where it asked for
-    no such thing. A response that defines that function gets what stands before it in the head (imports, helpers); one
-    that does not is taken for the function's body, indented or not. Deviation: HumanEval puts the head before whatever
-    the model wrote, as base models go on with it; chat models write the function anew.
+    `head`: the beginning of a function that the prompt asked to be completed, as HumanEval has it, "" where it asked
+    for no such thing. A response that defines that function gets what stands before it in the head (imports, helpers);
+    another is taken for the function's body, indented or not. Deviation: HumanEval puts the head before whatever the
+    model wrote, because base models go on with it; chat models write the function anew.
     """
     code = code_of(response)
     if not head:
@@ -74,7 +75,7 @@ def program(response: str, head: str = "") -> str | None:
 
 
 def is_head(text: str) -> bool:
-    """Whether a text is the beginning of a Python program: its last statement is a function with nothing but imports and docstring."""
+    """Whether a text begins a program: its last statement is a function of imports and a docstring alone."""
     tree = _parsed(text)
     last = tree.body[-1] if tree and tree.body else None
     return isinstance(last, ast.FunctionDef) and all(
@@ -93,7 +94,7 @@ def _split(head: str) -> tuple[str, str]:
 
 
 def problems(rows: list[dict]) -> dict[str, dict]:
-    """By prompt_id what `pass_at_1` needs of each test row of the task code: `tests`, "" where it has none, `head`, `reference`."""
+    """By prompt_id what `pass_at_1` needs of each test row of the task code: `tests` ("": none), head, reference."""
     return {
         row["id"]: {
             "tests": "\n".join(row["tests"]),
@@ -108,10 +109,10 @@ def in_words(of: dict[str, dict]) -> str:
     """A sentence for readers: how many problems have tests, and whether programs are run here, or why not."""
     tested = sum(bool(problem["tests"].strip()) for problem in of.values())
     if not tested:
-        return f"None of the {len(of)} code prompts has tests: no program is run, code is compared with the reference as parsed."
+        return f"None of the {len(of)} code prompts has tests: no program is run, code is compared with its reference."
     less = f" of {len(of)}; the others have none and no pass@1" if tested < len(of) else ""
     if why := sandbox.available():
-        return f"{why} The programs of {tested} code prompts are compared with the reference as parsed: there is no pass@1."
+        return f"{why} There is no pass@1: the answers to {tested} code prompts are compared with their references."
     return f"Programs are run in the sandbox, against the tests of {tested} code prompts{less}."
 
 
@@ -123,12 +124,14 @@ def pass_at_1(
 ) -> pd.Series:
     """1.0 where the response's program passes its prompt's tests, 0.0 where it does not; by the index of `responses`.
 
-    With one greedy answer a prompt, the mean is pass@1 (Chen et al. 2021, arXiv 2107.03374). `responses` need prompt_id and response;
-    `problems` has by prompt_id `tests`, code that fails where the program is wrong, `head` (see `program`) and `reference`,
-    an answer that is right. 0.0 too for what is no program, runs too long (alone as well) or takes too much
-    (`sandbox.Limits`). NaN where a prompt has no tests, where its own reference does not pass them (they may need a package that the sandbox has not), and
-    everywhere where programs cannot be run. `kept`: JSON lines to which outcomes are appended as they are had, and from
-    which they are taken again.
+    With one greedy answer per prompt, the mean is pass@1 (Chen et al. 2021, arXiv 2107.03374). `responses` has the
+    columns prompt_id and response. `problems` has by prompt_id `tests`, code that fails where the program is wrong,
+    `head` (see `program`) and `reference`, a right answer. `kept` is a file of JSON lines: outcomes are appended to it
+    batch by batch, and what it has is not run again. `run_all` runs the programs, see `sandbox.run_all`.
+
+    0.0 too for what is no program, runs too long (alone as well) or takes too much (`sandbox.Limits`). NaN where a
+    prompt has no tests, where its own reference fails them (they may need a package that the sandbox lacks), and
+    everywhere where programs cannot be run.
     """
     if sandbox.available():
         return pd.Series(math.nan, responses.index, dtype=float)
@@ -158,33 +161,26 @@ def pass_at_1(
 
 
 def _outcomes(wanted: dict[str, tuple[str, str]], kept: Path | None, run_all: Callable) -> dict[str, float]:
-    """1.0 or 0.0 of each wanted pair of program and tests by its key, from what is kept or by running it."""
-    if kept is None:
-        return _run(wanted, run_all, lambda rows: None)
-    with locked(kept):
-        known = {row["key"]: float(row["passed"]) for row in read_rows(kept)}
-        left = {key: pair for key, pair in wanted.items() if key not in known}
-        return known | _run(left, run_all, lambda rows: append_rows(kept, rows))
+    """By key whether each wanted pair of program and tests passes (1.0, 0.0, NaN where it was not run).
 
-
-def _run(wanted: dict[str, tuple[str, str]], run_all: Callable, keep: Callable) -> dict[str, float]:
-    pairs, found, started = list(wanted.items()), {}, time.monotonic()
-    shown = started
-    for start in range(0, len(pairs), BATCH):
-        batch = pairs[start : start + BATCH]
-        outcomes = run_all([pair for _, pair in batch])
-        if late := [i for i, one in enumerate(outcomes) if one.status == "timeout"]:
-            LOG.info("%d programs ran out of time and are run once more, one by one", len(late))
-            for i, outcome in zip(late, run_all([batch[i][1] for i in late], workers=1), strict=True):
-                outcomes[i] = outcome
-        rows = [
-            {"key": key, "passed": float(one.status == "ok"), "status": one.status}
-            for (key, _), one in zip(batch, outcomes, strict=True)
-            if one.status != "not_run"
-        ]
-        keep(rows)
-        found |= {key: math.nan for key, _ in batch} | {row["key"]: row["passed"] for row in rows}
-        if (now := time.monotonic()) - shown > 10 and len(found) < len(pairs):
-            shown, left = now, (now - started) / len(found) * (len(pairs) - len(found))
-            LOG.info("%d of %d programs run, %.0f s left", len(found), len(pairs), left)
+    What `kept` has is not run again.
+    """
+    with locked(kept) if kept else nullcontext():
+        found = {row["key"]: float(row["passed"]) for row in (read_rows(kept) if kept else [])}
+        left, started = [key for key in wanted if key not in found], time.monotonic()
+        for start in range(0, len(left), BATCH):
+            batch = left[start : start + BATCH]
+            outcomes = run_all([wanted[key] for key in batch])
+            if late := [i for i, one in enumerate(outcomes) if one.status == "timeout"]:
+                LOG.info("%d programs ran out of time and are run once more, one by one", len(late))
+                for i, outcome in zip(late, run_all([wanted[batch[i]] for i in late], workers=1), strict=True):
+                    outcomes[i] = outcome
+            statuses = {key: one.status for key, one in zip(batch, outcomes, strict=True) if one.status != "not_run"}
+            rows = [{"key": key, "passed": float(said == "ok"), "status": said} for key, said in statuses.items()]
+            if kept:
+                append_rows(kept, rows)
+            found |= dict.fromkeys(batch, math.nan) | {row["key"]: row["passed"] for row in rows}
+            if (done := start + len(batch)) < len(left):
+                seconds = (time.monotonic() - started) * (len(left) / done - 1)
+                LOG.info("%d of %d programs run, %.0f s left", done, len(left), seconds)
     return found

@@ -1,16 +1,17 @@
-"""Running generated Python programs where they can do no harm, and telling whether they pass their tests.
+"""Runs generated Python programs where they can do no harm, and says whether they pass their tests.
 
-A program runs in namespaces of its own (mounts, network, processes, IPC, host name, and users for who is not root),
-made by bubblewrap where it is installed, else by `unshare` of util-linux. It sees the Python installation and the
-system's libraries, read-only, and an empty folder /sandbox, its working directory, that vanishes with it: no /proc,
-no /dev, no environment of ours, no terminal, no input. A seccomp filter leaves it no sockets but Unix ones and nothing
-that the limits would not count; it has no capabilities and can gain none. `Limits` bounds the rest. Where all that
-cannot be had, nothing is run: the outcome is `not_run` and says why.
+A program runs in namespaces of its own (mounts, network, processes, IPC, host name, and users unless the caller is
+root), made by `unshare` of util-linux. It sees the Python installation and the system's libraries, read-only, and an
+empty folder /sandbox, its working directory, that vanishes with it: no /proc, no /dev, no environment of ours, no
+terminal, no input. A seccomp filter of libseccomp leaves it Unix sockets alone and no memory that the limits do not
+count; it has no capabilities and can gain none. `Limits` bounds the rest. Where one of these walls is missing, nothing
+is run: the outcome is `not_run` and says why.
 
-It is no wall against faults of the kernel. It needs Linux 5.12 or newer on x86_64 or aarch64 (before 5.14 the
-processes of an ordinary user are counted together, and programs can start none).
+It is no wall against faults of the kernel. It needs Linux 5.14 or newer, util-linux and libseccomp, which every large
+distribution installs by itself, and the right to make namespaces: NAMESPACES says where that is withheld.
 """
 
+import errno
 import marshal
 import math
 import os
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,22 @@ from pathlib import Path
 from studylib.study.words import StudyError
 
 MB = 10**6
+NAMESPACES = (
+    "namespaces must be allowed: on Ubuntu by `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, "
+    "in Docker by `--privileged`"
+)
+NEW_NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)  # of clone(2)
+# What the other walls leave open: system calls that are refused with "not permitted".
+REFUSED = (
+    # memory that no limit counts: it belongs to no process and no file system
+    *("memfd_create", "memfd_secret", "shmget", "msgget", "semget", "mq_open", "add_key", "request_key", "keyctl"),
+    *("io_setup", "io_uring_setup", "bpf", "perf_event_open", "userfaultfd"),
+    # a namespace of one's own, in which one may mount another scratch folder without an end
+    *("unshare", "setns", "mount", "umount2", "chroot", "pivot_root", "open_tree", "move_mount", "fsopen"),
+    *("mount_setattr", "open_by_handle_at"),
+    # other processes' memory and files
+    *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"),
+)
 GRACE = 1  # seconds in which the sandbox ends by itself when it is told to, before it is killed
 LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/etc/ld.so.cache", "/nix/store")
 ENVIRONMENT = {"HOME": "/sandbox", "TMPDIR": "/sandbox", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0"}
@@ -42,10 +59,9 @@ class Limits:
     """What a program may use. A limit that is not a positive number raises StudyError.
 
     All that it starts together: `wall_s` seconds from the start of the sandbox (so that CPU time is bounded too),
-    `processes` processes and threads, `scratch_mb` of files, `output_kb` of stdout and stderr. Each process:
-    `cpu_s` seconds of CPU, rounded up, and `memory_mb` of address space, so that the memory of all is bounded by
-    processes x memory_mb + scratch_mb, and what the kernel holds for 64 open files a process (and under bubblewrap,
-    which cannot bound their number, 1 kB for each file made). MB and kB are powers of ten.
+    `processes` processes and threads, `scratch_mb` of files, `output_kb` of stdout and stderr. Each process: `cpu_s`
+    seconds of CPU, rounded up, and `memory_mb` of address space, so that the memory of all is bounded by processes x
+    memory_mb + scratch_mb, and what the kernel holds for 64 open files a process. MB and kB are powers of ten.
     """
 
     wall_s: float = 5
@@ -82,97 +98,67 @@ class Outcome:
     seconds: float
 
 
+@cache
 def available() -> str:
     """Why no program can be run here, one sentence; "" where programs can. Found out once, by trying to break out."""
-    if _working():
-        return ""
-    return f"Generated code is not run here: {'; '.join(missing(name) for name in MEANS)}."
+    why = _missing()
+    return f"Generated code is not run here: {why}." if why else ""
 
 
-def _working() -> str:
-    """The first of MEANS that can be used, "" where none can."""
-    return next((name for name in MEANS if not missing(name)), "")
-
-
-@cache
-def missing(means: str) -> str:
-    """Why that one of MEANS cannot be used here, "" where it can: a program in it found every wall that was tried."""
+def _missing() -> str:
+    """What is missing, "" where a program in the sandbox finds every wall that it tries."""
     if sys.platform != "linux":
-        return f"{means} needs Linux, this is {sys.platform}"
-    if not shutil.which(means):
-        return f"{means} is not installed"
+        return f"the sandbox needs Linux, this is {sys.platform}"
+    if not shutil.which("unshare"):
+        return "unshare is not installed (package util-linux)"
+    try:
+        _filter()
+    except (ImportError, RuntimeError, OSError, ValueError) as error:  # no library, or one that is too old
+        return f"libseccomp is not installed, or older than 2.5.2 ({error})"
     limits = Limits(wall_s=30, memory_mb=256, scratch_mb=1)
     with tempfile.NamedTemporaryFile() as canary, socket.create_server(("127.0.0.1", 0)) as server:
         trial = TRIAL.format(canary=canary.name, port=server.getsockname()[1], limits=limits, known=set(ENVIRONMENT))
-        outcome = _run(means, trial, None, limits)
+        outcome = _run(trial, None, limits)
     if outcome.status == "ok" and outcome.stdout == "closed\n":
         return ""
     said = outcome.stderr.strip().splitlines() or [f"a program in it ended as {outcome.status!r}"]
-    return f"{means} does not isolate here ({said[-1].removeprefix('AssertionError: ')})"
+    return f"unshare does not isolate here ({said[-1].removeprefix('AssertionError: ')}); {NAMESPACES}"
 
 
-def run(program: str, tests: str | None = None, *, limits: Limits = DEFAULT, means: str = "") -> Outcome:
+def run(program: str, tests: str | None = None, *, limits: Limits = DEFAULT) -> Outcome:
     """The outcome of a Python program, run as `__main__`, or with tests: code that then runs in its namespace.
 
     With tests, the program is a module called `solution`, and "ok" means that the tests ran to their end: the sandbox
     hands out a random token when the program has run, and gets it back when the tests have, so that ending early, with
     whatever exit code and output, is "failed". What remains is code that cheats on purpose from within the same
-    process: it can search frames and pipes for the token, or return values whose `==` is always true.
-    `means`: one of MEANS instead of the first that works. Raises StudyError for empty tests and an unknown means.
+    process: it can search frames and pipes for the token, or return values that equal anything. Raises StudyError for
+    empty tests.
     """
-    if means not in ("", *MEANS):
-        raise StudyError(f"There is no means {means!r} of running programs: there are {', '.join(MEANS)}.")
     if tests is not None and not tests.strip():
         raise StudyError("A program cannot pass tests that are empty: give code that fails when the program is wrong.")
-    if why := missing(means) if means else available():
+    if why := available():
         return Outcome("not_run", None, "", why, 0.0)
-    return _run(means or _working(), program, tests, limits)
-
-
-def passes(solution: str, tests: str, entry_point: str = "", *, limits: Limits = DEFAULT, means: str = "") -> float:
-    """1.0 where the solution passes the tests, 0.0 where it does not, NaN where programs cannot be run here.
-
-    With an entry point, the tests define `check` and it is called with what the solution calls so (HumanEval's form);
-    without one they are run as they are. The cheats that remain, and StudyError: see `run`.
-    """
-    if entry_point and not entry_point.isidentifier():
-        raise StudyError(f"The entry point must be the name of a function, not {entry_point!r}.")
-    tests = f"{tests}\n\ncheck({entry_point})\n" if entry_point else tests
-    outcome = run(solution, tests, limits=limits, means=means)
-    return math.nan if outcome.status == "not_run" else float(outcome.status == "ok")
+    return _run(program, tests, limits)
 
 
 def run_all(
-    programs: Iterable[str | tuple[str, str]],
-    workers: int | None = None,
-    *,
-    limits: Limits = DEFAULT,
-    means: str = "",
-    progress: Callable[[int, int], None] = lambda done, all_of_them: None,
+    programs: Iterable[str | tuple[str, str]], workers: int | None = None, *, limits: Limits = DEFAULT
 ) -> list[Outcome]:
     """The outcomes in the order of the programs, each a program or a pair of program and tests; see `run`.
 
-    `workers` run at once, by default one per CPU that this process may use. `progress(done, all)` is called after
-    each, in the order of the programs. An interrupt waits for those that run.
+    `workers` run at once, by default one per CPU that this process may use. An interrupt waits for those that run.
     """
     pairs = [(one, None) if isinstance(one, str) else one for one in programs]
-    outcomes = []
-    available()  # found out once, not by each worker
-    with ThreadPoolExecutor(workers or _cpus()) as pool:
+    if available():  # found out once, not by each worker
+        return [run(*pair) for pair in pairs]
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:
-            for outcome in pool.map(lambda pair: run(*pair, limits=limits, means=means), pairs):
-                outcomes.append(outcome)
-                progress(len(outcomes), len(pairs))
+            return list(pool.map(lambda pair: run(*pair, limits=limits), pairs))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    return outcomes
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# The means
+# The walls
 
 
 def _is_root() -> bool:
@@ -187,63 +173,61 @@ def _paths() -> list[str]:
     return sorted(path for path in wanted if not any(str(above) in wanted for above in Path(path).parents))
 
 
-def _bubblewrap(root: bool, limits: Limits) -> list[str]:
-    # Root keeps the right to become a user of its own (see _job), and therefore needs no user namespace.
-    kept = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", *kept] if root else ["--unshare-all"]
-    shown = []
-    for path in _paths():
-        for above in reversed(Path(path).parents[:-1]):  # made by themselves they would be for root alone
-            shown += ["--dir", str(above)]
-        shown += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
-    scratch = ["--perms", "0777", "--size", str(int(limits.scratch_mb * MB)), "--tmpfs", "/sandbox"]
-    walls = [*spaces, *shown, *scratch, "--remount-ro", "/", "--chdir", "/sandbox"]
-    return ["bwrap", "--die-with-parent", "--new-session", "--as-pid-1", *walls, "--"]
+@cache
+def _filter() -> bytes:
+    """The seccomp filter as the kernel takes it: REFUSED, new namespaces by clone, and sockets but for AF_UNIX."""
+    import pyseccomp as seccomp  # loads libseccomp
+
+    refuse, rules = seccomp.ERRNO(errno.EPERM), seccomp.SyscallFilter(seccomp.ALLOW)
+    for name in REFUSED:
+        rules.add_rule(refuse, name)
+    for flag in NEW_NAMESPACES:
+        rules.add_rule(refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
+    # clone3 has its flags in memory, where no filter looks; the C library then takes clone
+    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
+    rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.NE, socket.AF_UNIX))
+    with open(os.memfd_create("filter"), "w+b") as file:
+        rules.export_bpf(file)
+        file.seek(0)
+        return file.read()
 
 
-def _unshare(root: bool, limits: Limits) -> list[str]:
-    # The rest is done inside, by build_root.
-    spaces = ["--mount", "--net", "--pid", "--ipc", "--uts", *([] if root else ["--user", "--map-root-user"])]
-    return ["unshare", *spaces, "--fork", "--kill-child", "--"]
-
-
-MEANS = {"bwrap": _bubblewrap, "unshare": _unshare}  # the first that works is taken
-
-
-def _job(means: str, root: bool, program: str, tests: str | None, limits: Limits) -> bytes:
+def _job(root: bool, program: str, tests: str | None, limits: Limits) -> bytes:
+    """What `inside.py` reads from its standard input."""
+    spaces = ("mnt", "net", "pid", "ipc", "uts")
     return marshal.dumps(
         {
             "program": program,
             "tests": tests,
-            "paths": _paths() if means == "unshare" else None,
-            "namespaces": {
-                kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("mnt", "net", "pid", "ipc", "uts")
-            },
+            "paths": _paths(),
+            "namespaces": {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in spaces},
+            "filter": _filter(),
             "wall_s": limits.wall_s,
             "cpu_s": math.ceil(limits.cpu_s),
             "memory": int(limits.memory_mb * MB),
             "scratch": int(limits.scratch_mb * MB),
             # Processes are counted by user. Root's are not, so it takes a user that nobody is, from a range without
-            # any use; in an ordinary user's own namespace the watcher counts too, and `unshare`.
-            "processes": int(limits.processes) + (0 if root else {"bwrap": 1, "unshare": 2}[means]),
+            # any use; in an ordinary user's own namespace the watcher and `unshare` count too.
+            "processes": int(limits.processes) + (0 if root else 2),
             "uid": 2**31 + int.from_bytes(os.urandom(4)) % 2**30 if root else 0,
         }
     )
 
 
-def _run(means: str, program: str, tests: str | None, limits: Limits) -> Outcome:
+def _run(program: str, tests: str | None, limits: Limits) -> Outcome:
     root, started = _is_root(), time.monotonic()
-    words = MEANS[means](root, limits)
+    user = [] if root else ["--user", "--map-root-user"]
+    spaces = ["--mount", "--net", "--pid", "--ipc", "--uts", *user, "--fork", "--kill-child", "--"]
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     inside = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
     control, our_control = os.pipe()  # closing our end, or dying, ends the sandbox
     our_result, result = os.pipe()
     with open(os.memfd_create("job"), "w+b") as job:
-        job.write(_job(means, root, program, tests, limits))
+        job.write(_job(root, program, tests, limits))
         job.seek(0)
         try:
             process = subprocess.Popen(
-                [shutil.which(words[0]), *words[1:], python, *FLAGS, "-c", inside, str(control), str(result)],
+                [shutil.which("unshare"), *spaces, python, *FLAGS, "-c", inside, str(control), str(result)],
                 stdin=job,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -261,9 +245,8 @@ def _run(means: str, program: str, tests: str | None, limits: Limits) -> Outcome
             os.close(result)
     with process, open(our_result, "rb", buffering=0) as report:
         ended, caught = _watch(process, report, our_control, started + limits.wall_s, limits.output_kb * 1000)
-    stdout, stderr, said = (
-        caught[stream].decode(errors="replace") for stream in (process.stdout, process.stderr, report)
-    )
+    streams = process.stdout, process.stderr, report
+    stdout, stderr, said = (caught[stream].decode(errors="replace") for stream in streams)
     seconds = time.monotonic() - started
     if not said.startswith("started\n"):
         why = stderr.strip().splitlines() or [f"the sandbox did not start within {limits.wall_s} s"]
@@ -276,13 +259,10 @@ def _run(means: str, program: str, tests: str | None, limits: Limits) -> Outcome
 
 
 def _status(code: int, signal: int, passed: bool, memory: bool, cpu_s: float, limits: Limits) -> str:
-    if signal == SIGXCPU or (signal == SIGKILL and cpu_s >= limits.cpu_s):
-        return "timeout"
     if signal:
-        return "killed"
-    if code == 0 and passed:
-        return "ok"
-    return "memory" if memory else "failed"
+        late = signal == SIGXCPU or (signal == SIGKILL and cpu_s >= limits.cpu_s)
+        return "timeout" if late else "killed"
+    return "ok" if code == 0 and passed else "memory" if memory else "failed"
 
 
 def _watch(process: subprocess.Popen, report, control: int, end: float, room: int) -> tuple[str, dict]:

@@ -16,7 +16,19 @@ from studylib.study.profile import load_profile
 ADD = "def add(x, y):\n    return x + y"
 TESTS = "assert add(2, 3) == 5\nassert add(-1, 1) == 0"
 # the shape of HumanEval's prompts: an import, a helper, and a function that is only begun
-HEAD = 'from typing import List\n\n\ndef half(x):\n    return x / 2\n\n\ndef halves(xs: List[float]) -> List[float]:\n    """Each halved.\n    >>> halves([2])\n    [1.0]\n    """\n'
+HEAD = '''from typing import List
+
+
+def half(x):
+    return x / 2
+
+
+def halves(xs: List[float]) -> List[float]:
+    """Each halved.
+    >>> halves([2])
+    [1.0]
+    """
+'''
 HALVES = "def check(candidate):\n    assert candidate([2, 4]) == [1, 2]\n\n\ncheck(halves)"
 
 
@@ -170,7 +182,7 @@ def test_a_function_that_was_begun_is_completed_or_written_anew():
         assert ran(response, tests=HALVES, head=HEAD, reference=whole) == [0], response
 
 
-def test_the_beginning_of_a_function_is_told_from_prose_and_from_whole_functions():
+def test_prose_and_whole_functions_are_no_beginning_of_a_function():
     assert is_head(HEAD)
     assert is_head(f"{HEAD}    ...")
     for text in (ADD, "Write a function that adds.", "", "x = 3", "import os", HEAD + "    return xs"):
