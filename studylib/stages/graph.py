@@ -32,12 +32,12 @@ NEEDS = {
     LABELS: ("01_baseline",),
 }
 # Of these the stages without which it goes on, saying so.
-LOOSE = {
+OPTIONAL = {
     "05_helpfulness": ("02_finetune", "03_defences", "04_mitigation"),
     "06_findings": ("02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
 }
-# What a stage shows beside its own where it is there; in a whole study it is, as the graph waits for it.
-BESIDE = {"03_defences": ("01_baseline", "02_finetune")}
+# The stages whose results it shows next to its own where they are there; a whole study runs them first.
+COMPARED = {"03_defences": ("01_baseline", "02_finetune")}
 # What of a profile a notebook's `overrides` may change: keys, and sections of which every key has an effect there.
 OVERRIDES = {
     "01_baseline": ("generation", "system_prompt", "judges"),
@@ -56,8 +56,8 @@ SECTIONS = {
     "06_findings": ("description", "labelled"),
 }
 JUDGED = ("01_baseline", *STAGE_SAFETY_DATA, "06_findings")  # stages that the user's own labels bear on
-# The rooms and modules with which a stage checks and shows its results, but does not make them.
-SHOWS_WITH = {
+# The rooms and modules that a stage uses for checks and for showing alone: its results do not depend on them.
+IRRELEVANT = {
     "00_prepare": ("judges", "scores", "analysis", "figures", "stages/judging.py", "stages/graph.py"),
     **dict.fromkeys(("01_baseline", *STAGE_SAFETY_DATA), ("scores", "analysis", "figures", "stages/graph.py")),
     "05_helpfulness": ("figures",),
@@ -91,10 +91,10 @@ def settings_of(profile: Profile, unit: Unit) -> dict:
 
 
 def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
-    """The files of earlier stages that a notebook run reads; of those shown beside it the same part of the grid."""
+    """The files of earlier stages that a notebook run reads; of COMPARED stages those of its own part of the grid."""
     needed = [earlier for stage in NEEDS[unit.stage] for earlier in units(profile, stage)]
-    beside = [earlier for stage in BESIDE.get(unit.stage, ()) for earlier in units(profile, stage)]
-    alike = [one for one in beside if all(unit.parameters[key] == value for key, value in one.parameters.items())]
+    compared = [earlier for stage in COMPARED.get(unit.stage, ()) for earlier in units(profile, stage)]
+    alike = [one for one in compared if all(unit.parameters[key] == value for key, value in one.parameters.items())]
     if unit.stage == "00_prepare" and profile.data:
         from studylib.data import real
 
@@ -191,16 +191,16 @@ def collect(paths: RunPaths, profile: Profile, kind: str, stages, loose=()) -> p
 def code_of(stage: str) -> str:
     """Hash of what a stage's results depend on: its notebook's code, the modules it uses, and their files of `data/`.
 
-    Prose, comments, docstrings and the words of log lines do not count, nor what the stage only shows with.
+    Prose, comments, docstrings and the words of log lines do not count, nor what is IRRELEVANT to the stage.
     """
     return digest([code(_code_cells(stage)), *map(_content, modules_of(stage))])
 
 
 def modules_of(stage: str) -> list[Path]:
     """The library's modules and the files of `data/` that a notebook uses, itself or through others."""
-    shown = [LIBRARY / part for part in SHOWS_WITH.get(stage, ())]
+    skipped = [LIBRARY / part for part in IRRELEVANT.get(stage, ())]
     found, new = set(), _used(_code_cells(stage), NOTEBOOKS / f"{stage}.ipynb")
-    while new := {path for path in new if not any(map(path.is_relative_to, shown))} - found:
+    while new := {path for path in new if not any(map(path.is_relative_to, skipped))} - found:
         found |= new
         modules = (path for path in new if path.suffix == ".py")
         new = {used for path in modules for used in _used(path.read_text(encoding="utf-8"), path)}
@@ -342,7 +342,7 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
     """
     if stage != "00_prepare":
         check_models(profile)
-    for needed in (name for name in NEEDS[stage] if name not in LOOSE.get(stage, ())):
+    for needed in (name for name in NEEDS[stage] if name not in OPTIONAL.get(stage, ())):
         for unit in units(profile, needed):
             if missing := [p for p in files(profile, paths, unit) if not p.exists()]:
                 setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())

@@ -17,7 +17,7 @@ from studylib.data import mixture, sets
 from studylib.judges import registry
 from studylib.stages import graph, judging
 from studylib.stages.cells import COLUMNS, Runner, trained
-from studylib.stages.graph import BESIDE, LOOSE, NEEDS, check_prerequisites, check_space, parameters_given
+from studylib.stages.graph import COMPARED, NEEDS, OPTIONAL, check_prerequisites, check_space, parameters_given
 from studylib.study import grid
 from studylib.study.files import Clock, digest, write_parquet, write_text
 from studylib.study.grid import Cell, Unit
@@ -124,7 +124,7 @@ class Stage:
         What 01_baseline and 02_finetune have not made yet is missing, and that is logged; a tweak has this stage's
         alone, as its settings are others.
         """
-        stages = BESIDE[self.name] if self.paths.run == self.paths.base else ()
+        stages = COMPARED[self.name] if self.paths.run == self.paths.base else ()
         found = [*(self._earlier(self.paths, stage) for stage in stages), (responses, verdicts)]
         return tuple(
             pd.concat([frame for frame in frames if len(frame)] or frames[-1:], ignore_index=True)
@@ -142,7 +142,7 @@ class Stage:
 
         Of stages that it can go on without, the units that have left all their files; empty where there is none.
         """
-        found = graph.collect(self.paths, self.profile, kind, NEEDS[self.name], LOOSE.get(self.name, ()))
+        found = graph.collect(self.paths, self.profile, kind, NEEDS[self.name], OPTIONAL.get(self.name, ()))
         return _first(self.profile, found) if kind in graph.VERDICTS_OF and len(found) and not all_judges else found
 
     def finish(self) -> pd.Series:
@@ -263,7 +263,7 @@ def begin(stage: str, variables: dict) -> Stage:
     cells = [cell for cell in cells if cell not in not_run]
     if stage in STAGE_SAFETY_DATA:
         mixture.check_tunings(profile, paths, cells)
-    optional = [one for earlier in LOOSE.get(stage, ()) for one in grid.units(profile, earlier)]
+    optional = [one for earlier in OPTIONAL.get(stage, ()) for one in grid.units(profile, earlier)]
     missing = [one for one in optional if not graph.is_finished(profile, paths, one)]
     under_way = Stage(stage, unit, profile, paths, cells, started=launched, not_run=not_run, missing=missing)
     for cell, why in not_run.items():

@@ -260,7 +260,7 @@ class Profile(Settings):
         if self.miniature and (len(self.models) > 1 or not (self.world and self.pretraining and self.alignment)):
             raise ValueError(
                 "a model with source miniature is trained on the generated world: it needs `world`, `pretraining` and "
-                "`alignment`, and no other model beside it"
+                "`alignment`, and no other model"
             )
         return self
 

@@ -33,7 +33,7 @@ JUDGES = (
     "words_jailbreakbench",
 )
 LABELS = "08_labels"  # for labelling responses by hand
-COMPARE = "09_compare"  # for putting finished runs beside each other
+COMPARE = "09_compare"  # for comparing finished runs
 VERDICTS = ("refused", "answered", "partial", "incoherent", "unjudged")  # defined, with examples, in data/verdicts.yaml
 Verdict = tuple[str, str]  # one of VERDICTS, and the reason in a few words
 

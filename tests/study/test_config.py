@@ -32,7 +32,7 @@ def test_settings_that_clash_are_refused_with_their_numbers(change, said):
     [
         ({"world": None}, "needs either `world` (generated data) or `data` (real data)"),
         ({"pretraining": None}, "it needs `world`, `pretraining` and `alignment`"),
-        ({"models.other": {"source": "some/model"}}, "and no other model beside it"),
+        ({"models.other": {"source": "some/model"}}, "and no other model"),
         ({"models": {}}, "at least 1 item"),
         ({"models.miniature.size": 3}, "unknown key 'models.miniature.size', known here are source"),
     ],
