@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -190,6 +191,21 @@ def test_two_runs_of_one_profile_do_not_get_into_each_others_way(smoke_runs):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = command("study", "--profile", "smoke", runs=smoke_runs)
     assert done.returncode == 1 and "already under way" in done.stdout and len(done.stdout.splitlines()) == 1
+
+
+def test_progress_goes_to_the_terminal_line_by_line_and_everything_to_the_log(tmp_path, capsys):
+    run._log_to(tmp_path / "log.txt", "02_finetune code")
+    log = logging.getLogger("papermill")
+    for level, text in (
+        (logging.INFO, "a table"),
+        (logging.WARNING, "\rtexts: 3 of 9, 00:20 left"),
+        (logging.WARNING, "\rtexts: 6 of 9, 00:10 left\r        \r"),
+        (logging.WARNING, "\r        \r"),
+    ):
+        log.log(level, text)
+    lines = ["  02_finetune code: texts: 3 of 9, 00:20 left", "  02_finetune code: texts: 6 of 9, 00:10 left"]
+    assert capsys.readouterr().out.splitlines() == lines
+    assert "a table" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(("deaths", "runs"), [(0, True), (2, True), (3, False)])
