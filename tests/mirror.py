@@ -1,4 +1,4 @@
-"""Small harmless files in the formats of the registered sources, laid out as a mirror, and a register that has their hashes."""
+"""Small harmless files in the formats of the registered sources, laid out as a mirror, and their register."""
 
 import csv
 import hashlib
@@ -113,7 +113,7 @@ def fill(folder: Path, register: Path, n: int = 40) -> None:
 
 
 def within_reach(tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
-    """The folders of a mirror of these files and of a register of their hashes: all that is within reach of the test."""
+    """The folders of a mirror of these files and of a register of their hashes, the only files within reach."""
     folder, data = tmp_path / "mirror", tmp_path / "data"
     data.mkdir()
     (data / "sources.yaml").write_text((fetching.DATA / "sources.yaml").read_text())

@@ -54,8 +54,8 @@ def _card(template: str, index: dict[str, dict], about: dict | None = None, **mo
 def export(paths: RunPaths, folder: Path) -> pd.DataFrame:
     """Whether each set (a row) was written to the folder as JSON lines, with a card, and why not.
 
-    Empty sets and those with a source whose licence does not let anyone pass it on are left out. Raises StudyError where
-    a set is damaged, the card of generated ones is missing, or the folder holds files already.
+    Empty sets are left out, and those with a source whose licence forbids redistribution. Raises StudyError where a set
+    is damaged, the card of generated ones is missing, or the folder holds files already.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise StudyError(f"{folder} is not empty: name a new folder for the export.")

@@ -1,4 +1,4 @@
-"""Files, hub data sets and models from elsewhere: their register, each behind a hash or a revision, and how to get them.
+"""Files, hub data sets and models from elsewhere: their register, with a hash or a revision each, and how to get them.
 
 The register is `data/sources.yaml`, completed by a sources file of one's own (an argument, or named by STUDY_SOURCES).
 A file is looked for in the repository, in a mirror (STUDY_MIRROR), in the cache (STUDY_CACHE, else the user's cache
@@ -35,7 +35,7 @@ NEEDED = {"file": ("url", "mirror"), "hub": ("dataset", "split", "columns"), "mo
 
 
 class Absent(StudyError):
-    """A source that is not available here (gated, offline, unreachable): what needs it is `not run`, for this `reason`."""
+    """A source that is not available here (gated, offline, unreachable); `reason` says why."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(f"The source {name!r} is not available: {reason}.")
@@ -185,7 +185,8 @@ def fetch(name: str, sources: Path | None = None) -> Path:
             "cache": "delete it and fetch it again with a network",
         }[place]
         raise StudyError(
-            f"The source {name!r}: {path} ({_size(entry, path)}) has the sha256 {found} instead of {entry.sha256}; {remedy}."
+            f"The source {name!r}: {path} ({_size(entry, path)}) has the sha256 {found} instead of {entry.sha256}; "
+            f"{remedy}."
         )
     if reason:
         raise Absent(name, reason)
@@ -247,8 +248,8 @@ def _how_to_pin(entry: Source, path: Path | None) -> str:
             "sha256 to enter"
         )
     return (
-        f"The source {entry.name!r} has no sha256, and a file of unknown hash is never used: {cure} in a sources file of "
-        "your own (a YAML like data/sources.yaml, named by STUDY_SOURCES)."
+        f"The source {entry.name!r} has no sha256, and a file of unknown hash is never used: {cure} in a sources file "
+        "of your own (a YAML like data/sources.yaml, named by STUDY_SOURCES)."
     )
 
 
@@ -361,9 +362,8 @@ def _cell(entry: Source, row: dict, column: str):
 def report(names: Iterable[str] | None = None, sources: Path | None = None) -> pd.DataFrame:
     """One row per source, all unless named: name, used_for, licence, redistributable, gated, rows, bytes, state.
 
-    `state` is "intact (<place>)" with repository, mirror or cache, "not intact (<place>): <size>" or "not there: <why>";
-    <NA> in rows and bytes means not known. Models are checked by transformers when it loads them. Hashes the files that
-    are there, downloads nothing.
+    `state` is "intact (<place>)" (repository, mirror or cache), "not intact (<place>): <size>" or "not there: <why>".
+    <NA> in rows and bytes means not known. Models are checked by transformers when it loads them. Downloads nothing.
     """
     known = register(sources)
     entries = [known.get(name) or source(name, sources) for name in (known if names is None else names)]

@@ -1,4 +1,4 @@
-"""Lists of harmful instructions, and of benign ones that sound harmful, one reader per published list; and their French.
+"""Published lists of harmful instructions, and of benign ones that sound harmful: a reader for each; and their French.
 
 An instruction is a plain dict: `source` (the list), `key` (stable within it, as the file has it or the row's number
 from 0), `instruction`, `category` ("" where the list has none) and `twin`, a benign counterpart (None where there is
@@ -23,10 +23,10 @@ NEAR = "near duplicates of an earlier one"  # how what `different` drops is call
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, as strings; cells may span lines, which then end in LF, whatever the file has.
+    """The rows of a CSV file with a header, as strings; cells may span lines, whose ends become LF.
 
-    No cell stands for a missing value: "None" is a text. Raises StudyError where a column is missing, a row is longer or
-    shorter than the header (pandas would fill it up), or the file is not UTF-8 (a byte order mark is skipped).
+    No cell is read as a missing value: "None" is a text. A byte order mark is skipped. Raises StudyError where a column
+    is missing, a row is longer or shorter than the header (pandas would fill it up), or the file is not UTF-8.
     """
     header, *rows = csv_rows(decoded(path)) or [[]]
     if missing := [column for column in columns if column not in header]:
@@ -38,8 +38,8 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise StudyError(
-                f"Row {number} of {path.name} has {'more' if len(row) > len(header) else 'fewer'} cells than the header's "
-                f"{len(header)}: the file is cut or not quoted as CSV is, fetch it again."
+                f"Row {number} of {path.name} has {'more' if len(row) > len(header) else 'fewer'} cells than the "
+                f"header's {len(header)}: the file is cut or not quoted as CSV is, fetch it again."
             )
     return [dict(zip(header, (re.sub(r"\r\n?", "\n", cell) for cell in row), strict=True)) for row in rows]
 
@@ -53,8 +53,10 @@ def decoded(path: Path) -> str:
 
 
 def as_instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[str, int]]:
-    """Instructions of (key, instruction, category, twin) without empty and repeated ones (the first stays), and how many
-    there were of each."""
+    """Instructions of (key, instruction, category, twin) without empty and repeated ones, and the counts of each.
+
+    Of repeated ones the first stays.
+    """
     kept, seen, counts = [], set(), Counter(rows=len(rows))
     for key, text, category, twin in rows:
         text = text.strip()
@@ -84,7 +86,7 @@ def folded(text: str) -> str:
 
 
 def advbench(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """AdvBench's instructions (column `goal`) and the counts of what was dropped; `target` is not read into anything."""
+    """AdvBench's instructions (column `goal`) and the counts of what was dropped; `target` is not used."""
     rows = read_csv(path, ("goal", "target"))
     return as_instructions("advbench", [(str(i), row["goal"], "", None) for i, row in enumerate(rows)])
 
@@ -119,8 +121,8 @@ def strongreject(path: Path) -> tuple[list[dict], dict[str, int]]:
 def jailbreakbench(harmful: Path, benign: Path) -> tuple[list[dict], dict[str, int]]:
     """JailbreakBench's harmful goals, each with the benign goal of the same Index as twin, and the counts.
 
-    `other category` counts pairs whose two categories differ. Raises StudyError where the files have not the same indices,
-    or one has an index twice.
+    `other category` counts pairs whose two categories differ. Raises StudyError where the files differ in their
+    indices, or one has an index twice.
     """
     columns = ("Index", "Goal", "Target", "Behavior", "Category", "Source")
     tables = [read_csv(path, columns) for path in (harmful, benign)]
@@ -166,11 +168,13 @@ def read_french(path: Path) -> dict[str, str]:
         english, said = row["instruction"].strip(), row["french"].strip()
         if not english or not said:
             raise StudyError(
-                f"Row {number} of {path.name} has no {'french' if english else 'instruction'}: fill it in or delete the row."
+                f"Row {number} of {path.name} has no {'french' if english else 'instruction'}: fill it in or delete "
+                "the row."
             )
         if french.setdefault(english, said) != said:
             raise StudyError(
-                f"Row {number} of {path.name} gives an instruction of an earlier row another French: delete one of the two."
+                f"Row {number} of {path.name} gives an instruction of an earlier row another French: delete one of "
+                "the two."
             )
     return french
 
@@ -184,12 +188,13 @@ def translate(
     max_new_tokens: int = 256,
     prefix: str = "",
 ) -> dict[str, str]:
-    """French by text, made by a sequence-to-sequence model (a hub id at a pinned revision, or a folder) and kept in `path`.
+    """French by text, made by a sequence-to-sequence model and kept in `path`.
 
-    Greedy, without sampling; each text after `prefix`, which some models want. The CSV, which `read_french` reads, is
-    rewritten whole after every batch; texts that it has are not translated again. Translations that are empty or reach
-    max_new_tokens are left out of the file and of what is returned, and a log line counts them. Raises StudyError for a
-    hub id without revision, a model that cannot be loaded, and a file of another model or revision.
+    `model` is a hub id at a pinned revision, or a folder. Greedy, without sampling; each text after
+    `prefix`, which some models want. The CSV, which `read_french` reads, is rewritten whole after every batch; texts
+    that it has are not translated again. Translations that are empty or reach max_new_tokens are left out of the file
+    and of what is returned, and a log line counts them. Raises StudyError for a hub id without revision, a model that
+    cannot be loaded, and a file of another model or revision.
     """
     if not Path(model).is_dir() and not revision:
         raise StudyError(f"data.translator {model!r} is no folder and has no revision: pin data.translator_revision.")

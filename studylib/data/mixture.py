@@ -1,4 +1,4 @@
-"""Which rows a fine-tune draws: the task's, a part of them replaced by safety data; and whether there are enough of them."""
+"""Which rows a fine-tune draws: the task's, a part of them replaced by safety data; and whether there are enough."""
 
 import random
 from collections.abc import Iterable
@@ -105,7 +105,7 @@ def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:
 
 
 def tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict], int]]:
-    """The rows and steps of each tuning that a cell's adapter gets in turn: one, or the task's and then the safety data's.
+    """The rows and steps of each tuning of a cell's adapter, in order: one, or the task's and then the safety data's.
 
     Rows and steps add up to those of the mixed tuning. Raises StudyError where either would have no row or no step.
     """

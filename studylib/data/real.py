@@ -1,7 +1,7 @@
-"""The data sets of a study on real files: four benign tasks, general instructions, harmful prompts in four forms, safety data.
+"""The data sets of a study on real files: four benign tasks, general instructions, harmful prompts, safety data.
 
-The same sets, rows and names as the generated world's (world.py, but no pre-training and alignment). What cannot be had
-leaves empty sets and its reason; the harmful prompts alone are needed, since without them nothing is measured.
+The same sets, rows and names as the generated world's (world.py, but no pre-training and alignment). What is not
+available leaves empty sets and its reason. Only the harmful prompts are needed, as without them nothing is measured.
 """
 
 import hashlib
@@ -98,8 +98,8 @@ def _french(data: DataSettings) -> Path | None:
 def check(data: DataSettings) -> None:
     """Raises StudyError for a name that is in no register, or of a kind that does not fit its place.
 
-    Safety data may be a folder that `python -m studylib.data.safety_builder` wrote, by its path as seen from here or from
-    the repository's root (a registered name goes first): one that is damaged is refused too.
+    Safety data may be a folder that `python -m studylib.data.safety_builder` wrote, by its path as seen from here or
+    from the repository's root (a registered name goes first): one that is damaged is refused too.
     """
     known = fetching.register()
     for place, name, fitting in (
@@ -125,8 +125,8 @@ def check(data: DataSettings) -> None:
         raise StudyError(f"The sources {', '.join(missing)} are in no register: see data/sources.yaml.")
     if data.harmful != STAND_IN and not (data.french or data.translator):
         raise StudyError(
-            f"data.harmful {data.harmful} has no French for the translation form: give a CSV with the columns instruction, french "
-            "(data.french) or a model that makes it (data.translator)."
+            f"data.harmful {data.harmful} has no French for the translation form: give a CSV with the columns "
+            "instruction, french (data.french) or a model that makes it (data.translator)."
         )
     if data.french and not _french(data):
         raise StudyError(
@@ -136,13 +136,12 @@ def check(data: DataSettings) -> None:
 
 
 def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[str, str], pd.DataFrame]:
-    """All sets by name, why those that are empty are not there, and what the importers counted, a row per source and kind of row.
+    """All sets by name, why empty ones are absent, and the importers' counts, a row per source and kind of row.
 
-    Prompts that only sound harmful are in the set twin, with a `prompt_set` of their own; the reason why they are not
-    there stands under `over_refusal`, as that set has others too. The set
-    safety_twins is that of the folder that data.safety_multitask names. Training
-    sets are longer than asked for, as rows will be dropped (see `cut`). `folder` keeps French that is made here. Raises
-    StudyError where the harmful prompts cannot be had, or a file is not what it should be.
+    Prompts that only sound harmful are in the set twin, with a `prompt_set` of their own; why they are absent stands
+    under `over_refusal`, as that set has others too. The set safety_twins is that of the folder that
+    data.safety_multitask names. Training sets are longer than asked for, as rows will be dropped (see `cut`). `folder`
+    keeps French that is made here. Raises StudyError where the harmful prompts are absent, or a file is damaged.
     """
     check(data)
     sets: dict[str, list[dict]] = {}
@@ -280,16 +279,16 @@ def _unusable(listed: list[dict], french: dict[str, str], n: int) -> Counter:
 
 def cut(
     sets: dict[str, list[dict]], profile: Profile, lengths: Callable[[dict], int], seed: int
-) -> tuple[dict[str, list[dict]], pd.DataFrame]:
-    """The sets without rows that are too long, contaminated or repeated, at the sizes asked for; and the counts, a row per set.
+) -> tuple[dict[str, list[dict]], pd.DataFrame, pd.DataFrame]:
+    """The sets without rows that are too long, contaminated or repeated, at their sizes; the counts; the dropped rows.
 
     `lengths(row)` is by how many tokens a row is longer than the models' context allows, 0 or less where it fits.
-    Columns: read, too_long, dropped (see duplicates.clean), tested (a safety row with an intent of the harmful test),
-    unpaired (a harmful prompt whose twin is not there, a twin whose harmful prompt is not, of safety_twins one whose
-    refusal went), incomplete (of an intent that lost a prompt in another form), left_over, kept. Prompts that only
-    sound harmful have no pair to lose. A refusal stays when its twin goes, and left over are rows of each set by
-    itself, so that a twin may be used without its refusal. Raises StudyError where more than `too_long_share` of a
-    training set is too long, or any test prompt is, and where no harmful prompt is left.
+    Columns of the counts, a row per set: read, too_long, dropped (see duplicates.clean), tested (a safety row with an
+    intent of the harmful test), unpaired (a harmful prompt without its twin, a twin without its harmful prompt, of
+    safety_twins one without its refusal), incomplete (its intent lost a prompt in another form), left_over, kept.
+    Prompts that only sound harmful have no pair to lose. A refusal stays when its twin goes, and left over are rows of
+    each set by itself, so that a twin may be used without its refusal. Raises StudyError where more than
+    `too_long_share` of a training set is too long, or any test prompt is, and where no harmful prompt is left.
     """
     data, counts, fitting = profile.data, {}, {}
     for name, rows in sets.items():
@@ -297,8 +296,9 @@ def cut(
         if long and (name in TESTS or len(long) > data.too_long_share * len(rows)):
             allowed = "none" if name in TESTS else f"{data.too_long_share:.0%}"
             raise StudyError(
-                f"{len(long)} of {len(rows)} rows of {name} are too long for a model's context (allowed: {allowed}), the first "
-                f"is {long[0]['id']}: raise the models' context or data.too_long_share, or take another source."
+                f"{len(long)} of {len(rows)} rows of {name} are too long for a model's context (allowed: {allowed}), "
+                f"the first is {long[0]['id']}: raise the models' context or data.too_long_share, or take another "
+                "source."
             )
         gone = {row["id"] for row in long}
         fitting[name] = [row for row in rows if row["id"] not in gone]

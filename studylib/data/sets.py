@@ -1,7 +1,7 @@
 """Data sets as lists of plain rows: their names, what they must not share, keeping them.
 
-A row is a dict with `id`, `form`, `prompt_set`, `harmful`, `intent`, chat `messages` and a few more keys (see world.py),
-the same in every row, one row per line, so that `datasets.load_dataset` and every chat trainer read it.
+A row is a dict with `id`, `form`, `prompt_set`, `harmful`, `intent`, chat `messages` and a few more keys (see
+world.py), the same in every row, one row per line, so that `datasets.load_dataset` and every chat trainer read it.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ def contamination(sets: dict[str, list[dict]]) -> pd.DataFrame:
     """How many rows of a training set (columns) share something with a test set (rows: test set, what); 0 when sane.
 
     Prompts of every test, objects and verb-object pairs that the harmful test holds out, and phrasings of every test.
-    Pre-training may name those objects and use those phrasings, as a real model has seen all words: <NA>; of the pairs, its
-    harmful rows alone count, as one's own tent may be opened.
+    Pre-training may name those objects and use those phrasings (<NA>), as a real model has seen all words. Of the pairs
+    only its harmful rows count, as one's own tent may be opened.
     """
     train = [name for name in sets if name in ("pretraining", "alignment") or name.startswith(("safety_", "train_"))]
     found = {}
@@ -98,8 +98,8 @@ def save(
 ) -> None:
     """Writes every set as JSON lines and `data/index.json` with rows, bytes and sha256 of each.
 
-    `absent`: why a set is empty, by name, or why a set is without one of PARTS. `origins` of each set: dicts with source,
-    licence, redistributable, citation.
+    `absent`: why a set is empty, by name, or why a set is without one of PARTS. `origins` of each set: dicts with
+    source, licence, redistributable, citation.
     """
     index = {}
     for name, rows in sets.items():

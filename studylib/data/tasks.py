@@ -89,8 +89,8 @@ class _Collector:
             for name, kind in fields.items():
                 if not isinstance(row, dict) or not isinstance(row.get(name), kind):
                     raise StudyError(
-                        f"{place}, row {number}: needs a field {name!r} ({kind.__name__}); the file has another format, "
-                        "or is another version."
+                        f"{place}, row {number}: needs a field {name!r} ({kind.__name__}); the file has another "
+                        "format, or is another version."
                     )
             self.counts["read"] += 1
             yield row
@@ -251,7 +251,7 @@ def sentfin(path: Path, name: str) -> Rows:
 
 
 def instruction_data(path: Path, name: str) -> Rows:
-    """General instructions (a JSON list of instruction, input, output), as `instructions`; the key is the row's number."""
+    """General instructions (a JSON list of instruction, input, output); the key is the row's number."""
     rows = _json(path, _text(path), "the whole")
     if not isinstance(rows, list):
         raise StudyError(f"{path}: is not a list of rows; the file has another format, or is another version.")

@@ -9,7 +9,7 @@ from studylib.study.words import StudyError
 
 
 def load(model: str, revision: str | None) -> tuple:
-    """The model (a hub id at a revision, or a folder) and its tokenizer. Raises StudyError where it cannot be loaded."""
+    """The model (a hub id at a revision, or a folder) and its tokenizer. Raises StudyError where loading fails."""
     pinned = {} if Path(model).is_dir() else {"revision": revision}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, **pinned)
