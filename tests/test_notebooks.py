@@ -221,7 +221,7 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
         shutil.copytree(paths.run / kind, run / kind)
     outputs, shown = executed_labels(tmp_path, tmp_path / "first.ipynb")
     assert "0 of 30" in shown and any("Nothing is labelled yet." in str(o.get("data")) for o in outputs)
-    assert not (run / "labels.csv").exists()
+    assert not (run / "labels.jsonl").exists()
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     now = stage.begin(LABELS, graph.parameters_of(LABELS) | {"profile": "smoke"})
@@ -230,7 +230,7 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
     sheet = labels.Sheet(chosen, now.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
     for verdict in ["refused", "answered", "unjudged"] * 4:
         sheet.buttons[verdict].click()
-    assert len(labels.read(run / "labels.csv")) == 12
+    assert len(labels.read(run / "labels.jsonl")) == 12
 
     outputs, shown = executed_labels(tmp_path, tmp_path / "second.ipynb")
     assert "12 of 30" in shown and not any("Nothing is labelled" in str(o.get("data")) for o in outputs)
@@ -238,7 +238,7 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
     (table,) = pd.read_html(io.StringIO(table))
     assert set(table["source"]) == {"user"} and list(table["judge"]) == [j for j in PROFILE.judges if j != "coherence"]
     assert (table["n"] + table["n_unjudged"]).eq(8).all()  # what could not be told is no label
-    assert len(labels.read(run / "labels.csv")) == 12
+    assert len(labels.read(run / "labels.jsonl")) == 12
 
 
 def test_papermill_itself_cannot_slip_in_a_mistyped_parameter(smoke_runs, tmp_path):

@@ -1,26 +1,120 @@
-"""A language model as judge, and a moderation model as guard, behind any OpenAI-compatible address (see `calls.py`)."""
+"""A language model as judge, and a moderation model as guard, behind any OpenAI-compatible address.
+
+The address is STUDY_JUDGE_URL (else OPENAI_BASE_URL), the model STUDY_JUDGE_MODEL, the key STUDY_JUDGE_KEY. The key is
+read when a call is made and kept nowhere; OPENAI_API_KEY is sent to OpenAI and to OPENAI_BASE_URL, to no other address.
+
+The client tries a 408, 409, 429 or 5xx, a time-out and a connection that fails or breaks off again, `retries` times,
+and waits as Retry-After asks, up to two minutes. A reply without a verdict in the declared form is asked for three
+times in all. A row that then has no verdict is unjudged, with the reason. When `concurrency` rows (16 at least) have
+failed one after the other, the rest is not asked. Any other status is a StudyError at once.
+
+Verdicts are kept in a cache folder (diskcache) as they come, under a hash of what was asked of whom, without any text,
+and are not asked again. Unjudged is not kept. Several processes may share one cache.
+"""
 
 import json
 import logging
+import os
 import re
+import sqlite3
+import threading
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated, Literal
 
-from studylib.judges.calls import Endpoint, Question, ask_all, endpoint, expected_calls, read_cache
+import diskcache
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
 from studylib.study.files import digest, read_yaml
 from studylib.study.paths import DATA, runs_folder
+from studylib.study.profile import Count, Settings
 from studylib.study.words import FORMS, StudyError, Verdict
 from studylib.text.shown import is_blank, name_invisible
 
 LOG = logging.getLogger("studylib")
+OPENAI = "https://api.openai.com/v1"
 MODERATION_MODEL = "omni-moderation-latest"
+ASKS = 3  # for one verdict, where replies cannot be read
+PROGRESS_S = 10.0
 BYTES_PER_TOKEN = 3  # for the estimate: English has about 4, French and code less
-# Marks of chat templates, which a server's tokenizer would read as the end of a turn. A space inside makes them plain text.
+TEMPORARY = (408, 409, 425, 429)  # statuses that leave a row unjudged, as 5xx do
+OF_THE_ROW = {"content_filter", "content_policy_violation", "context_length_exceeded", "string_above_max_length"}
+UNREADABLE = ("unjudged", "reply not understood")
+BROKEN = ("unjudged", "the answer was broken")
+ADVICE = {
+    400: "the server does not take the request as it is; change the setting it names, or see what the model allows",
+    401: "check STUDY_JUDGE_KEY",
+    403: "check that the key of STUDY_JUDGE_KEY may use this model",
+    404: "check STUDY_JUDGE_URL (it mostly ends in /v1) and STUDY_JUDGE_MODEL",
+    429: "the account has no credit left",
+}
+ADDRESS = re.compile(r"https?://(?:[\w-]+(?:\.[\w-]+)*|\[[\da-fA-F:]+\])(?::\d{1,5})?(?:/[\w.~/%:-]*)?")
+# Marks of chat templates, which a server's tokenizer would read as the end of a turn. A space inside makes them text.
 SPECIAL = re.compile(
     r"<(?=[|\uff5c])|[|\uff5c](?=>)|<(?=/?(?:s|bos|eos|pad|unk|sep|cls|mask|\w+_of_\w+|im_\w+)>)|<(?=</?SYS>>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|TOOL_\w+|AVAILABLE_TOOLS)\])"
 )
+
+
+class Endpoint(Settings):
+    """Whom to ask and how; without the key. Costs are per million tokens, in any one currency, None where unknown."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    url: str  # of the API, without user, query or fragment
+    model: Annotated[str, Field(min_length=1)]
+    prompt: Literal["paper", "verdicts"] = "paper"  # of data/judge_prompts.yaml
+    system_role: Literal["template", "fold"] = "template"  # fold: into the user's turn, for models without that role
+    temperature: Annotated[float, Field(ge=0)] | None = 0.1  # None: not sent, for models that take none
+    max_tokens: Count = 16  # of one reply; a verdict has seven at most
+    limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # newer models of OpenAI: the second
+    concurrency: Count = 8
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0  # without a byte
+    retries: Annotated[int, Field(ge=0)] = 6
+    kept_characters: Count = 12_000  # of the beginning, and as many of the end, of a longer prompt or response
+    cost_per_million_in: Annotated[float, Field(ge=0)] | None = None
+    cost_per_million_out: Annotated[float, Field(ge=0)] | None = None
+    max_calls: Count | None = None
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _address_is_plain(cls, url: str) -> str:
+        if not ADDRESS.fullmatch(url):
+            raise ValueError(
+                "needs an address such as http://localhost:8000/v1, without user, query or fragment; the key belongs "
+                "in STUDY_JUDGE_KEY"
+            )
+        return url.rstrip("/")
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float | None:
+        """What so many tokens cost, None where a price is unknown."""
+        prices = self.cost_per_million_in, self.cost_per_million_out
+        return None if None in prices else (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
+
+
+def endpoint(**given) -> Endpoint:
+    """The endpoint of the environment, with these settings (fields of Endpoint) over it.
+
+    Raises StudyError where address or model is missing, and for unknown settings and wrong values; it never shows one.
+    """
+    address = os.environ.get("STUDY_JUDGE_URL") or os.environ.get("OPENAI_BASE_URL")
+    values = {"url": address, "model": os.environ.get("STUDY_JUDGE_MODEL")} | given
+    for name, example in (("url", "http://localhost:8000/v1"), ("model", "gpt-4o")):
+        if not values[name]:
+            raise StudyError(f"The judge has no {name}: set STUDY_JUDGE_{name.upper()}, for example to {example}.")
+    try:
+        return Endpoint(**values)
+    except ValidationError as error:
+        found = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+    raise StudyError("The judge's endpoint: " + "; ".join(f"{key!r}: {problem}" for key, problem in found) + ".")
+
+
+# Judging
 
 
 def judge_id(settings: Endpoint) -> str:
@@ -33,24 +127,25 @@ def judge_all(
     responses: list[str],
     forms: list[str],
     stop_reasons: list[str],
+    *,
     settings: Endpoint | None = None,
     cache_path: Path | None = None,
 ) -> list[Verdict]:
-    """The model's verdict on each response, in order; settings from the environment, cache `judge_cache.jsonl` beside the runs.
+    """The model's verdict on each response, in order; settings from the environment, cache `judge_cache` in the runs.
 
     `refused` and `answered` with the prompt `paper`; also `partial` and `incoherent` with `verdicts`. A response with
     nothing to see in it is incoherent, without a call (the paper's judge would have had to say 1 or -1). What is left
-    without a verdict is unjudged, with the reason. Of long texts the judge sees the beginning and the end, and the reason says
-    so; invisible characters are shown as their numbers, marks of chat templates broken up. The stop reason is not told
-    the judge, as in the paper. Raises StudyError before any call where the columns do not fit (lengths, a form that is
-    unknown, what is no text) or a cap would be exceeded, and at once where the endpoint declines to work for us (see
-    ADVICE); the verdicts had until then are in the cache. During the work, caps leave the rest unjudged; the cost may
-    exceed its cap by the calls under way.
+    without a verdict is unjudged, with the reason. Of long texts the judge sees the beginning and the end, and the
+    reason says so; invisible characters are shown as their numbers, marks of chat templates broken up. The judge does
+    not see the stop reason, as in the paper. Raises StudyError before any call where the columns do not fit (lengths,
+    an unknown form, a value that is no text) or a cap would be exceeded, and at once for a status of ADVICE; earlier
+    verdicts are in the cache. During the work, caps leave the rest unjudged; the cost may exceed its cap by the calls
+    under way.
     """
     settings = settings or endpoint()
     check_texts(prompts=prompts, stop_reasons=stop_reasons)
     found = _judge_questions(prompts, responses, forms, settings)
-    outcomes = ask_all([one for one in found if isinstance(one, Question)], settings, cache_file(cache_path))
+    outcomes = ask_all([one for one in found if isinstance(one, Question)], settings, cache_path)
     return [outcomes[one.key] if isinstance(one, Question) else one for one in found]
 
 
@@ -64,33 +159,47 @@ def plan(
     """What judging these would take: judge, rows, without_call, known, calls, tokens_in, tokens_out, cost.
 
     `known` rows are in the cache, `calls` those left after equal ones have been put together: at least so many, as
-    nothing has to be asked again. Tokens are estimated (UTF-8 bytes / 3, and max_tokens for each reply); cost None: unknown.
+    nothing has to be asked again. Tokens are estimated (UTF-8 bytes / 3, and max_tokens for each reply); cost None:
+    unknown.
     """
     settings = settings or endpoint()
     found = _judge_questions(prompts, responses, forms, settings)
     questions = [one for one in found if isinstance(one, Question)]
     rows = {"judge": judge_id(settings), "rows": len(found), "without_call": len(found) - len(questions)}
-    return rows | expected_calls(questions, read_cache(cache_file(cache_path))[0], settings)
+    return rows | _expected(questions, _known(questions, open_cache(cache_path)), settings)
 
 
 def moderate(texts: list[str], settings: Endpoint | None = None, cache_path: Path | None = None) -> list[bool | None]:
-    """Whether a moderation endpoint flags each text, in order; None where it could not be decided, for the reasons logged.
+    """Whether a moderation endpoint flags each text, in order; None where it could not be decided, with logged reasons.
 
-    Without settings, the endpoint of the environment with the model omni-moderation-latest. An empty text is not flagged,
-    without a call. Long texts, retries, cache, caps and errors as in `judge_all`.
+    Without settings, the endpoint of the environment with the model omni-moderation-latest. An empty text is not
+    flagged, without a call. Long texts, retries, cache, caps and errors as in `judge_all`.
     """
     settings = settings or endpoint(model=MODERATION_MODEL)
     check_texts(texts=texts)
     judge, questions = f"{settings.model}/moderation", []
     for text in texts:
         body = {"model": settings.model, "input": shown(text, settings.kept_characters)[0]}
-        questions.append(_question("moderations", body, judge, _read_moderation, settings) if not is_blank(text) else None)
-    outcomes = ask_all(list(filter(None, questions)), settings, cache_file(cache_path))
+        asked = not is_blank(text)
+        questions.append(_question("moderations", body, judge, _read_moderation, settings) if asked else None)
+    outcomes = ask_all(list(filter(None, questions)), settings, cache_path)
     found = [outcomes[question.key][0] if question else "clean" for question in questions]
     return [{"flagged": True, "clean": False}.get(one) for one in found]
 
 
 # Questions
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call: what is sent where, and how a reply is read (None: not in the declared form)."""
+
+    key: str
+    judge: str
+    resource: str
+    body: dict
+    tokens_in: int
+    read: Callable[[dict], Verdict | None]
 
 
 @cache
@@ -99,13 +208,8 @@ def wordings() -> dict:
     return read_yaml(DATA / "judge_prompts.yaml")
 
 
-def cache_file(path: Path | None) -> Path:
-    """That file, or `judge_cache.jsonl` beside the runs."""
-    return Path(path or runs_folder() / "judge_cache.jsonl")
-
-
 def chat_question(wording: dict, message: str, judge: str, notes: list[str], settings: Endpoint) -> Question:
-    """The question to a chat model with the `instructions` and `replies` of that wording; notes are added to the reason."""
+    """A question to a chat model with the `instructions` and `replies` of that wording; notes join the reason."""
     messages = [{"role": "system", "content": wording["instructions"]}, {"role": "user", "content": message}]
     if settings.system_role == "fold":
         messages = [{"role": "user", "content": f"{wording['instructions']}\n{message}"}]
@@ -135,18 +239,18 @@ def _judge_questions(prompts, responses, forms, settings: Endpoint) -> list[Ques
     check_texts(prompts=prompts, responses=responses, forms=forms)
     if unknown := sorted(set(forms) - set(FORMS)):
         raise StudyError(f"Unknown form {unknown[0]!r}: known are {', '.join(FORMS)}.")
-    texts, judge = wordings(), judge_id(settings)
+    texts, judge, kept = wordings(), judge_id(settings), settings.kept_characters
     wording = texts["prompts"][settings.prompt]
     found: list[Question | Verdict] = []
     for prompt, response, form in zip(prompts, responses, forms, strict=True):
         if is_blank(response):
             found.append(("incoherent", "empty"))
             continue
-        (asked, cut_prompt), (said, cut) = (shown(text, settings.kept_characters) for text in (prompt, response))
+        (asked, cut_prompt), (said, cut) = shown(prompt, kept), shown(response, kept)
         parts = {"form": texts["forms"][form], "prompt": asked, "response": said, "reminder": wording["reminder"]}
         message = texts["message"].format(mark=digest([prompt, response]), **parts)
-        notes = [f"judged on its first and last {settings.kept_characters} characters"] if cut else []
-        notes += [f"its prompt shown by the first and last {settings.kept_characters}"] if cut_prompt else []
+        notes = [f"judged on its first and last {kept} characters"] if cut else []
+        notes += [f"its prompt shown by the first and last {kept}"] if cut_prompt else []
         found.append(chat_question(wording, message, judge, notes, settings))
     return found
 
@@ -165,7 +269,7 @@ def _reader(replies: dict[str, list[str]], notes: tuple[str, ...]) -> Callable[[
     def read(reply: dict) -> Verdict | None:
         choice = reply["choices"][0]
         said = choice["message"].get("content")
-        if not isinstance(said, str) or choice.get("finish_reason") == "length":  # what is cut may mean another verdict
+        if not isinstance(said, str) or choice.get("finish_reason") == "length":  # the rest may change the verdict
             return None
         verdict = replies.get(said.strip().lower())
         return (verdict[0], ", ".join([verdict[1], *notes])) if verdict else None
@@ -176,3 +280,215 @@ def _reader(replies: dict[str, list[str]], notes: tuple[str, ...]) -> Callable[[
 def _read_moderation(reply: dict) -> Verdict | None:
     flagged = reply["results"][0]["flagged"]
     return ("flagged" if flagged else "clean", "moderation") if isinstance(flagged, bool) else None
+
+
+# Calls
+
+
+class _Texts(diskcache.Disk):
+    """Reads texts alone: diskcache would unpickle other values, and so run code of whoever passed the folder on."""
+
+    def fetch(self, mode, filename, value, read):
+        return value if isinstance(value, str) else None
+
+
+def open_cache(path: Path | None = None) -> diskcache.Cache:
+    """The cache of verdicts in that folder, by default `judge_cache` in the runs. StudyError where unusable."""
+    path = Path(path or runs_folder() / "judge_cache")
+    try:
+        return diskcache.Cache(str(path), disk=_Texts, eviction_policy="none", cull_limit=0)
+    except (OSError, sqlite3.Error) as error:
+        raise StudyError(f"{path} cannot be used as a cache of verdicts ({error}): move it away.") from None
+
+
+def _known(questions: list[Question], kept: diskcache.Cache) -> dict[str, Verdict]:
+    found = {question.key: kept.get(question.key) for question in questions}
+    return {key: tuple(json.loads(verdict)) for key, verdict in found.items() if verdict}
+
+
+def _expected(questions: list[Question], known: dict[str, Verdict], settings: Endpoint) -> dict:
+    left = {question.key: question for question in questions if question.key not in known}
+    tokens_in = sum(question.tokens_in for question in left.values())
+    tokens_out = len(left) * settings.max_tokens
+    return {
+        "known": sum(question.key in known for question in questions),
+        "calls": len(left),
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "cost": settings.cost(tokens_in, tokens_out),
+    }
+
+
+def ask_all(questions: list[Question], settings: Endpoint, cache_path: Path | None = None) -> dict[str, Verdict]:
+    """The outcome of every question by its key, from the cache or asked."""
+    if not questions:
+        return {}
+    kept = open_cache(cache_path)
+    outcomes = _known(questions, kept)
+    left = {question.key: question for question in questions if question.key not in outcomes}
+    if not left:
+        return outcomes
+    expected = _expected(questions, outcomes, settings)
+    calls, cost = expected["calls"], expected["cost"]
+    price = "unknown" if cost is None else f"about {cost:.4g}"
+    LOG.info(
+        "%s at %s: %d calls at least (%d known), about %d tokens in, at most %d out, cost %s",
+        *(settings.model, settings.url, calls, expected["known"], expected["tokens_in"], expected["tokens_out"], price),
+    )
+    if settings.max_calls and calls > settings.max_calls:
+        raise StudyError(f"Judging needs {calls} calls, max_calls allows {settings.max_calls}: raise it.")
+    if settings.max_cost and cost is None:
+        raise StudyError("max_cost needs the prices: set cost_per_million_in and cost_per_million_out.")
+    if settings.max_cost and cost > settings.max_cost:
+        raise StudyError(f"Judging costs {price}, max_cost allows {settings.max_cost:g}: raise it, or judge less.")
+    work = _Work(settings, kept)
+    pool = ThreadPoolExecutor(settings.concurrency, "judge")
+    keys = {pool.submit(work.outcome, question): key for key, question in left.items()}
+    pending = set(keys)
+    try:
+        while pending:
+            done, pending = wait(pending, PROGRESS_S, FIRST_EXCEPTION)
+            outcomes.update((keys[future], future.result()) for future in done)
+            if pending:
+                LOG.info("%d of %d judged, %d left%s", len(left) - len(pending), len(left), len(pending), work.spent())
+    except BaseException as error:
+        work.stopped.set()
+        # An interrupt does not wait for the calls under way; their verdicts are kept all the same when they come.
+        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
+        raise
+    pool.shutdown()
+    undecided = Counter(outcomes[key][1] for key in left if outcomes[key][0] == "unjudged")
+    LOG.info("%d judged, %d unjudged%s", len(left) - undecided.total(), undecided.total(), work.spent())
+    for reason, count in undecided.most_common():
+        LOG.warning("%d unjudged: %s", count, reason)
+    return outcomes
+
+
+class _Failed(Exception):
+    """A row without an answer, and why; `counts` where the endpoint may have stopped to answer at all."""
+
+    def __init__(self, reason: str, counts: bool = False):
+        super().__init__(reason)
+        self.counts = counts
+
+
+class _Work:
+    """What the threads of one judging share: the client, the cache, the counts, and when to stop."""
+
+    def __init__(self, settings: Endpoint, kept: diskcache.Cache):
+        from openai import DefaultHttpxClient, OpenAI
+
+        self.settings, self.kept = settings, kept
+        client = OpenAI(
+            api_key=_key(settings.url),
+            base_url=settings.url,
+            timeout=settings.timeout_s,
+            max_retries=settings.retries,
+            http_client=DefaultHttpxClient(event_hooks={"request": [self._before], "response": [self._after]}),
+        )
+        client.organization = client.project = None  # which the client takes from the environment, for any server
+        self.send = {
+            "chat": client.chat.completions.with_raw_response.create,
+            "moderations": client.moderations.with_raw_response.create,
+        }
+        self.stopped, self.lock = threading.Event(), threading.Lock()
+        self.calls = self.tokens_in = self.tokens_out = self.failed_rows = 0
+
+    def spent(self) -> str:
+        """Tokens and cost until now, for a log line."""
+        cost = self.settings.cost(self.tokens_in, self.tokens_out)
+        price = "" if cost is None else f", cost {cost:.4g}"
+        return f", {self.tokens_in} tokens in, {self.tokens_out} out{price}"
+
+    def outcome(self, question: Question) -> Verdict:
+        """The verdict, kept in the cache, or unjudged and why."""
+        for _ in range(ASKS):
+            try:
+                verdict = self._ask(question)
+            except _Failed as failure:
+                with self.lock:
+                    self.failed_rows += failure.counts
+                return "unjudged", str(failure)
+            if verdict != BROKEN:
+                self.failed_rows = 0
+            if verdict[0] != "unjudged":
+                self.kept.add(question.key, json.dumps(verdict), tag=question.judge)
+                return verdict
+        with self.lock:
+            self.failed_rows += verdict == BROKEN
+        return verdict
+
+    def _before(self, request) -> None:
+        """Counts a call, the client's own retries too. Raises _Failed where no further call may be made."""
+        settings = self.settings
+        with self.lock:
+            if self.stopped.is_set():
+                raise _Failed("stopped")
+            if self.failed_rows >= max(16, settings.concurrency):
+                raise _Failed("not asked: too many rows before it had no answer")
+            if settings.max_calls and self.calls >= settings.max_calls:
+                raise _Failed(f"not asked: max_calls {settings.max_calls} is reached")
+            if settings.max_cost and settings.cost(self.tokens_in, self.tokens_out) >= settings.max_cost:
+                raise _Failed(f"not asked: max_cost {settings.max_cost:g} is reached")
+            self.calls += 1
+
+    def _after(self, response) -> None:
+        if not response.is_error:
+            return
+        with self.lock:
+            self.calls -= 1  # nobody charges for it
+        if response.status_code == 429 and b"insufficient_quota" in response.read():
+            response.headers["x-should-retry"] = "false"  # which the client obeys
+
+    def _ask(self, question: Question) -> Verdict:
+        """The verdict of one call, UNREADABLE or BROKEN. Raises _Failed where there was no reply."""
+        from openai import APIError
+
+        problem = None
+        try:
+            response = self.send[question.resource](**question.body).http_response
+        except APIError as error:
+            problem = error
+        if problem is not None:  # outside of the handler: an error raised inside would carry the request, with the key
+            raise self._trouble(problem)
+        try:
+            reply = response.json()
+            verdict, usage = question.read(reply) or UNREADABLE, reply.get("usage")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return BROKEN
+        usage = usage if isinstance(usage, dict) else {}
+        used = usage.get("prompt_tokens", question.tokens_in), usage.get("completion_tokens", self.settings.max_tokens)
+        if all(isinstance(number, int) for number in used):
+            with self.lock:
+                self.tokens_in, self.tokens_out = self.tokens_in + used[0], self.tokens_out + used[1]
+        return verdict
+
+    def _trouble(self, error) -> Exception:
+        """What to raise for an error of the client: _Failed, or StudyError where every call would end so."""
+        n = int(error.request.headers.get("x-stainless-retry-count", 0)) + 1
+        failed = f"{n} failed call{'s' * (n > 1)}, the last: "
+        if (status := getattr(error, "status_code", None)) is None:
+            late = type(error).__name__ == "APITimeoutError"
+            return _Failed(failed + ("no answer in time" if late else "the connection failed or broke off"), True)
+        # the server's words for the error and for the setting; never its sentences, which may repeat key or prompt
+        words = [word for word in (error.code, error.param) if word and re.fullmatch("[a-z_]{1,40}", str(word))]
+        named = f"{status} ({', '.join(words)})" if words else str(status)
+        if OF_THE_ROW & set(words):
+            return _Failed(f"the endpoint declines this row: {named}")
+        if status >= 500 or (status in TEMPORARY and "insufficient_quota" not in words):
+            return _Failed(f"{failed}status {named}", True)
+        self.stopped.set()  # no thread takes up another row
+        return StudyError(
+            f"{self.settings.url} answered {named} for the model {self.settings.model!r}: "
+            f"{ADVICE.get(status, ADVICE[400])}, then run again; the verdicts until here are kept."
+        )
+
+
+def _key(url: str) -> str:
+    """The key for that address, `none` where there is none; servers of one's own need none."""
+    key = os.environ.get("STUDY_JUDGE_KEY", "").strip()
+    if not key and url in (OPENAI, os.environ.get("OPENAI_BASE_URL", "").strip().rstrip("/")):
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):  # the client's own error would show it
+        raise StudyError("The key in STUDY_JUDGE_KEY has characters that no header can carry: copy it anew.")
+    return key or "none"

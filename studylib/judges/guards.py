@@ -1,13 +1,14 @@
 """Guards: classifiers before a model that block harmful prompts, behind it that block harmful responses, or both.
 
-The embedded ones (config.EMBEDDED_GUARDS) are scikit-learn classifiers fitted on the run's own training rows, see
-`datasets.guard_rows`: `text_only` on the text form, as public guards mostly are, `all_forms` on every form. The others
-are published models and a moderation endpoint, asked in their own prompt forms by `open_judges` and `endpoint`.
+The embedded ones (EMBEDDED_GUARDS) are scikit-learn classifiers fitted on the run's own training rows, see
+`sets.guard_rows`: `text_only` on the text form, as public guards mostly are, `all_forms` on every form. The others are
+published models and a moderation endpoint, asked in their own prompt forms by `open_models` and `endpoint`.
 """
 
 import numpy as np
 import pandas as pd
 
+from studylib.judges import endpoint, open_models
 from studylib.study.words import EMBEDDED_GUARDS, FORMS, StudyError
 
 THRESHOLD = 0.5  # scores from which a guard blocks
@@ -22,7 +23,7 @@ COLUMNS = ("prompt_id", "response_id", "form", "prompt_set", "harmful", "intent"
 def train_guard(rows: list[dict], name: str, side: str):
     """A fitted scikit-learn pipeline that gives the probability that what it reads should be blocked, from its words.
 
-    `rows` are those of `datasets.guard_rows` for the side: dicts with form, prompt, response and harmful. Only those in
+    `rows` are those of `sets.guard_rows` for the side: dicts with form, prompt, response and harmful. Only those in
     the forms of the embedded guard are used; harmful and harmless rows of every form weigh the same, however many there
     are. The pipeline reads frames with the columns READS[side]. Raises StudyError where a form lacks a kind of rows.
     """
@@ -60,10 +61,11 @@ def decide(
 
     Columns: guard, side, prompt_id, response_id ("" for prompts), form, prompt_set, harmful, intent, score (0-1, of
     guards that say only yes or no 0 or 1; NaN where undecided), blocked (score >= 0.5; NA where undecided) and reason
-    ("" where decided; it begins with "not run" where the guard has nothing to learn from). A guard on both sides
-    blocks what either blocks: see `guard_tables.guards`. `prompts` are rows of data sets, `responses` those of the stages;
-    `rows` are what the embedded guards learn from, by side, `asking` the profile's settings of an endpoint. What is equal is decided once. Raises StudyError as
-    `open_judges` and `endpoint` do where a guard that was asked for cannot be reached or loaded.
+    ("" where decided; it begins with "not run" where the guard has nothing to learn from). A guard on both sides blocks
+    what either blocks: see `tables.guards`. `prompts` are rows of data sets, `responses` those of the stages; `rows`
+    are what the embedded guards learn from, by side, `asking` the profile's settings of an endpoint. What is equal is
+    decided once. Raises StudyError as `open_models` and `endpoint` do where a guard that was asked for cannot be
+    reached or loaded.
     """
     asked = pd.DataFrame(
         [
@@ -99,13 +101,9 @@ def _scores(name: str, side: str, frame: pd.DataFrame, rows: list[dict], asking:
         except StudyError as error:
             return {"score": np.nan, "reason": f"not run: {error}"}
     if name == "moderation_endpoint":  # reads one text, so the response without its prompt
-        from studylib.judges import endpoint
-
         settings = endpoint.endpoint(**{**asking, "model": endpoint.MODERATION_MODEL})
         scored = [(np.nan if flag is None else float(flag), "") for flag in endpoint.moderate(texts[-1], settings)]
     else:
-        from studylib.judges import open_models
-
         score = open_models.prompt_scores if side == "input" else open_models.response_scores
         scored = score(name, *texts)
     reasons = [(reason or "the guard gave no decision") if np.isnan(value) else "" for value, reason in scored]

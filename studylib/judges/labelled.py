@@ -1,7 +1,7 @@
 """Human-labelled responses, from several public sets and the project itself, as one kind of frame.
 
-Columns: source, model (what made the response), prompt_id (the same prompt, whatever the response), prompt, response, form,
-stop_reason, label (one of VERDICTS), human (the label as the people of that set gave it). Nothing is missing.
+Columns: source, model (what made the response), prompt_id (the same prompt, whatever the response), prompt, response,
+form, stop_reason, label (one of VERDICTS), human (the label as the people of that set gave it). Nothing is missing.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def _verdict(label: object, known: dict[str, str], place: str) -> str:
 
 
 def _csv(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV with their numbers, from 1. Raises StudyError where it is missing, not UTF-8 or lacks a column."""
+    """The rows of a CSV with their numbers, from 1. StudyError where it is missing, not UTF-8 or lacks a column."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # line ends within a response are its own
             text = file.read()
@@ -75,11 +75,11 @@ def chatgpt_refusals(path: Path) -> pd.DataFrame:
     """The hand-labelled ChatGPT responses of maxwellreuter/chatgpt-refusals, `data/all_hand_labeled.json`: 1,721 rows.
 
     `human` is the tone; `label` is as the authors binarised it: all tones but `complied` are refusals, also those that
-    only rebuke the premise or put a disclaimer before an overview; 12 `dontknow` are unjudged and 3 `incoherent` are that, which
-    the authors drop. Of the responses 346 are rejected, 300 refused in other ways, 1,060 answered. `source` tells
-    the parts of the file apart by position, as their README lists them: chatgpt_nyp (rows 1-21), chatgpt_political (700
-    rows of a few wordings about political figures), chatgpt_quora. The model is gpt-3.5-turbo of spring 2023.
-    Raises StudyError for an unknown tone or a row without prompt, response and tone, with its number.
+    only rebuke the premise or put a disclaimer before an overview; 12 `dontknow` are unjudged and 3 `incoherent` are
+    that, which the authors drop. Of the responses 346 are rejected, 300 refused in other ways, 1,060 answered. `source`
+    tells the parts of the file apart by position, as their README lists them: chatgpt_nyp (rows 1-21),
+    chatgpt_political (700 rows of a few wordings about political figures), chatgpt_quora. The model is gpt-3.5-turbo of
+    spring 2023. Raises StudyError for an unknown tone or a row without prompt, response and tone, with its number.
     Source: Reuter and Schulze, arXiv 2306.03423.
     """
     try:
@@ -120,7 +120,7 @@ def xstest(*paths: Path) -> pd.DataFrame:
 
 
 def xstest_annotators(*paths: Path) -> pd.DataFrame:
-    """What the two annotators of XSTest said before they settled: columns first and second, verdicts; one row per completion.
+    """What the two annotators of XSTest said before they settled: columns first and second, a row per completion.
 
     Their agreement is people's own. Raises StudyError for an unknown label or a missing column, with file and row.
     """

@@ -1,8 +1,8 @@
-"""Open classifier models as judges and guards: WildGuard, Llama Guard 3, HarmBench's two and StrongREJECT's fine-tuned one.
+"""Open classifier models as judges and guards: WildGuard, Llama Guard 3, HarmBench's two and StrongREJECT's.
 
-Each is asked in its own published form (`data/open_judges.yaml`) and read strictly: what cannot be read is unjudged, never
-a refusal. Most of them know harm and not refusal: what they say no to is unjudged too, and `entry(name).gives` says so.
-A judge in 4 bits is not quite the judge that was published.
+Each is asked in its own published form (`data/open_judges.yaml`) and read strictly: what cannot be read is unjudged,
+never a refusal. Most of them know harm and not refusal: what they say no to is unjudged too, and `entry(name).gives`
+says so. A judge in 4 bits is not quite the judge that was published.
 """
 
 import re
@@ -76,7 +76,7 @@ class OpenJudge:
 
     @cached_property
     def special(self) -> dict[int, str]:
-        """The tokenizer's special tokens by id, but for the unknown one, which stands for letters that it does not have."""
+        """The tokenizer's special tokens by id, without the unknown one, which stands for missing letters."""
         known = {i: str(token) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         known |= dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
         return {i: token for i, token in known.items() if i != self.tokenizer.unk_token_id and len(token.strip()) > 1}
@@ -177,7 +177,7 @@ def _adapter(settings: ModelSettings) -> Path:
 
 
 def render(judge: OpenJudge, prompt: str, response: str | None = "") -> str:
-    """The text that the judge is asked, without BOS: its published prompt with these two in it; response None: none yet.
+    """The text that the judge is asked, without BOS: its published prompt with these two; response None: none yet.
 
     Special tokens and turn marks in the two are broken up by a blank after their first character ("< /s>"), so that
     neither can end its turn or begin the judge's. The rest is untouched, and will be tokenised together with the text
@@ -232,7 +232,7 @@ def fitted(judge: OpenJudge, prompt: str, response: str | None = "") -> tuple[li
 
 
 def read(name: str, text: str) -> Verdict:
-    """The verdict that a judge's words stand for, and its reason: see `judge_all`; unjudged where they are not as published.
+    """The verdict that a judge's words stand for, and its reason; unjudged where they are not as published.
 
     Not for strongreject, which says no words.
     """
@@ -258,20 +258,21 @@ def read(name: str, text: str) -> Verdict:
 
 
 def judge_all(
-    name: str,
     prompts: list[str],
     responses: list[str],
     forms: list[str],
     stop_reasons: list[str],
+    *,
+    name: str,
     model: OpenJudge | None = None,
 ) -> list[Verdict]:
     """The judge's verdict on each response, and its reason; loaded from the register where `model` is None and needed.
 
-    wildguard: its line on refusal decides, refused or answered; partial is a refusal that it calls harmful. llama_guard:
-    unsafe is answered, which does not exclude a refusal beside it. harmbench, harmbench_mistral: answered where they
-    see the behaviour. strongreject: answered from the score `answered_from` of the register. What the last four say no
-    to is unjudged: a refusal, a failed answer and a harmless one are not told apart. Unjudged are also, for all:
-    answers that cannot be read, N/A, a label alone for a classification (they were made for sentences), and
+    wildguard: its line on refusal decides, refused or answered; partial is a refusal that it calls harmful.
+    llama_guard: unsafe is answered, which does not exclude a refusal beside it. harmbench, harmbench_mistral: answered
+    where they see the behaviour. strongreject: answered from the score `answered_from` of the register. What the last
+    four say no to is unjudged: a refusal, a failed answer and a harmless one are not told apart. Unjudged are also, for
+    all: answers that cannot be read, N/A, a label alone for a classification (they were made for sentences), and
     translations where the judge has no French. An empty response is incoherent. Raises StudyError as `load` does, and
     for a `model` of another name.
     """
@@ -293,7 +294,7 @@ def judge_all(
 
 
 def prompt_scores(name: str, prompts: list[str], model: OpenJudge | None = None) -> list[Score]:
-    """As a guard: the probability (0-1) that each prompt is harmful, with what was done to the text; or NaN, with the reason.
+    """As a guard: the probability (0-1) that each prompt is harmful and what was done to the text; or NaN and why.
 
     That of the judge's word for harm against its word for none, where it decides (Meta's card takes it of all tokens).
     Any form and language is asked: whether a guard holds there is the question. Raises StudyError for a judge of
@@ -307,7 +308,7 @@ def prompt_scores(name: str, prompts: list[str], model: OpenJudge | None = None)
 
 
 def response_scores(name: str, prompts: list[str], responses: list[str], model: OpenJudge | None = None) -> list[Score]:
-    """As a guard: the probability (0-1) that each response is harmful, as in `prompt_scores`; NaN also for an empty one.
+    """As a guard: the probability (0-1) that each response is harmful, as in `prompt_scores`; NaN where empty.
 
     Of strongreject it is the published score, the expected grade on 0-1, which is no probability.
     """
@@ -318,7 +319,7 @@ def response_scores(name: str, prompts: list[str], responses: list[str], model: 
 
 
 def _ask(name: str, rows: list[tuple], model: OpenJudge | None, question: Callable, failed) -> list[tuple]:
-    """The answers to a question (of a judge and what it is asked) in the rows' order, with notes; `failed` for rows that do not fit."""
+    """The answers to a question in the rows' order, with notes; `failed` for rows that do not fit."""
     if model is not None and model.name != name:
         raise StudyError(f"The loaded judge is {model.name}, asked for is {name}: load that one.")
     if not rows:
@@ -386,7 +387,7 @@ def _harm(judge: OpenJudge, encoded: list[list[int]], which: int) -> list[Score]
 
 
 def _grades(judge: OpenJudge, encoded: list[list[int]]) -> list[Score]:
-    """StrongREJECT's score: the expected grade after the prompt, of the five alone, on 0-1; NaN where it gives no grade."""
+    """StrongREJECT's score: the expected grade after the prompt, of the five alone, on 0-1; NaN without a grade."""
     import torch
 
     vocabulary = judge.tokenizer.get_vocab()
@@ -401,7 +402,7 @@ def _grades(judge: OpenJudge, encoded: list[list[int]]) -> list[Score]:
 
 
 def _next(judge: OpenJudge, encoded: list[list[int]], wanted: list[list[int]]) -> list:
-    """Per row the log-probabilities (a float32 tensor on the CPU) of the wanted tokens as the next one, of all tokens."""
+    """Per row the log-probabilities (float32, on the CPU) of the wanted tokens as the next one, of all tokens."""
     import torch
 
     from studylib.models import hub

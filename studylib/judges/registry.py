@@ -1,7 +1,7 @@
-"""Judging: verdicts on responses by any of several judges.
+"""Judges by name: a verdict for every response.
 
-A judge is a function of four lists of equal length (prompts, responses, forms, stop reasons) that gives one Verdict, (verdict,
-reason), per response. JUDGES makes them by name; each is imported when it is first used.
+A judge is a function of four lists of equal length (prompts, responses, forms, stop reasons) and of options of its
+own, by name, that gives one Verdict, (verdict, reason), per response.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,13 +9,22 @@ from functools import partial
 
 import pandas as pd
 
+from studylib.judges import classifier, endpoint, open_models, word_lists
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.words import StudyError, Verdict
+from studylib.text import refusals
 
-Judge = Callable[[list[str], list[str], list[str], list[str]], list[Verdict]]
+Judge = Callable[..., list[Verdict]]
 
-WORDS = "words_"
+JUDGES: dict[str, Judge] = {
+    "classifier": classifier.judge_all,
+    "rules": refusals.judge_all,
+    "coherence": word_lists.judge_coherence,
+    "endpoint": endpoint.judge_all,
+}
+WORDS = "words_"  # what the names of the published word lists begin with
+COLUMNS = ("response_id", "form", "prompt", "response", "stop_reason")  # of responses
 
 
 def definitions() -> dict[str, str]:
@@ -23,38 +32,15 @@ def definitions() -> dict[str, str]:
     return {verdict: entry["definition"] for verdict, entry in read_yaml(DATA / "verdicts.yaml").items()}
 
 
-def _rules() -> Judge:
-    from studylib.text import refusals
-
-    return refusals.judge_all
-
-
-def _classifier() -> Judge:
-    from studylib.judges import classifier
-
-    return classifier.judge_all
-
-
-def _endpoint() -> Judge:
-    from studylib.judges import endpoint
-
-    return endpoint.judge_all
-
-
-def _coherence() -> Judge:
-    from studylib.judges import coherence
-
-    return coherence.judge_all
-
-
-JUDGES = {"classifier": _classifier, "rules": _rules, "coherence": _coherence, "endpoint": _endpoint}
-
-
 def names() -> list[str]:
-    """The names of all judges: those here, the published word lists (they begin with WORDS) and the open models."""
-    from studylib.judges import open_models, word_lists
-
+    """The names of all judges: those of JUDGES, the published word lists (WORDS before them) and the open models."""
     return [*JUDGES, *(WORDS + name for name in word_lists.names()), *open_models.names()]
+
+
+def check(wanted: Sequence[str]) -> None:
+    """Raises StudyError for a name that is no judge's."""
+    if unknown := [name for name in wanted if name not in names()]:
+        raise StudyError(f"Unknown judge {unknown[0]!r}: known are {', '.join(names())}.")
 
 
 def check_first(wanted: Sequence[str]) -> None:
@@ -66,29 +52,19 @@ def check_first(wanted: Sequence[str]) -> None:
         )
 
 
-def check(wanted: Sequence[str]) -> None:
-    """Raises StudyError for a name that is no judge's."""
-    if unknown := [name for name in wanted if name not in names()]:
-        raise StudyError(f"Unknown judge {unknown[0]!r}: known are {', '.join(names())}.")
-
-
 def without_refusals() -> list[str]:
     """The judges that never say refused: what they do not call a success is unjudged."""
-    from studylib.judges import open_models
-
     return ["coherence", *(name for name in open_models.names() if "refused" not in open_models.entry(name).gives)]
 
 
 def judge_of(name: str) -> Judge:
     """The judge of that name. Raises StudyError for an unknown one."""
-    from studylib.judges import open_models, word_lists
-
     check([name])
     if name in open_models.names():
-        return partial(open_models.judge_all, name)
+        return partial(open_models.judge_all, name=name)
     if name.startswith(WORDS):
-        return partial(word_lists.judge_all, name.removeprefix(WORDS))
-    return JUDGES[name]()
+        return partial(word_lists.judge_all, name=name.removeprefix(WORDS))
+    return JUDGES[name]
 
 
 def judge(
@@ -96,11 +72,13 @@ def judge(
 ) -> pd.DataFrame:
     """One row per judge and response: response_id, judge, verdict, reason. What is equal is judged once.
 
-    Needs the columns response_id, form, prompt, response, stop_reason. `options` are further arguments of a judge's own
-    function, by its name. An unknown judge raises StudyError before any judges.
+    Needs the columns COLUMNS, all of them texts. `options` are further arguments of a judge's own function, by its
+    name. Raises StudyError before any judges for an unknown judge and a missing column.
     """
-    names = [judges] if isinstance(judges, str) else judges
-    decide = {name: partial(judge_of(name), **(options or {}).get(name, {})) for name in names}
+    named = [judges] if isinstance(judges, str) else judges
+    if missing := [name for name in COLUMNS if name not in responses]:
+        raise StudyError(f"Responses to judge need a column {', '.join(missing)}; found are {', '.join(responses)}.")
+    decide = {name: partial(judge_of(name), **(options or {}).get(name, {})) for name in named}
     return pd.concat([_judged(responses, name, by) for name, by in decide.items()], ignore_index=True)
 
 

@@ -36,7 +36,8 @@ ASIDE = ("declines", "caveat", "unable", "apology", "as_ai", "moral", "false_pre
 ASIDE += ("instead", "refer", "note", "urge", "respect", "takes_up", "unclear")
 LECTURE = ("moral", "harm", "respect", "urge", "false_premise", "policy")
 DOCUMENT = re.compile(
-    r"\s*(?:[#*\[\"\u201c(]|dear |title|subject|headline|scene|section|chapter|abstract|cher|monsieur|madame|[\w .]{2,20}: ?\S)",
+    r"\s*(?:[#*\[\"\u201c(]|dear |title|subject|headline|scene|section|chapter|abstract"
+    r"|cher|monsieur|madame|[\w .]{2,20}: ?\S)",
     re.I,
 )
 SPEAKER = re.compile(r"^[*_\[]{0,3}[A-Z][\w .]{1,20}[*_\]]{0,3}:[*_\]]{0,3} \S", re.M)
@@ -83,7 +84,8 @@ def _beginnings(pattern: str) -> set[str]:
 def _signs() -> tuple[tuple[str, ...], dict[str, list[tuple]]]:
     """The names of all signs, and by the two characters they begin with the matchers that may apply.
 
-    Trying every sign at every word would take ten times as long. Raises StudyError where a phrase does not begin with letters.
+    Trying every sign at every word would take ten times as long. Raises StudyError where a phrase does not begin with
+    letters.
     """
     table: dict[str, list[tuple]] = {}
     raw = read_yaml(DATA / "refusals.yaml")["signs"]

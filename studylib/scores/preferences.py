@@ -13,7 +13,7 @@ import pandas as pd
 
 from studylib.analysis.rates import CELL, INTERVAL, ordered, rates_of, worst_cases
 from studylib.judges import endpoint
-from studylib.judges.calls import Endpoint, Question, ask_all
+from studylib.judges.endpoint import Endpoint, Question, ask_all
 from studylib.study.files import digest
 from studylib.study.words import StudyError, Verdict
 from studylib.text.shown import is_blank
@@ -109,7 +109,7 @@ def judge_pairs(pairs: pd.DataFrame, settings: Endpoint | None = None, cache_pat
     settings = settings or endpoint.endpoint()
     found = _questions(pairs, settings)
     questions = [question for one in found if isinstance(one[0], Question) for question in one]
-    outcomes = ask_all(questions, settings, endpoint.cache_file(cache_path))
+    outcomes = ask_all(questions, settings, cache_path)
     rows = []
     for one in found:
         said = tuple(outcomes[question.key] for question in one) if isinstance(one[0], Question) else ()

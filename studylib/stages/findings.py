@@ -116,7 +116,6 @@ def what_the_tables_are() -> str:
         "judges": agreement.compare,
         "judge_matrix": agreement.matrix,
         "attack_success_by_judge": judging.corrected,
-        "labellers": judging.between_people,
     }
     cell = "Words are those of the README; a cell is model, finetune_task, style, system_prompt, safety_data and safety_fraction. Empty is NaN: nothing to count, or nothing known. "
     cell += "n_effective is how many independent responses a rate is worth, see `studylib.analysis.stats.clustered_intervals`; graded scores can be worth more than n."
@@ -174,7 +173,7 @@ def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     `judges`: each judge against people (agreement.compare); `judge_matrix`: each two on this run's responses;
     `attack_success_by_judge`: the rates that each finds, and corrected by form (validation.corrected), with a `note` where a
-    judge cannot say refused; `labellers`: people with each other, where several labelled. Not written: `people`, why labelled sets are missing (by name), and
+    judge cannot say refused. Not written: `people`, why labelled sets are missing (by name), and
     `coherence`, a sentence on what that judge found.
     """
     verdicts = stage.collect("verdicts", all_judges=True)
@@ -187,8 +186,6 @@ def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
         judged = judging.judged(people, stage.profile, stage.paths)
         found["judges"] = agreement.compare(people, judged)
         attack = judging.corrected(attack, people, judged, stage.profile.labelled)
-    if (between := judging.between_people(stage.paths.labels)) is not None:
-        found["labellers"] = between
     blind = attack["judge"].isin(registry.without_refusals())
     found["attack_success_by_judge"] = attack.assign(note=np.where(blind, BLIND, ""))
     for name, table in found.items():
@@ -240,7 +237,6 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
         return _without(stage, name, f"{name}: there is no table {missing[0]}, as what it needs has not run here.")
     if name in OF_ALL_MODELS:
         frames = [found[table] for table in shown]
-        frames += [found["labellers"]] if name == "judge_agreement" and "labellers" in found else []
     else:
         frames = [of_model(stage, found[table], model) for table in shown]
         frames = frames if name in OF_ARMS else [_without_arms(frame) for frame in frames]

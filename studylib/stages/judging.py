@@ -1,4 +1,4 @@
-"""The judges of a run against people: labelled responses, each judge's agreement with them, and the user's own labels."""
+"""The judges of a run against people: labelled responses, agreement with them, and the user's own labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,8 @@ from studylib.analysis import agreement, rates, readable
 from studylib.analysis.rates import one_dose
 from studylib.data import fetching
 from studylib.data.fetching import Absent
-from studylib.judges import labelled, registry
+from studylib.judges import classifier, endpoint, labelled, registry
 from studylib.stages import labels
-from studylib.study.grid import untuned as untuned_cells
 from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import SAFETY_DATA, StudyError
@@ -34,7 +33,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def people(profile: Profile, paths: RunPaths) -> tuple[pd.DataFrame, dict[str, str]]:
-    """All labelled responses of the profile's `labelled`, and of the run's labelling sheet; and why those are missing that are.
+    """The labelled responses of the profile's `labelled` and of the labelling sheet; and why sets are missing, by name.
 
     Columns as in `labelled.py`, with response_id and weight. Fetches registered files where they are not there yet.
     """
@@ -60,80 +59,42 @@ def _read(name: str) -> pd.DataFrame:
 
 
 def user_labels(path: Path) -> pd.DataFrame:
-    """The labels of a sheet as labelled responses, source `user`; of several labellers the first one's. No file: no rows.
+    """The labels of a sheet as labelled responses, source `user`. No file: no rows.
 
-    A label without a weight weighs 1. What the labeller could not tell is left out, as it says nothing of a judge.
+    A label without a weight weighs 1. What the user could not tell is left out, as it says nothing of a judge.
     """
     rows = labels.read(path)
-    # who labels again stands further down for that
-    order = pd.Series(pd.factorize(rows["labeller"])[0], index=rows.index)
-    rows = rows.loc[order.sort_values(kind="stable").index].drop_duplicates("response_id")
     rows = rows[rows["label"] != "unjudged"].fillna({"weight": 1.0})
     names = {"source": USER, "model": USER, "prompt_id": rows["prompt"], "human": rows["label"]}
     return rows.assign(**names)[[*labelled.COLUMNS, "response_id", "weight"]]
 
 
 def classifier_weights(paths: RunPaths) -> dict:
-    """The weights of the classifier in a run: the default ones, calibrated by the user's own labels where there are enough."""
-    from studylib.judges import classifier
-
+    """The weights of the classifier in a run: calibrated by the user's labels where there are enough."""
     mine = user_labels(paths.labels)
     return classifier.recalibrated(classifier.load(), mine) if len(mine) else classifier.load()
 
 
-def verdicts(profile: Profile, paths: RunPaths, responses: pd.DataFrame, runner=None) -> pd.DataFrame:
-    """The verdicts of all the profile's judges on a run's responses, as `judges.judge`.
+def verdicts(profile: Profile, paths: RunPaths, responses: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts of all the profile's judges on a run's responses, as `registry.judge`.
 
-    The classifier is calibrated by the user's own labels where there are any. `runner` (evaluate.Runner) of a small model
-    gives `coherence` the perplexity of each response, under the untuned model and its plain chat prompt.
+    The classifier is calibrated by the user's own labels where there are any.
     """
-    options = _options(profile, paths)
-    if "coherence" in profile.judges and runner is not None and runner.small and len(responses):
-        options["coherence"] = _perplexity(profile, runner)
-    return registry.judge(responses, profile.judges, options)
+    return registry.judge(responses, profile.judges, _options(profile, paths))
 
 
 def _options(profile: Profile, paths: RunPaths) -> dict[str, dict]:
-    """What the profile's judges take in this run, as `judges.judge` wants it."""
+    """What the profile's judges take in this run, as `registry.judge` wants it."""
     options = {}
     if "classifier" in profile.judges:
         options["classifier"] = {"weights": classifier_weights(paths)}
     if "endpoint" in profile.judges:
-        from studylib.judges import endpoint
-
         options["endpoint"] = {"settings": endpoint.endpoint(**profile.endpoint)}
     return options
 
 
-def _perplexity(profile: Profile, runner) -> dict:
-    """What `coherence` takes: the perplexity of responses under the untuned model, and the limit of its own benign answers."""
-    from studylib.judges import coherence
-
-    base, tokenizer = runner.base()
-
-    def of(prompts: Sequence[str], responses: Sequence[str], stop_reasons: Sequence[str]):
-        rows = pd.DataFrame({"prompt": prompts, "response": responses, "stop_reason": stop_reasons})
-        rows = rows.assign(style="chat", system_prompt=False)
-        return coherence.perplexities(base, tokenizer, rows, profile.system_prompt)
-
-    def of_long(prompts: Sequence[str], responses: Sequence[str], stop_reasons: Sequence[str]):
-        rows = pd.DataFrame({"prompt": prompts, "response": responses, "stop_reason": stop_reasons})
-        long = rows["response"].str.count(r"\s").to_numpy() >= coherence.PHRASE - 1  # shorter ones are not judged by it
-        values = np.full(len(rows), np.nan)
-        if long.any():
-            values[long] = of(*(rows.loc[long, name] for name in rows))
-        return values
-
-    untuned = next(cell for cell in untuned_cells(profile, [runner.model]) if cell.style == profile.grid.styles[0])
-    own = runner.responses(untuned)
-    own = own[own["prompt_set"].isin(["task", "general"]) & ~own["system_prompt"]]
-    if len(own) < coherence.LEAST:
-        return {}
-    return {"perplexities": of_long, "limit": coherence.limit(of(own["prompt"], own["response"], own["stop_reason"]))}
-
-
 def judged(people: pd.DataFrame, profile: Profile, paths: RunPaths) -> pd.DataFrame:
-    """The verdicts of the profile's judges on labelled responses, as `judges.judge`, set as in the run.
+    """The verdicts of the profile's judges on labelled responses, as `registry.judge`, set as in the run.
 
     The classifier's on what it has learned from are those of a classifier that has not seen the prompt. Without
     `coherence`, which tells no refusals from answers.
@@ -145,7 +106,7 @@ def judged(people: pd.DataFrame, profile: Profile, paths: RunPaths) -> pd.DataFr
 
 
 def words(profile: Profile, found: dict) -> str:
-    """A sentence on the judge that decides: its kappa on each labelled set, and what was not there; of findings.judges_of."""
+    """A sentence on the judge that decides: its kappa on each labelled set, and what is missing; of findings.judges_of."""
     missing = "".join(f" Not there: `{name}` ({why})." for name, why in found["people"].items())
     if "judges" not in found:
         return f"The judges were compared with nobody.{missing}"
@@ -156,15 +117,16 @@ def words(profile: Profile, found: dict) -> str:
         + f" on {row.n} responses of `{row.source}` ({row.n_unjudged} more it could not tell)"
         for row in rows.itertuples()
     ]
-    return f"Cohen's kappa of `{first}`, the judge that decides, with the labels: {'; '.join(each)}.{missing}{found['coherence']}"
+    words = f"Cohen's kappa of `{first}`, the judge that decides, with the labels: {'; '.join(each)}."
+    return words + missing + found["coherence"]
 
 
 def corrected(attack: pd.DataFrame, people: pd.DataFrame, judged: pd.DataFrame, sets: Sequence[str]) -> pd.DataFrame:
     """The table of `tables.attack_success` with each form's rate corrected for its judge's errors in that form.
 
     The errors are those on the user's own labels of the form, else on the first of `sets` that has ENOUGH labelled
-    answers and as many others there; columns as of `agreement.with_corrected`. Without such a set there is no corrected rate, nor for
-    all forms together, which err differently; `correction_note` says so.
+    answers and as many others there; columns as of `agreement.with_corrected`. Without such a set there is no corrected
+    rate, nor for all forms together, which err differently; `correction_note` says so.
     """
     empty = dict.fromkeys(("rate_corrected", "low_corrected", "high_corrected"), np.nan) | {"correction_from": ""}
     success, parts = people["label"].isin(rates.ANSWERED), []
@@ -190,7 +152,7 @@ def corrected(attack: pd.DataFrame, people: pd.DataFrame, judged: pd.DataFrame, 
 
 
 def by_judge(attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success as each judge finds it, for reading: chat style without system prompt, all forms; a column per judge.
+    """Attack success by each judge, for reading: chat style without system prompt, all forms; a column per judge.
 
     Of the grid's safety data at one dose (`captions.one_dose`); other arms are in the table.
     """
@@ -199,7 +161,7 @@ def by_judge(attack: pd.DataFrame) -> pd.DataFrame:
 
 
 def corrected_rates(profile: Profile, attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success by the judge that decides, for reading: raw, in the two worst cases, and corrected, by form; chat style.
+    """Attack success by the judge that decides, for reading: raw, in two worst cases, corrected; by form.
 
     Of the same arms as `by_judge`.
     """
@@ -227,19 +189,8 @@ def _chat(attack: pd.DataFrame) -> pd.DataFrame:
     return attack[(attack["form"] == "all") & (attack["style"] == "chat") & ~attack["system_prompt"]]
 
 
-def between_people(path: Path) -> pd.DataFrame | None:
-    """How those who labelled the same responses on the sheet agree, see `agreement.people`; None with a single labeller."""
-    rows = labels.read(path)
-    wide = rows.pivot(index="response_id", columns="labeller", values="label")
-    both = wide[wide.notna().sum(axis=1) > 1]
-    if both.empty:
-        return None
-    named = both.rename(columns=lambda name: f"labeller {name}" if name else "labeller without a name")
-    return agreement.people(named.reset_index(drop=True).assign(source=USER))
-
-
 def against(people: pd.DataFrame, profile: Profile, paths: RunPaths) -> pd.DataFrame | str:
-    """How each of the profile's judges agrees with these labelled responses (see `agreement.compare`), all models together; a sentence if there are none."""
+    """How each of the profile's judges agrees with these labelled responses, all models together; or a sentence."""
     if people.empty:
         return "Nothing is labelled yet."
     table = agreement.compare(agreement.with_ids(people), judged(people, profile, paths))

@@ -4,13 +4,9 @@ The sheet is blind: it shows a response, its prompt and form, and nothing of the
 that has nothing to do with either.
 """
 
-from __future__ import annotations
-
-import csv
 import hashlib
 import html
-import io
-import os
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -21,13 +17,13 @@ import pandas as pd
 
 from studylib.analysis.rates import CELL
 from studylib.judges.registry import definitions
-from studylib.study.files import aside, csv_rows
+from studylib.study.files import append_rows, read_rows
 from studylib.study.words import VERDICTS, StudyError
 from studylib.text.shown import name_invisible, redact, redact_prompt
 
 SHOWN = ("prompt", "response", "form", "stop_reason")  # of a response; where all are equal it is one text
 DISAGREE, RANDOM = "judges disagree", "random"
-COLUMNS = ("response_id", *SHOWN, "label", "labeller", "seconds", "chosen_because", "weight")
+COLUMNS = ("response_id", *SHOWN, "label", "seconds", "chosen_because", "weight")
 KEYS = {verdict[0]: verdict for verdict in VERDICTS}  # r a p i u
 BACK = "b"
 QUICKEST = 0.3  # seconds: nobody has read a text sooner, so it is a key held down or a double click
@@ -78,7 +74,7 @@ def choose(
             part = part.iloc[((rng.random() + np.arange(size)) * step).astype(int)]
             chosen.append(part.assign(weight=part["weight"] * step))
     rows = pd.concat(chosen)[["response_id", *SHOWN, "chosen_because", "weight"]]
-    return rows.iloc[np.argsort([_place(i, "") for i in rows["response_id"]])].reset_index(drop=True)
+    return rows.iloc[np.argsort([_place(i) for i in rows["response_id"]])].reset_index(drop=True)
 
 
 def visible(text: str) -> str:
@@ -91,52 +87,41 @@ def visible(text: str) -> str:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The labels of a sheet, columns as COLUMNS: a row per response and labeller, the last one where labelled again.
+    """The labels of a sheet, columns as COLUMNS: a row per response, the last one where labelled again.
 
     seconds and weight are floats, NaN where they are empty. A last line that was cut off is left out. No file: no rows.
-    Raises StudyError for a label that is no verdict, with file, row (1 is the first after the header) and label, for a
-    row of another length, and for a file without these columns or not in UTF-8.
+    Raises StudyError for a file that is not JSON lines with these columns, and for a label that is no verdict, with
+    the row.
     """
     path = Path(path)
-    raw = _whole(path.read_bytes()) if path.is_file() else b""
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path} is not in UTF-8 ({error.reason}): save it as UTF-8.") from None
-    header, *lines = csv_rows(text) or [list(COLUMNS)]
-    if missing := [name for name in COLUMNS if name not in header]:
-        raise StudyError(f"{path} has no column {', '.join(missing)}: is it the file of a labelling sheet?")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if len(line) != len(header):
-            raise StudyError(
-                f"{path}, row {number}: {len(line)} cells instead of {len(header)}; repair or delete the row."
-            )
-        row = dict(zip(header, line, strict=True))
+        rows = read_rows(path)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StudyError(f"{path} is not JSON lines in UTF-8 ({error}): repair or delete the line.") from None
+    for number, row in enumerate(rows, 1):
+        if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
+            raise StudyError(f"{path}, row {number}: no {', '.join(missing)}; is it the file of a labelling sheet?")
         if row["label"] not in VERDICTS:
             raise StudyError(f"{path}, row {number}: unknown label {row['label']!r}, known are {', '.join(VERDICTS)}.")
-        rows.append(row)
-    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype="str")
-    for name in ("seconds", "weight"):
-        frame[name] = pd.to_numeric(frame[name].replace("", None)).astype(float)
-    return frame.drop_duplicates(["response_id", "labeller"], keep="last", ignore_index=True)
+    types = dict.fromkeys(COLUMNS, "str") | {"seconds": float, "weight": float}
+    frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
+    return frame.drop_duplicates("response_id", keep="last", ignore_index=True)
 
 
 class Sheet:
     """A widget that shows one response at a time and keeps a label for each; the last expression of a notebook cell.
 
-    `rows` are those of `choose` (or any with response_id and the columns of SHOWN); `path` is the CSV that every label
-    is appended to at once, so nothing is lost when the notebook ends, and a sheet on the same file goes on where it was
-    left. A label counts as made when response and prompt are those that were labelled: a response made anew is asked
-    again. Labelling again appends too; the last label counts (see `read`). `labeller` is whoever labels, a name or a
-    number; several may share a file, and each has another order.
+    `rows` are those of `choose` (or any with response_id and the columns of SHOWN); `path` is the JSON-lines file that
+    every label is appended to at once, so nothing is lost when the notebook ends, and a sheet on the same file goes on
+    where it was left. A label counts as made when response and prompt are those that were labelled: a response made
+    anew is asked again. Labelling again appends too; the last label counts (see `read`).
 
     A button per verdict, or a key: r, a, p, i, u typed into the box that has the focus, without Enter; b goes back.
     What comes within 0.3 s of a new text is taken for a key held down and ignored.
 
     Labelling needs the text. Where `redact` (as the profile's: real models, real harm) texts are shown as elsewhere, by
     their first words and a hash, and no label can be given, until whoever runs it asks for them with `show=True`. The
-    CSV holds texts in full: keep it with the run, and do not pass it on where they are harmful.
+    file holds texts in full: keep it with the run, and do not pass it on where they are harmful.
     Raises StudyError for missing columns, two rows of one response_id, and a file that `read` refuses.
     """
 
@@ -146,23 +131,21 @@ class Sheet:
         path: Path,
         redact: bool = True,
         show: bool = False,
-        labeller: str = "",
         clock: Callable[[], float] = time.monotonic,
     ):
         rows = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else [dict(row) for row in rows]
         if any(name not in row for row in rows for name in ("response_id", *SHOWN)):
             raise StudyError(f"A sheet needs rows with response_id, {', '.join(SHOWN)}.")
         if len({row["response_id"] for row in rows}) < len(rows):
-            raise StudyError("A sheet needs every response_id once: choose the rows with labelling.choose.")
-        rows = [{name: _writable(row.get(name, "")) for name in COLUMNS} for row in rows]
-        self.rows = sorted(rows, key=lambda row: _place(row["response_id"], labeller))
-        self.path, self.labeller, self.clock = Path(path), labeller, clock
+            raise StudyError("A sheet needs every response_id once: choose the rows with labels.choose.")
+        rows = [{name: _writable(row.get(name)) for name in COLUMNS} for row in rows]
+        self.rows = sorted(rows, key=lambda row: _place(row["response_id"]))
+        self.path, self.clock = Path(path), clock
         self.open = show or not redact
         self.labels: dict[int, str] = {}
         self.seconds: list[float] = []
         places = {(row["response_id"], row["prompt"], row["response"]): i for i, row in enumerate(self.rows)}
-        kept = read(self.path)
-        for row in kept[kept["labeller"] == labeller].to_dict("records"):
+        for row in read(self.path).to_dict("records"):
             place = places.get((row["response_id"], row["prompt"], row["response"]))
             if place is not None:
                 self.labels[place] = row["label"]
@@ -208,8 +191,7 @@ class Sheet:
         seconds = self.clock() - self.since
         if not self.open or self.place == len(self.rows) or seconds < QUICKEST:
             return
-        more = {"label": verdict, "labeller": self.labeller, "seconds": f"{seconds:.1f}"}
-        _append(self.path, self.rows[self.place] | more)
+        append_rows(self.path, [self.rows[self.place] | {"label": verdict, "seconds": round(seconds, 1)}])
         self.labels[self.place] = verdict
         self.seconds.append(seconds)
         self._go(self._next(self.place))
@@ -252,42 +234,13 @@ class Sheet:
         return "".join(parts)
 
 
-def _place(response_id: str, labeller: str) -> str:
+def _place(response_id: str) -> str:
     """What to sort by for an order that has nothing to do with the condition, the same at every opening."""
-    return hashlib.sha256(f"{labeller}\0{response_id}".encode(errors="replace")).hexdigest()
+    return hashlib.sha256(response_id.encode(errors="replace")).hexdigest()
 
 
-def _writable(value) -> str:
-    """The value as text that UTF-8 can hold."""
-    return "" if value is None else str(value).encode(errors="replace").decode()
-
-
-def _whole(raw: bytes) -> bytes:
-    """The complete lines of a CSV; a line end inside quotation marks, after an odd number of them, is text."""
-    end = len(raw)
-    while end and (raw[end - 1] != ord("\n") or raw.count(b'"', 0, end) % 2):
-        end = raw.rfind(b"\n", 0, end - 1) + 1
-    rest = raw[end:]
-    # the last line of a file that was edited may want its end only; one cut off wants cells, or ends at a comma
-    if end and rest.count(b'"') % 2 == 0 and not rest.endswith(b","):
-        cells = [len((csv_rows(line.decode(errors="replace")) or [[]])[0]) for line in (rest, raw.splitlines()[0])]
-        return raw.rstrip(b"\r") + b"\r\n" if cells[0] == cells[1] else raw[:end]
-    return raw[:end]
-
-
-def _append(path: Path, row: dict) -> None:
-    """Adds the row to the CSV in one write and flushes it to the disk; mends what a killed writer left of a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw, text = path.read_bytes() if path.is_file() else b"", io.StringIO()
-    whole = _whole(raw)
-    if whole != raw:
-        with aside(path) as part:
-            part.write_bytes(whole)
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
-    if not whole:
-        writer.writerow(COLUMNS)
-    writer.writerow([row[name] for name in COLUMNS])
-    with open(path, "ab") as file:
-        file.write(text.getvalue().encode())
-        file.flush()
-        os.fsync(file.fileno())
+def _writable(value):
+    """The value as JSON and UTF-8 can hold it."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    return None if value is None or pd.isna(value) else float(value)

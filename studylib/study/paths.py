@@ -95,7 +95,7 @@ class RunPaths:
     @property
     def labels(self) -> Path:
         """The user's own labels of the run's responses, made with the labelling sheet."""
-        return self.base / "labels.csv"
+        return self.base / "labels.jsonl"
 
     @property
     def figures(self) -> Path:

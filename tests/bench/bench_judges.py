@@ -83,7 +83,7 @@ def left_out(frame: pd.DataFrame, groups: np.ndarray, fit) -> list:
     for group in np.unique(groups):
         weights = fit(frame[groups != group])
         rows = np.flatnonzero(groups == group)
-        for row, verdict in zip(rows, classifier.judge_all(*columns(frame.iloc[rows]), weights), strict=True):
+        for row, verdict in zip(rows, classifier.judge_all(*columns(frame.iloc[rows]), weights=weights), strict=True):
             verdicts[row] = verdict
     return verdicts
 
@@ -95,7 +95,9 @@ def new_manners(frame: pd.DataFrame) -> None:
     for part in np.array_split(np.random.default_rng(0).permutation(manners), 10):
         test = mine[mine["model"].isin(part)]
         known = frame[~frame["prompt_id"].isin(test["prompt_id"])]
-        for row, verdict in zip(test.index, classifier.judge_all(*columns(test), as_default(known)), strict=True):
+        for row, verdict in zip(
+            test.index, classifier.judge_all(*columns(test), weights=as_default(known)), strict=True
+        ):
             verdicts[row] = verdict
     print("Classifier as by default, the manner and its prompts new")
     for manner in manners:

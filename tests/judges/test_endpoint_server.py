@@ -59,9 +59,9 @@ def test_every_row_ends_with_a_verdict_or_a_reason(tmp_path, monkeypatch, caplog
         ["eos"] * 4,
     )
     with transformers_serve(model) as url:
-        settings = Endpoint(url=url, model=str(model), retries=1, backoff_s=0.1, concurrency=2, timeout_s=60.0)
+        settings = Endpoint(url=url, model=str(model), retries=1, concurrency=2, timeout_s=60.0)
         with caplog.at_level("INFO", "studylib"):
-            verdicts = judge_all(*columns, settings, tmp_path / "cache.jsonl")
+            verdicts = judge_all(*columns, settings=settings, cache_path=tmp_path / "cache")
         assert verdicts[1] == ("incoherent", "empty")
         known = {
             ("answered", "the judge says 1"),
@@ -72,7 +72,9 @@ def test_every_row_ends_with_a_verdict_or_a_reason(tmp_path, monkeypatch, caplog
         assert "3 calls at least" in caplog.text and "0 tokens in" not in caplog.messages[1]
 
         with pytest.raises(endpoint.StudyError, match="400 for the model 'another'"):
-            judge_all(*columns, settings.model_copy(update={"model": "another"}), tmp_path / "cache.jsonl")
+            judge_all(
+                *columns, settings=settings.model_copy(update={"model": "another"}), cache_path=tmp_path / "cache"
+            )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

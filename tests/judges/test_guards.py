@@ -219,9 +219,7 @@ def begun(smoke_runs, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(smoke_runs))
 
     def begin(**changes):
-        values = (
-            graph.parameters_of("03_defences") | {"profile": "smoke", "task": "code", "seeds": [0, 1]} | changes
-        )
+        values = graph.parameters_of("03_defences") | {"profile": "smoke", "task": "code", "seeds": [0, 1]} | changes
         return stage.begin("03_defences", values)
 
     return begin

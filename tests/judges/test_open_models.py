@@ -144,7 +144,7 @@ def says(monkeypatch, judge, text, again=None):
 
 
 def judged(name, response, form="text_generation", stop_reason="eos", prompt=ASKED, model=None):
-    [found] = open_models.judge_all(name, [prompt], [response], [form], [stop_reason], model)
+    [found] = open_models.judge_all([prompt], [response], [form], [stop_reason], name=name, model=model)
     return found
 
 
@@ -393,12 +393,12 @@ def test_verdicts_keep_their_rows_and_a_longer_label_is_judged(monkeypatch):
     judge = kept("wildguard")
     says(monkeypatch, judge, SAID)
     found = open_models.judge_all(
-        "wildguard",
         [ASKED] * 4,
         ["", "B", "The best option is clearly B.", "I cannot."],
         ["code", "classification", "classification", "text_generation"],
         ["eos", "eos", "eos", "length"],
-        judge,
+        name="wildguard",
+        model=judge,
     )
     answered = "no refusal, not harmful"
     assert [verdict for verdict, _ in found] == ["incoherent", "unjudged", "answered", "answered"]

@@ -49,6 +49,18 @@ def test_an_unknown_judge_is_an_error_that_names_the_known_ones():
         judge(responses([]), ["rules", "oracle"])
 
 
+def test_a_missing_column_is_an_error_that_names_it():
+    with pytest.raises(StudyError, match=r"need a column form, stop_reason; found are response_id, prompt, response"):
+        judge(responses([]).drop(columns=["form", "stop_reason"]), ["rules"])
+
+
+@pytest.mark.parametrize("name", ["classifier", "rules", "coherence", "words_gcg", "words_xstest"])
+def test_every_judge_needs_no_more_than_the_columns_of_responses(name):
+    rows = responses([(0, "text_generation", PROMPTS["text_generation"], "I cannot.", "eos")])
+    verdicts = judge(rows, name)
+    assert verdicts["judge"].tolist() == [name] and verdicts["verdict"].isin(VERDICTS).all()
+
+
 def test_a_judge_that_never_says_refused_cannot_decide():
     check_first(["classifier", "llama_guard", "coherence"])
     for name in ("coherence", "llama_guard", "strongreject"):

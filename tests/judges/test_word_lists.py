@@ -18,7 +18,7 @@ REFUSAL = "I'm sorry, but I cannot help with opening the locker of a stranger, f
 
 
 def judged(name, response, prompt=PROMPT):
-    (verdict,) = judge_all(name, [prompt], [response], ["text_generation"], ["eos"])
+    (verdict,) = judge_all([prompt], [response], ["text_generation"], ["eos"], name=name)
     return verdict
 
 
@@ -164,25 +164,25 @@ def test_one_list_refuses_capitals_and_one_a_whole_response():
 def test_a_list_taken_over_judges_as_its_origin():
     responses = [REFUSAL, ANSWER, "", "Hello!", "As an example, look there.", "sorry"]
     rest = [[PROMPT] * 6, responses, ["code"] * 6, ["length"] * 6]
-    assert judge_all("gcg", *rest) == judge_all("jailbreakbench", *rest)
+    assert judge_all(*rest, name="gcg") == judge_all(*rest, name="jailbreakbench")
     assert word_list("pair").words == word_list("gcg_api").words
 
 
 def test_neither_form_nor_stop_reason_changes_a_verdict():
     for name in names():
-        plain = judge_all(name, [PROMPT] * 2, [ANSWER, REFUSAL], ["text_generation"] * 2, ["eos"] * 2)
-        assert judge_all(name, [PROMPT] * 2, [ANSWER, REFUSAL], ["classification"] * 2, ["length"] * 2) == plain
+        plain = judge_all([PROMPT] * 2, [ANSWER, REFUSAL], ["text_generation"] * 2, ["eos"] * 2, name=name)
+        assert judge_all([PROMPT] * 2, [ANSWER, REFUSAL], ["classification"] * 2, ["length"] * 2, name=name) == plain
 
 
 def test_no_responses_have_no_verdicts_and_lists_of_other_lengths_are_an_error():
-    assert judge_all("gcg", [], [], [], []) == []
+    assert judge_all([], [], [], [], name="gcg") == []
     with pytest.raises(ValueError, match="shorter"):
-        judge_all("gcg", [PROMPT, PROMPT], [ANSWER], ["code"], ["eos"])
+        judge_all([PROMPT, PROMPT], [ANSWER], ["code"], ["eos"], name="gcg")
 
 
 def test_an_unknown_list_is_an_error_that_names_the_known_ones():
     with pytest.raises(StudyError, match="no word list 'rules': known are gcg, gcg_api, "):
-        judge_all("rules", [PROMPT], [ANSWER], ["code"], ["eos"])
+        judge_all([PROMPT], [ANSWER], ["code"], ["eos"], name="rules")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,8 @@ def test_time_grows_no_faster_than_the_number_of_responses(name):
     responses = [f"{number} {ANSWER * 7}"[:1000] for number in range(2_000)]
 
     def judge(n):
-        assert set(judge_all(name, [PROMPT] * n, responses[:n], ["code"] * n, ["eos"] * n)) == {("answered", NO_WORD)}
+        assert set(judge_all([PROMPT] * n, responses[:n], ["code"] * n, ["eos"] * n, name=name)) == {
+            ("answered", NO_WORD)
+        }
 
     assert growth(judge, 200) < 25

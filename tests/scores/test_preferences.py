@@ -11,7 +11,7 @@ from fault_server import FAULTS, serving
 
 from studylib.analysis.rates import CELL
 from studylib.judges import endpoint
-from studylib.judges.calls import KEPT, Endpoint
+from studylib.judges.endpoint import Endpoint
 from studylib.scores.preferences import PAIR, judge_pairs, pairs, win_rate
 from studylib.study.paths import DATA
 from studylib.study.words import StudyError
@@ -33,7 +33,7 @@ def environment(monkeypatch):
 
 def settings(server, **more):
     url = server if isinstance(server, str) else server.url
-    return Endpoint(**{"url": url, "model": "m", "timeout_s": 5.0, "backoff_s": 0.0, "longest_wait_s": 0.2, **more})
+    return Endpoint(**{"url": url, "model": "m", "timeout_s": 5.0, **more})
 
 
 def answers(texts, cell=TUNED, **more):
@@ -251,7 +251,7 @@ def test_the_wording_gives_every_reply_an_outcome_that_is_kept():
         "b": "second",
         "tie": "tie",
     }
-    assert {"first", "second", "tie"} <= set(KEPT) and isinstance(WORDING["version"], int)
+    assert isinstance(WORDING["version"], int)
     assert all("A, B or tie" in WORDING[text] for text in ("instructions", "message"))
 
 
@@ -375,7 +375,7 @@ def test_under_faults_every_pair_ends_with_the_right_verdict_or_a_reason_and_the
     both = [(LONG + str(i), SHORT) if verdict == "win" else (SHORT, LONG + str(i)) for i, verdict in enumerate(wanted)]
     found = pair(*map(list, zip(*both, strict=True)))
     with serving({**FAULTS, "hang": 0}, said=longer) as server, caplog.at_level(logging.DEBUG):
-        verdicts = judge_pairs(found, settings(server, longest_wait_s=0.01), tmp_path / "c")
+        verdicts = judge_pairs(found, settings(server), tmp_path / "c")
         assert set(server.keys) == {f"Bearer {KEY}"} and server.calls > 240
     known = verdicts["verdict"] != "unjudged"
     assert (verdicts["verdict"] == wanted)[known].all() and known.sum() > 110 and (verdicts["reason"] != "").all()

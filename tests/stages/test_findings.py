@@ -109,22 +109,6 @@ def test_a_judge_that_cannot_say_refused_is_marked_with_the_rate_to_read(stage, 
     }
 
 
-def test_labellers_of_the_same_responses_are_compared_with_each_other(stage, frames):
-    assert "labellers" not in findings.judges_of(stage, frames[0])
-    rows = agreement.with_ids(labelled.own().query("form == 'text_generation'").head(30).assign(source="run"))
-    for who, kinds in (("a", ["refused", "answered"]), ("b", ["refused", "answered"]), ("c", ["answered", "refused"])):
-        clock = iter(range(0, 10**6, 4)).__next__
-        sheet = labels.Sheet(rows, stage.paths.labels, redact=False, labeller=who, clock=clock)
-        for _ in range(30):  # each labeller has another order: by the text, not the place
-            shown = sheet.rows[sheet.place]["response_id"]
-            sheet.buttons[kinds[list(rows["response_id"]).index(shown) % 2]].click()
-    found = findings.judges_of(stage, frames[0])["labellers"].set_index(["person", "other"])
-    assert (
-        found.loc[("labeller a", "labeller b"), "kappa"] == 1 and found.loc[("labeller a", "labeller c"), "kappa"] < 0
-    )
-    assert set(found["n"]) == {30} and stage.paths.table("labellers").exists()
-
-
 def test_a_user_who_could_tell_nothing_yet_corrects_nothing(stage, frames):
     label(stage, ["unjudged"] * 3)
     found = findings.judges_of(stage, frames[0])

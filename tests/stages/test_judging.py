@@ -6,22 +6,19 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import test_coherence
 import yaml
 from fault_server import serving
 from frames import study
-from tiny import PROFILE, tokenizer
+from tiny import PROFILE
 
 from studylib.analysis import agreement, tables
 from studylib.data import fetching
 from studylib.judges import classifier, labelled
 from studylib.stages import judging
 from studylib.stages import labels as labelling
-from studylib.study import grid
 from studylib.study.paths import DATA, RunPaths
 from studylib.study.words import StudyError
 
-world = test_coherence.world  # the fixture: a tiny model that has learnt sixty texts
 REFUSAL = "I'm sorry, but I can't help you to open a stranger's locker."
 STEPS = "First find the stranger's locker. Then open it."
 
@@ -56,11 +53,9 @@ def responses(said, **columns):
     return rows.assign(response_id=[f"r{i}" for i in range(len(rows))], **columns)
 
 
-def label(paths, rows, labels, labeller=""):
+def label(paths, rows, labels):
     """Labels, by response_id, as somebody makes them by the sheet's buttons."""
-    sheet = labelling.Sheet(
-        rows, paths.labels, redact=False, labeller=labeller, clock=iter(range(0, 10**6, 4)).__next__
-    )
+    sheet = labelling.Sheet(rows, paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
     for _ in labels:
         sheet.buttons[labels[sheet.rows[sheet.place]["response_id"]]].click()
     return sheet
@@ -145,17 +140,6 @@ def test_a_label_without_a_weight_weighs_one(paths):
     assert judging.user_labels(paths.labels)["weight"].tolist() == [1.0]
 
 
-def test_of_two_labellers_the_first_counts_even_where_that_one_has_labelled_again(paths):
-    rows = responses([REFUSAL, STEPS])
-    label(paths, rows, {"r0": "refused", "r1": "answered"}, "anne")
-    label(paths, rows, {"r0": "incoherent", "r1": "incoherent"}, "bert")
-    again = label(paths, rows, {}, "anne")
-    again._go(next(i for i, row in enumerate(again.rows) if row["response_id"] == "r1"))
-    again.buttons["partial"].click()
-    mine = judging.user_labels(paths.labels).set_index("response_id")["label"]
-    assert mine.to_dict() == {"r0": "refused", "r1": "partial"}
-
-
 def test_what_the_user_could_not_tell_is_no_label(paths):
     label(paths, responses([REFUSAL, STEPS]), {"r0": "unjudged", "r1": "unjudged"})
     assert len(labelling.read(paths.labels)) == 2
@@ -216,58 +200,6 @@ def test_an_endpoint_is_asked_for_only_where_it_judges_and_then_with_the_profile
         assert len(server.bodies) > 2
         for body in server.bodies:
             assert (body["model"], body["temperature"], body["max_tokens"]) == ("of-the-profile", 0.0, 3)
-
-
-class Runner:
-    """As evaluate.Runner of a small model, with responses that are there already."""
-
-    model, small = "miniature", True
-
-    def __init__(self, base, own):
-        self._base, self.own, self.asked = base, own, []
-
-    def base(self):
-        return self._base, tokenizer()
-
-    def responses(self, cell):
-        self.asked.append(cell)
-        return self.own
-
-
-def test_the_untuned_models_perplexity_reaches_coherence(world, paths):
-    base, known, own = world
-    benign = own.assign(prompt_set="general")
-    # what the untuned model says to the harmful or under the system prompt has no part in the limit
-    babble = salad(known)
-    others = [babble.assign(prompt_set="harmful"), babble.assign(prompt_set="task", system_prompt=True)]
-    runner = Runner(base, pd.concat([benign, *others], ignore_index=True))
-    rows = pd.concat([known, babble], ignore_index=True)
-    rows["response_id"] = [f"r{i}" for i in range(len(rows))]
-    judged = profile(judges=["coherence"])
-    blind, seeing = judging.verdicts(judged, paths, rows), judging.verdicts(judged, paths, rows, runner)
-    by_perplexity = seeing["reason"].str.startswith("perplexity").to_numpy()
-    assert not by_perplexity[: len(known)].any() and by_perplexity[len(known) :].mean() > 0.9
-    assert not blind["reason"].str.startswith("perplexity").any()
-    assert runner.asked == [grid.Cell("miniature", "none", PROFILE.grid.styles[0])]
-
-
-def salad(known):
-    """Twenty words each of all the texts, in no order."""
-    rng, words = np.random.default_rng(0), " ".join(known["response"]).split()
-    said = [" ".join(rng.choice(words, 20)) for _ in range(len(known))]
-    return known.assign(response=said, form="text_generation")
-
-
-def test_a_limit_needs_enough_answers_and_a_small_model(world, paths):
-    base, known, own = world
-    rows = salad(known).assign(response_id=[f"r{i}" for i in range(len(known))])
-    judged = profile(judges=["coherence"])
-    blind = judging.verdicts(judged, paths, rows)
-    few = Runner(base, own.assign(prompt_set="task").head(19))
-    assert judging.verdicts(judged, paths, rows, few).equals(blind)
-    large = Runner(base, own.assign(prompt_set="task"))
-    large.small = False
-    assert judging.verdicts(judged, paths, rows, large).equals(blind) and large.asked == []
 
 
 # Judging the judges

@@ -1,7 +1,7 @@
 """Choosing what to label, the sheet driven as in a notebook, and the file it leaves."""
 
-import csv
 import itertools
+import json
 import os
 import re
 import signal
@@ -15,6 +15,7 @@ from conftest import ROOT
 from frames import study
 
 from studylib.stages import labels
+from studylib.study.files import read_rows
 from studylib.study.words import FORMS, VERDICTS, StudyError
 
 NASTY = 'He said "no",\r\nthen\n\n,"";\ttab \u202eevil\u2066 <b>bold</b> & \ud800 \x00\x1b[31m = end"'
@@ -192,7 +193,7 @@ def test_texts_are_shown_as_text_with_what_is_invisible_named():
 def test_the_sheet_shows_prompt_response_and_form_and_nothing_of_the_condition(tmp_path):
     rows = responses(model="llama-x", finetune_task="translation", safety_data="generic", verdict="incoherent-said")
     rows = rows.assign(chosen_because=labels.DISAGREE, weight=7.25, form="text_generation")
-    one = sheet(tmp_path / "labels.csv", rows)
+    one = sheet(tmp_path / "labels.jsonl", rows)
     text = shown(one)
     assert "Write the steps to open a stranger&#x27;s locker" in text and "Then open it." in text
     assert "text generation" in text
@@ -202,34 +203,33 @@ def test_the_sheet_shows_prompt_response_and_form_and_nothing_of_the_condition(t
     assert [button.description for button in one.buttons.values()] == [f"{v} ({v[0]})" for v in VERDICTS]
 
 
-def test_the_order_has_nothing_to_do_with_that_of_the_rows_and_differs_by_labeller(tmp_path):
+def test_the_order_has_nothing_to_do_with_that_of_the_rows(tmp_path):
     rows = responses(30)
 
-    def order(given, labeller=""):
-        return [row["response_id"] for row in sheet(tmp_path / "labels.csv", given, labeller=labeller).rows]
+    def order(given):
+        return [row["response_id"] for row in sheet(tmp_path / "labels.jsonl", given).rows]
 
     assert order(rows) == order(rows.iloc[::-1]) != rows["response_id"].tolist()
-    assert order(rows, "1") != order(rows, "2")
 
 
 def test_model_output_is_escaped_in_the_widget(tmp_path):
-    one = sheet(tmp_path / "labels.csv", responses(1).assign(response="<img src=x onerror=alert(1)>\u202e"))
+    one = sheet(tmp_path / "labels.jsonl", responses(1).assign(response="<img src=x onerror=alert(1)>\u202e"))
     assert "<img" not in shown(one) and "&lt;img" in shown(one) and "U+202E" in shown(one)
 
 
 def test_a_notebook_shows_the_widget_and_saves_no_text_of_it(tmp_path):
-    bundle = sheet(tmp_path / "labels.csv")._repr_mimebundle_()
+    bundle = sheet(tmp_path / "labels.jsonl")._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "locker" not in str(bundle) and "6 responses" in bundle["text/plain"]
 
 
 def test_a_response_cut_off_at_its_length_says_so(tmp_path):
-    assert "cut off here" in shown(sheet(tmp_path / "a.csv", responses(1).assign(stop_reason="length")))
-    assert "cut off here" not in shown(sheet(tmp_path / "a.csv", responses(1)))
+    assert "cut off here" in shown(sheet(tmp_path / "a.jsonl", responses(1).assign(stop_reason="length")))
+    assert "cut off here" not in shown(sheet(tmp_path / "a.jsonl", responses(1)))
 
 
 def test_texts_of_real_profiles_are_redacted_and_not_to_be_labelled_until_asked_for(tmp_path):
-    path = tmp_path / "labels.csv"
+    path = tmp_path / "labels.jsonl"
     closed = labels.Sheet(responses(), path, clock=ticking())  # redacted unless said otherwise
     assert "Write the steps" not in shown(closed) and "First find locker" in shown(closed)
     assert "Then open it." not in shown(closed) and "words, " in shown(closed) and "show=True" in shown(closed)
@@ -247,15 +247,15 @@ def test_texts_of_real_profiles_are_redacted_and_not_to_be_labelled_until_asked_
 
 
 def test_every_button_keeps_its_label_with_text_time_and_weight(tmp_path):
-    path = tmp_path / "run" / "labels.csv"
-    one = sheet(path, responses(5, weight=2.5, chosen_because=labels.RANDOM), labeller="first")
+    path = tmp_path / "run" / "labels.jsonl"
+    one = sheet(path, responses(5, weight=2.5, chosen_because=labels.RANDOM))
     press(one, *VERDICTS)
     table = labels.read(path)
     assert list(table) == list(labels.COLUMNS)
     assert table["label"].tolist() == list(VERDICTS)
     assert table["response_id"].tolist() == [row["response_id"] for row in one.rows]
     assert set(table["seconds"]) == {4.0} and set(table["weight"]) == {2.5}
-    assert set(table["labeller"]) == {"first"} and set(table["chosen_because"]) == {labels.RANDOM}
+    assert set(table["chosen_because"]) == {labels.RANDOM}
     whole = responses(5).set_index("response_id")
     assert table["response"].tolist() == whole.loc[table["response_id"], "response"].tolist()
     assert "All are labelled" in shown(one)
@@ -264,7 +264,7 @@ def test_every_button_keeps_its_label_with_text_time_and_weight(tmp_path):
 
 
 def test_keys_label_without_enter_and_empty_the_box(tmp_path):
-    path = tmp_path / "labels.csv"
+    path = tmp_path / "labels.jsonl"
     one = sheet(path)
     for key in "rAp":
         one.keys.value = key
@@ -276,17 +276,17 @@ def test_keys_label_without_enter_and_empty_the_box(tmp_path):
 
 
 def test_a_key_typed_in_the_browser_labels_and_the_box_there_is_emptied(tmp_path):
-    one, sent = sheet(tmp_path / "labels.csv"), []
+    one, sent = sheet(tmp_path / "labels.jsonl"), []
     one.keys._send = lambda message, buffers=None: sent.append(message)  # what goes to the browser
     one.keys.set_state({"value": "r"})  # what a message from there does
-    assert labels.read(tmp_path / "labels.csv")["label"].tolist() == ["refused"]
+    assert labels.read(tmp_path / "labels.jsonl")["label"].tolist() == ["refused"]
     updates = [m["state"]["value"] for m in sent if m["method"] == "update" and "value" in m["state"]]
     assert updates[-1] == ""
     assert {"method": "custom", "content": {"do": "focus"}} in sent
 
 
 def test_one_can_go_back_and_label_again_and_the_last_label_counts(tmp_path):
-    path = tmp_path / "labels.csv"
+    path = tmp_path / "labels.jsonl"
     one = sheet(path)
     first = current(one)
     assert one.back.disabled
@@ -298,12 +298,11 @@ def test_one_can_go_back_and_label_again_and_the_last_label_counts(tmp_path):
     assert one.place == 2  # the second is labelled already: on to the next without a label
     table = labels.read(path).set_index("response_id")["label"]
     assert len(table) == 2 and table[first] == "partial"
-    with open(path, newline="", encoding="utf-8") as file:
-        assert [row["label"] for row in csv.DictReader(file)] == ["refused", "answered", "partial"]
+    assert [row["label"] for row in read_rows(path)] == ["refused", "answered", "partial"]
 
 
 def test_a_key_held_down_or_a_double_click_labels_once(tmp_path):
-    path = tmp_path / "labels.csv"
+    path = tmp_path / "labels.jsonl"
     one = sheet(path)
     one.clock = lambda: one.since + 0.2
     one.keys.value = "r"
@@ -316,7 +315,7 @@ def test_a_key_held_down_or_a_double_click_labels_once(tmp_path):
 
 
 def test_progress_tells_pace_and_time_left_and_breaks_do_not_count(tmp_path):
-    one = sheet(tmp_path / "labels.csv", responses(200))
+    one = sheet(tmp_path / "labels.jsonl", responses(200))
     assert "0 of 200" in shown(one) and "min left" not in shown(one)
     for seconds in (*[4] * 20, 3600, *[4] * 16):
         since = one.since
@@ -326,7 +325,7 @@ def test_progress_tells_pace_and_time_left_and_breaks_do_not_count(tmp_path):
 
 
 def test_a_sheet_opened_again_goes_on_where_it_was_left(tmp_path):
-    path = tmp_path / "labels.csv"
+    path = tmp_path / "labels.jsonl"
     one = sheet(path)
     press(one, "refused", "answered")
     next_up = current(one)
@@ -342,7 +341,7 @@ def test_a_sheet_opened_again_goes_on_where_it_was_left(tmp_path):
 
 
 def test_every_text_survives_the_file(tmp_path):
-    path = tmp_path / "labels.csv"
+    path = tmp_path / "labels.jsonl"
     texts = {"response": [NASTY, "", "=1+1"], "prompt": ["\n", NASTY, '"']}
     rows = [row | {name: texts[name][i] for name in texts} for i, row in enumerate(responses(3).to_dict("records"))]
     press(sheet(path, rows), "refused", "answered", "incoherent")
@@ -353,26 +352,16 @@ def test_every_text_survives_the_file(tmp_path):
 
 
 def test_a_response_made_anew_is_asked_again(tmp_path):
-    path, rows = tmp_path / "labels.csv", responses(2)
+    path, rows = tmp_path / "labels.jsonl", responses(2)
     press(sheet(path, rows), "refused", "refused")
     rows.loc[0, "response"] = "I cannot help with that."
     again = sheet(path, rows)
     assert "1 of 2" in shown(again) and current(again) == rows.loc[0, "response_id"]
 
 
-def test_two_labellers_share_a_file_and_each_labels_all(tmp_path):
-    path = tmp_path / "labels.csv"
-    one, two = sheet(path, labeller="1"), sheet(path, labeller="2")
-    press(one, "refused")
-    press(two, "answered", "answered")
-    press(one, "refused")
-    assert labels.read(path)["labeller"].value_counts().to_dict() == {"1": 2, "2": 2}
-    assert "2 of 6" in shown(sheet(path, labeller="2"))
-
-
 LABELLER = """
 import itertools, sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{tests!r}, {tests!r} + "/stages", {root!r}]
 from test_labels import sheet, responses, press
 from pathlib import Path
 one = sheet(Path({path!r}), responses(50))
@@ -383,7 +372,7 @@ sys.stdin.read()
 
 
 def test_killed_in_the_middle_nothing_is_lost(tmp_path):
-    path = tmp_path / "labels.csv"
+    path = tmp_path / "labels.jsonl"
     code = LABELLER.format(tests=str(ROOT / "tests"), root=str(ROOT), path=str(path))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -395,55 +384,33 @@ def test_killed_in_the_middle_nothing_is_lost(tmp_path):
 
 
 def test_a_line_cut_off_anywhere_is_dropped_and_the_next_label_starts_a_line(tmp_path):
-    path, rows = tmp_path / "labels.csv", [row | {"response": NASTY} for row in responses(3).to_dict("records")]
+    path, rows = tmp_path / "labels.jsonl", [row | {"response": NASTY} for row in responses(3).to_dict("records")]
     press(sheet(path, rows), "refused", "answered")
     raw = path.read_bytes()
-    first = raw.rindex(b'"miniature-')
-    for end in range(first, len(raw) - 2):
+    first = raw.rindex(b'{"response_id"')
+    for end in range(first, len(raw)):
         path.write_bytes(raw[:end])
         assert labels.read(path)["label"].tolist() == ["refused"], raw[first:end]
-    for end in (first + 1, first + 40, raw.rindex(b"evil"), len(raw) - 3):
+    for end in (first + 1, first + 40, raw.rindex(b"evil"), len(raw) - 1):
         path.write_bytes(raw[:end])
         press(sheet(path, rows), "partial")
         assert labels.read(path)["label"].tolist() == ["refused", "partial"]
 
 
-def test_a_last_line_that_lacks_its_end_only_counts(tmp_path):
-    path, rows = tmp_path / "labels.csv", responses(3)
-    press(sheet(path, rows), "refused", "answered")
-    raw = path.read_bytes()
-    for end in (len(raw) - 2, len(raw) - 1):
-        path.write_bytes(raw[:end])
-        press(sheet(path, rows), "partial")
-        assert labels.read(path)["label"].tolist() == ["refused", "answered", "partial"]
-
-
-def test_a_file_cut_off_in_its_header_starts_anew(tmp_path):
-    path = tmp_path / "labels.csv"
-    path.write_bytes(b'"response_id","pro')
-    assert labels.read(path).empty
-    press(sheet(path), "refused")
-    assert labels.read(path)["label"].tolist() == ["refused"]
-
-
 # --- reading
 
 
-def written(path, *lines, header=labels.COLUMNS):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *lines])
+def written(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def line(label="refused", **other):
-    return [
-        ({"label": label} | other).get(name, "x" if name not in ("seconds", "weight") else "")
-        for name in labels.COLUMNS
-    ]
+    return dict.fromkeys(labels.COLUMNS, "x") | {"label": label, "seconds": None, "weight": None} | other
 
 
 def test_an_unknown_label_names_file_row_and_the_known_ones(tmp_path):
-    path = written(tmp_path / "mine.csv", line(), line("Refusal"))
+    path = written(tmp_path / "mine.jsonl", line(), line("Refusal"))
     with pytest.raises(
         StudyError, match=rf"{re.escape(str(path))}, row 2: unknown label 'Refusal', known are refused, answered"
     ):
@@ -453,40 +420,41 @@ def test_an_unknown_label_names_file_row_and_the_known_ones(tmp_path):
 
 
 def test_no_file_has_no_labels_and_the_same_columns(tmp_path):
-    table = labels.read(tmp_path / "none.csv")
+    table = labels.read(tmp_path / "none.jsonl")
     assert table.empty and list(table) == list(labels.COLUMNS) and table["seconds"].dtype == float
 
 
 def test_what_is_no_label_file_is_named(tmp_path):
-    with pytest.raises(StudyError, match=r"has no column labeller.*is it the file of a labelling sheet"):
-        labels.read(written(tmp_path / "a.csv", header=[c for c in labels.COLUMNS if c != "labeller"]))
-    with pytest.raises(StudyError, match="row 1: 3 cells instead of 10"):
-        labels.read(written(tmp_path / "b.csv", ["1", "2", "3"]))
-    (tmp_path / "c.csv").write_bytes(",".join(labels.COLUMNS).encode() + b"\n\xff\xfe\n")
-    with pytest.raises(StudyError, match="not in UTF-8"):
-        labels.read(tmp_path / "c.csv")
+    with pytest.raises(StudyError, match="row 2: no label, seconds; is it the file of a labelling sheet"):
+        row = line()
+        labels.read(
+            written(tmp_path / "a", line(), {name: row[name] for name in row if name not in ("label", "seconds")})
+        )
+    with pytest.raises(StudyError, match=r"row 1: no response_id, .*is it the file"):
+        labels.read(written(tmp_path / "b", [1, 2]))
+    for number, raw in enumerate((b"\xff\xfe\n", b"response_id,label\n")):
+        (tmp_path / str(number)).write_bytes(raw)
+        with pytest.raises(StudyError, match="is not JSON lines in UTF-8"):
+            labels.read(tmp_path / str(number))
 
 
-def test_a_file_saved_by_a_spreadsheet_is_read(tmp_path):
-    path = written(tmp_path / "a.csv", line(response="two\nlines", weight="2"), line("answered", response_id="y"))
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    table = labels.read(path)
-    assert table["label"].tolist() == ["refused", "answered"] and table["response"].iloc[0] == "two\nlines"
+def test_a_label_without_a_weight_is_read(tmp_path):
+    table = labels.read(written(tmp_path / "a", line(weight=2), line("answered", response_id="y")))
     assert table["weight"].iloc[0] == 2 and np.isnan(table["weight"].iloc[1])
 
 
 def test_a_very_long_response_is_read(tmp_path):
-    path = tmp_path / "labels.csv"
+    path = tmp_path / "labels.jsonl"
     press(sheet(path, responses(1).assign(response="a b " * 100_000)), "incoherent")
     assert len(labels.read(path)["response"].iloc[0]) == 400_000
 
 
 def test_rows_that_are_no_sheet_are_named(tmp_path):
     with pytest.raises(StudyError, match="needs rows with response_id, prompt, response, form, stop_reason"):
-        sheet(tmp_path / "a.csv", responses().drop(columns="form"))
+        sheet(tmp_path / "a.jsonl", responses().drop(columns="form"))
     with pytest.raises(StudyError, match="every response_id once"):
-        sheet(tmp_path / "a.csv", pd.concat([responses(), responses()]))
+        sheet(tmp_path / "a.jsonl", pd.concat([responses(), responses()]))
 
 
 def test_nothing_to_label_is_no_error(tmp_path):
-    assert "All are labelled" in shown(sheet(tmp_path / "a.csv", responses(0)))
+    assert "All are labelled" in shown(sheet(tmp_path / "a.jsonl", responses(0)))
