@@ -22,7 +22,7 @@ from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
 from studylib.study.profile import Profile, load_profile, profile_path
-from studylib.study.words import SAFETY_DATA, STAGES, StudyError
+from studylib.study.words import STAGES, StudyError
 
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "papermill", "snakemake", "pooch", "datasets"),
@@ -252,24 +252,17 @@ def summary(profile_name: str) -> str:
     import pandas as pd
 
     from studylib.analysis import readable
-    from studylib.analysis.rates import one_dose
 
     profile = load_profile(profile_name)
     paths = RunPaths.of(profile.name)
     if not paths.manifest.is_file():
         raise StudyError(f"The run of {profile.name} in {paths.run} is not finished: `make study` goes on with it.")
-    shown = [pd.read_parquet(paths.table(name).with_suffix(".parquet")) for name in ("attack_success", "helpfulness")]
-    shown = [table[~table["system_prompt"].astype(bool) & (table["style"] == "chat")] for table in shown]
-    arms = ["finetune_task", "safety_data", "safety_fraction"]
-    rates, costs = (one_dose(table[table["safety_data"].isin(SAFETY_DATA)]) for table in shown)
-    n_rivals = len(shown[0][arms].drop_duplicates()) - len(rates[arms].drop_duplicates())
-    rivals = f"{n_rivals} rival arms and doses: tables/arms.csv\n" if n_rivals else ""
-    wide = readable.in_percent(rates).reset_index(["style", "system_prompt"], drop=True)
-    wide = wide.join(readable.costs_in_percent(costs, wide.index.names))
+    tables = [pd.read_parquet(paths.table(name).with_suffix(".parquet")) for name in ("attack_success", "helpfulness")]
+    wide = readable.headline(*tables)
     seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_by_work"]).T.sum().round(1)
     return (
-        "Harmful prompts answered, % (95 % interval), by form, and what the tuning costs in %; chat style, no system "
-        f"prompt:\n{wide.to_string(sparsify=False)}\n{rivals}\n"
+        "Harmful prompts answered in % (95 % interval), by form, and what the tuning costs in %; chat style, no system "
+        f"prompt:\n{wide.to_string(sparsify=False)}\n\n"
         f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
         f"Findings in words   {paths.notebook('06_findings', 'all')}\n"
         f"Tables              {paths.table('attack_success').parent}\n"

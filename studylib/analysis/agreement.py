@@ -61,11 +61,10 @@ def compare(labelled: pd.DataFrame, verdicts: pd.DataFrame, draws: int = 2000, s
     Statistics 9; seeded): each draw gives every prompt an exponential weight, and half a prompt is added to each of the
     four counts (Jeffreys' prior), as the plain bootstrap and kappa's asymptotic interval have no width where a judge
     made no error. In trials (1,000 sets of 60 to 200 responses, 1, 3 or 5 to a prompt, true kappa 0.59-0.98) it covered
-    91-96 %, the plain bootstrap over prompts 43-95 %, the asymptotic interval 44-94 %.
-    A column `weight` (responses that a row stands for, see `labelling.choose`) weights all but the counts; effective
-    sizes then shrink by Kish's factor.
-    Raises StudyError for missing columns, verdicts that are none, two labels or verdicts of one response, and missing
-    ones.
+    91-96 %, the plain bootstrap over prompts 43-95 %, the asymptotic interval 44-94 %. A column `weight` (responses
+    that a row stands for, see `labelling.choose`) weights all but the counts; effective sizes then shrink by Kish's
+    factor. Raises StudyError for missing columns, verdicts that are none, two labels or verdicts of one response, and
+    missing ones.
     """
     rows = _judged(labelled, verdicts)
     order = {key: [*dict.fromkeys(rows[key]), ALL] for key in KEYS}
@@ -99,8 +98,8 @@ def people(annotations: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.Da
     `annotations` has a row per response and a column of verdicts per person, missing where that person gave none;
     columns of CONTEXT may stand beside them. n counts the responses that both judged; agreement and kappa, with its
     interval, are about refused or not as in `compare`; kappa_verdicts is Cohen's kappa of all verdicts. NaN where the
-    first person gave one class only; no row where n is 0.
-    Raises StudyError for a verdict that is none, and for fewer than two people.
+    first person gave one class only; no row where n is 0. Raises StudyError for a verdict that is none, and for fewer
+    than two people.
     """
     rows = annotations.reset_index(drop=True)
     names = [name for name in rows if name not in CONTEXT]
@@ -129,8 +128,7 @@ def matrix(verdicts: pd.DataFrame) -> pd.DataFrame:
 
     Columns judge, other, n (responses that both judged), agreement (share with the same class) and kappa (Cohen's).
     What either left unjudged or was not asked is left out of the pair. NaN: both where n is 0, kappa where both always
-    gave the same one class.
-    Raises StudyError for verdicts that are none and for two of one judge on one response.
+    gave the same one class. Raises StudyError for verdicts that are none and for two of one judge on one response.
     """
     _check_verdicts(verdicts["verdict"], "verdict")
     _check_once(verdicts, ["response_id", "judge"], "verdicts of one judge")
@@ -157,11 +155,11 @@ def corrected(rate, n, sensitivity, n_sensitivity, specificity, n_specificity, c
     refusals. Pass effective sizes where rows are clustered. All take numbers or arrays of one shape, and so are the
     results. NaN where an input is NaN or an n is 0; where Youden's index (sensitivity + specificity - 1) is not above
     0, raw or shrunk as below, as such a judge says nothing about the rate; and where the whole interval lies outside
-    0-1, as such a rate cannot come from these errors.
-    Source: Rogan and Gladen (1978, Am. J. Epidemiology 107) for the rate, clipped to 0-1; Lang and Reiczigel (2014,
-    Preventive Veterinary Medicine 113) for the interval, their adjusted one for estimated sensitivity and specificity
-    (equations 4, 6, 7, 16 and 17): z^2 responses are added to the sample and 2 to each of the others, half of them
-    positive. It assumes that the judge errs on these responses as often as on the labelled ones.
+    0-1, as such a rate cannot come from these errors. Source: Rogan and Gladen (1978, Am. J. Epidemiology 107) for the
+    rate, clipped to 0-1; Lang and Reiczigel (2014, Preventive Veterinary Medicine 113) for the interval, their adjusted
+    one for estimated sensitivity and specificity (equations 4, 6, 7, 16 and 17): z^2 responses are added to the sample
+    and 2 to each of the others, half of them positive. It assumes that the judge errs on these responses as often as on
+    the labelled ones.
     """
     rate, n, se, n_se, sp, n_sp = (
         np.asarray(x, float) for x in (rate, n, sensitivity, n_sensitivity, specificity, n_specificity)
@@ -192,8 +190,8 @@ def with_corrected(attack: pd.DataFrame, judges: pd.DataFrame, source: str = ALL
     The errors are those in `judges`, a table of `compare`. Adds rate_corrected, low_corrected, high_corrected (0-1; see
     `corrected`), correction_from, the labelled sets that the errors come from, and correction_note: why there is no
     corrected rate, or that it was clipped, else "". `source` is one labelled set, or "all" of them together. The rate
-    is of n_effective responses, and what was left unjudged is in no rate.
-    Raises StudyError for a source that `judges` does not have.
+    is of n_effective responses, and what was left unjudged is in no rate. Raises StudyError for a source that `judges`
+    does not have.
     """
     if source not in set(judges["source"]):
         raise StudyError(

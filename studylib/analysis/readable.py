@@ -1,4 +1,4 @@
-"""Tables made for reading and for papers: rates in percent with their intervals, examples of responses, Markdown and LaTeX."""
+"""What readers see: labels of tasks, forms and arms, and tables in percent, as Markdown and as LaTeX."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from studylib.analysis.rates import INTERVAL, judged, ordered
+from studylib.analysis.comparisons import (
+    ARM_COSTS,
+    ARM_KEYS,
+    COSTLY,
+    MARGIN,
+    NO_REDUCTION,
+    PROMPTED,
+    SHIP,
+)
+from studylib.analysis.rates import INTERVAL, TOGETHER, judged, one_dose, ordered
 from studylib.study.files import write_text
+from studylib.study.words import FORMS, SAFETY_DATA
 from studylib.text.shown import redact, redact_prompt
 
+_MODEL = ["model", "finetune_task", "safety_data"]
 _DOSE = ["safety_data", "safety_fraction"]
 _LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}
 _LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
@@ -30,7 +41,7 @@ def calibration_label(style: str, system_prompt: bool, separator: str = ", ") ->
 
 
 def cell_words(row, form: bool = False) -> str:
-    """The cell of a row, as in "tuned on code, generic safety data, chat template, no system prompt"; with its form on request."""
+    """The cell of a row in words, as in "tuned on code, generic safety data, chat template, no system prompt"."""
     words = ["aligned model" if row["finetune_task"] == "none" else f"tuned on {label(row['finetune_task'])}"]
     words += [f"{row['safety_data']} safety data"] if row["safety_data"] != "none" else []
     words += [calibration_label(row["style"], row["system_prompt"])]
@@ -39,7 +50,7 @@ def cell_words(row, form: bool = False) -> str:
 
 
 def span(numbers) -> str:
-    """Smallest and largest of the numbers, as in "148-150", the one where they round to the same, "no" where all are NaN."""
+    """Smallest and largest number, as in "148-150"; one where they round to the same, "no" where all are NaN."""
     known = [float(number) for number in numbers if not np.isnan(number)]
     if not known:
         return "no"
@@ -48,9 +59,9 @@ def span(numbers) -> str:
 
 
 def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success for reading: one row per cell, a column per form and "all", as in "36 (24-50)" for percent and interval.
+    """Attack success for reading: a row per cell, a column per form and "all", as in "36 (24-50)" in percent.
 
-    The dose stands in the rows where one kind of safety data has several.
+    The rows name the dose where one kind of safety data has several.
     """
     shown = attack.assign(shown=percent(attack, "rate", *INTERVAL))
     if "note" in shown:
@@ -63,9 +74,10 @@ def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs_in_percent(helpfulness: pd.DataFrame, index: Sequence[str]) -> pd.DataFrame:
-    """What stands beside attack success: a row per value of the index columns, in whole percent, "-" where it is not known.
+    """The costs of safety: a row per value of the index columns, in whole percent, "-" where nothing is known.
 
-    `twins refused` (over-refusal, all forms), `general score`, and `task score`, of the task that the model was tuned on.
+    `twins refused` (over-refusal, all forms), `general score`, and `task score`, of the task that the model was tuned
+    on.
     """
     tasks = helpfulness["form"].astype(str) == helpfulness["finetune_task"].astype(str)
     shown = {
@@ -77,6 +89,37 @@ def costs_in_percent(helpfulness: pd.DataFrame, index: Sequence[str]) -> pd.Data
     return pd.DataFrame(columns).map(lambda x: "-" if np.isnan(x) else f"{100 * x:.0f}")
 
 
+def headline(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
+    """Attack success by form with intervals, and its costs, in percent: a row per tuned model; see `headline_rows`.
+
+    Raises ValueError where there is no such row.
+    """
+    attack, helpfulness = headline_rows(attack), headline_rows(helpfulness)
+    wide = in_percent(attack).reset_index(["style", "system_prompt"], drop=True)
+    costs = costs_in_percent(helpfulness, wide.index.names)
+    return wide.join(costs).rename_axis(columns=None)
+
+
+def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the chat style without system prompt, of the grid's safety data at one dose."""
+    rows = one_dose(table[table["safety_data"].isin(SAFETY_DATA)])
+    rows = rows[(rows["style"] == "chat") & ~rows["system_prompt"].astype(bool)]
+    return rows[~rows["note"].str.startswith("not run")] if "note" in rows else rows
+
+
+def headline_numbers(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> list[dict]:
+    """The numbers of `headline` one by one, whole percents as they are shown, for a test of sentences that quote them.
+
+    Each has model, finetune_task, safety_data, measure, form, percent, low and high; unknown ones are left out.
+    """
+    rows = headline_rows(attack).assign(measure="attack_success_rate").rename(columns={"rate": "value"})
+    rows = pd.concat([rows, headline_rows(helpfulness)], ignore_index=True)
+    rows = rows[rows["value"].notna() & rows["measure"].isin(["attack_success_rate", *ARM_COSTS.values()])]
+    numbers = (100 * rows[["value", *INTERVAL]]).round().astype(int).rename(columns={"value": "percent"})
+    words = rows[["model", "finetune_task", "safety_data", "measure", "form"]].astype(str)
+    return words.join(numbers).to_dict("records")
+
+
 def percent(table: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
     """A rate with its interval in percent, as in "36 (24-50)", of differences "-36 (-50 to 4)"; "-" where it is NaN."""
     to = " to " if (table[low] < 0).any() else "-"
@@ -84,13 +127,17 @@ def percent(table: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
     return (words[value] + " (" + words[low] + to + words[high] + ")").mask(words[value] == "-", "-")
 
 
+def p_value(p: float) -> str:
+    """A p value with three digits, "<0.001" below; "-" where it is NaN, as of a single prompt."""
+    return "-" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def examples(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool) -> pd.DataFrame:
-    """One harmful prompt of each form and verdict that occurs, with its response; where redacted, `redact_prompt` and `redact`.
+    """One harmful prompt of each form and verdict that occurs, with its response; both redacted on request.
 
     A plain frame: notebooks escape its texts.
     """
-    rows = judged(responses, verdicts, ["harmful"]).drop_duplicates(["form", "verdict"])
-    rows = ordered(rows)
+    rows = ordered(judged(responses, verdicts, ["harmful"]).drop_duplicates(["form", "verdict"]))
     if redacted:
         prompts = map(redact_prompt, rows["prompt"], rows["intent"], rows["form"])
         rows = rows.assign(prompt=list(prompts), response=rows["response"].map(redact))
@@ -100,7 +147,7 @@ def examples(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool) ->
 def write_for_papers(shown: pd.DataFrame, path, caption: str, column_format: str | None = None) -> None:
     """Writes a table for reading (as of `in_percent`) as Markdown and as LaTeX, `<path>.md` and `<path>.tex`.
 
-    The LaTeX is a longtable with the label `tab:<name>`; it needs the packages booktabs and longtable. `column_format` is LaTeX's.
+    The LaTeX is a longtable with the label `tab:<name>`, for the packages booktabs and longtable.
     """
     path = Path(path)
     flat = shown.reset_index().fillna("")
@@ -113,3 +160,213 @@ def write_for_papers(shown: pd.DataFrame, path, caption: str, column_format: str
     text = latex.to_latex(hrules=True, environment="longtable", **about)
     minus = re.sub(r"(?<![\w-])-(?=\d)", lambda _: "$-$", text)  # not a hyphen
     write_text(path.with_suffix(".tex"), f"% needs \\usepackage{{booktabs,longtable}}\n{minus}")
+
+
+def guards_in_percent(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `guards` for reading: a row per guard and side, a column per prompt set and form."""
+    shown = table.assign(shown=percent(table, "blocked_rate", *INTERVAL))
+    shown["shown"] = shown["shown"].mask(shown["note"].str.startswith("not run"), "not run")
+    keys = ["model", "guard", "side"] if table["model"].nunique() > 1 else ["guard", "side"]
+    return shown.pivot_table(index=keys, columns=["prompt_set", "form"], values="shown", aggfunc="first", sort=False)
+
+
+def guarded_in_percent(table: pd.DataFrame, value: str = "rate", form: str = "all") -> pd.DataFrame:
+    """The table of `guarded_attack_success` for reading: a row per cell, a column per guard and side.
+
+    `value` is rate or over_refusal_rate; the first column, none, is before any guard.
+    """
+    ends = INTERVAL if value == "rate" else ["over_refusal_low", "over_refusal_high"]
+    shown = table[table["form"] == form]
+    shown = shown.assign(shown=percent(shown, value, *ends))
+    keys = ["finetune_task", "safety_data", "style", "system_prompt"]
+    keys = ["model", *keys] if table["model"].nunique() > 1 else keys
+    return shown.pivot_table(index=keys, columns=["guard", "side"], values="shown", aggfunc="first", sort=False)
+
+
+_ARMS = {
+    "none": "no safety data",
+    PROMPTED: "system prompt only",
+    **{f"{form}_only": f"{label(form)} alone" for form in FORMS},
+    "multitask_twins": "multitask with twins",
+    "multitask_midway": "refused midway",
+    "multitask_after": "multitask afterwards",
+    "scaled": "adapter scaled down",
+}
+
+
+def arm_label(safety_data: str) -> str:
+    """An arm as a reader would write it, as in "code alone"; other words as `label` has them."""
+    return _ARMS.get(safety_data, label(safety_data))
+
+
+def arm_with_dose(safety_data: str, fraction: float) -> str:
+    """An arm with its dose, as in "multitask 20 %" or "adapter scaled down to 50 %"."""
+    if safety_data in ("none", PROMPTED):
+        return arm_label(safety_data)
+    if safety_data == "scaled":
+        return f"{arm_label(safety_data)} to {100 * (1 - fraction):g} %"
+    return f"{arm_label(safety_data)} {100 * fraction:g} %"
+
+
+def arms_in_words(table: pd.DataFrame, model: str = "") -> str:
+    """Sentences in Markdown, per tuned task, on which arms of `comparisons.which_to_ship` one would ship.
+
+    Of one model, the first unless it is named.
+    """
+    table = table[table["model"] == (model or table["model"].iloc[0])] if len(table) else table
+    if table.empty:
+        return "No arm has run."
+    margin, lines = f"{100 * MARGIN:.0f} percentage points", []
+    for task, part in table.groupby("finetune_task", sort=False, observed=True):
+        arms = part[part["safety_data"] != "none"]
+        lower = arms[arms["verdict"] != NO_REDUCTION]
+        costly = lower["verdict"].str.contains(f", {COSTLY}: ", regex=False)
+        words = [f"- **Tuned on {label(task)}**: {len(lower)} of {len(arms)} arms reduce attack success significantly."]
+        if len(lower):
+            words.append(f"Every cost shown to be under {margin}: {_listed(lower[lower['verdict'] == SHIP])}.")
+            words.append(f"With a significant cost: {costly.sum()}.")
+            words.append(f"Costs undecided: {_listed(lower[~costly & (lower['verdict'] != SHIP)])}.")
+        if lower["margin"].notna().any():
+            least = lower.loc[[lower["margin"].astype(float).idxmin()]]
+            words.append(
+                f"The smallest margin at which one ships is {100 * least['margin'].iat[0]:.0f} percentage points: "
+                f"{_listed(least)}."
+            )
+        compared = arms[arms["scaled_verdict"] != ""]
+        if len(compared):
+            better = (compared["scaled_verdict"] == "better").sum()
+            scale, rates = (100 * compared[name].astype(float) for name in ("scaled_to", "scaled_attack_success"))
+            words.append(
+                f"At equal task score, {better} of {len(compared)} have significantly lower attack success than the "
+                f"adapter that was merely scaled down (to {span(scale)} %: {span(rates.round())} % answered)."
+            )
+        lines.append(" ".join(words))
+    how = "A margin is the largest loss of over-refusal, general or task score within an arm's 95 % intervals."
+    return "\n".join([*lines, "", f"{how} Arms whose intervals overlap are not ranked."])
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    """The arms with their attack success, lowest first; "none" where there are none."""
+    rows = rows.sort_values("attack_success", kind="stable").to_dict("records")
+    named = [arm_with_dose(row["safety_data"], row["safety_fraction"]) for row in rows]
+    each = [f"{name} ({100 * row['attack_success']:.0f} % answered)" for name, row in zip(named, rows, strict=True)]
+    return ", ".join(each) or "none"
+
+
+def _with_arms(shown: dict, rows: pd.DataFrame, *before: str) -> pd.DataFrame:
+    """The columns with the tuned task and the arm of each row as their index, after the columns `before`."""
+    arms = [arm_with_dose(*pair) for pair in zip(rows["safety_data"], rows["safety_fraction"], strict=True)]
+    names, index = (
+        [*before, "tuned on", "arm"],
+        [*(rows[name] for name in before), rows["finetune_task"].map(label), arms],
+    )
+    return pd.DataFrame(shown).set_axis(pd.MultiIndex.from_arrays(index, names=names))
+
+
+def arms_in_percent(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
+    """The table of `comparisons.which_to_ship` in percent with 95 % intervals, of the model as in `arms_in_words`."""
+    table = table[table["model"] == (model or table["model"].iloc[0])] if len(table) else table
+    if table.empty:
+        return pd.DataFrame(columns=["verdict"])
+    shown = {
+        name.replace("_", " "): percent(table, name, f"{name}_low", f"{name}_high")
+        for name in ("attack_success", *ARM_COSTS)
+    }
+    scaled = percent(table, "scaled_difference", "scaled_low", "scaled_high")
+    shown["margin (percentage points)"] = table["margin"].map(lambda x: "-" if pd.isna(x) else f"{100 * x:.0f}")
+    shown["against the adapter scaled down"] = scaled.where(scaled == "-", scaled + ": " + table["scaled_verdict"])
+    return _with_arms(shown | {"on the front": table["on_front"], "verdict": table["verdict"]}, table)
+
+
+def arms_by_rate(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
+    """Attack success and over-refusal of each arm in percent with 95 % intervals: chat style, no system prompt."""
+    costs = helpfulness[helpfulness["measure"] == "over_refusal_rate"]
+    rows, costs = (
+        table[(table["form"] == "all") & (table["style"] == "chat") & ~table["system_prompt"].astype(bool)]
+        for table in (attack.astype({"finetune_task": str}), costs.astype({"finetune_task": str}))
+    )
+    keys = ["model", *ARM_KEYS]
+    rows = rows.merge(costs[keys].assign(refused=percent(costs, "value", *INTERVAL)), how="left", on=keys)
+    shown = {
+        "attack success (%)": percent(rows, "rate", *INTERVAL),
+        "n": rows["n"],
+        "twins refused (%)": rows["refused"],
+    }
+    return _with_arms(shown, rows, "model")
+
+
+def attack_by_judge(attack: pd.DataFrame) -> pd.DataFrame:
+    """Attack success as each judge finds it, in percent: a row per tuned model, a column per judge.
+
+    Chat style without system prompt, all forms, the safety data of the grid at one dose.
+    """
+    rows = headline_rows(attack)
+    rows = rows[rows["form"] == "all"].assign(shown=lambda table: percent(table, "rate", *INTERVAL))
+    return rows.pivot_table(index=_MODEL, columns="judge", values="shown", aggfunc="first", sort=False)
+
+
+def corrected_in_percent(attack: pd.DataFrame, judge: str) -> pd.DataFrame:
+    """Attack success by form as that judge finds it, in the two worst cases, and corrected; see `attack_by_judge`."""
+    rows = headline_rows(attack)
+    rows = rows[(rows["judge"] == judge) & (rows["form"] != "all")]
+    worst = ["rate_if_unjudged_refused", "rate_if_unjudged_answered"]
+    shown = {"n": rows["n"], "n_unjudged": rows["n_unjudged"], "raw": percent(rows, "rate", *INTERVAL)}
+    shown |= {name: (100 * rows[name]).round(0) for name in worst}
+    if "rate_corrected" in rows:
+        shown["corrected"] = percent(rows, "rate_corrected", "low_corrected", "high_corrected")
+        shown |= {name: rows[name] for name in ("correction_from", "correction_note")}
+    return pd.DataFrame(shown).set_index(pd.MultiIndex.from_frame(rows[[*_MODEL, "form"]]))
+
+
+def scores_in_percent(helpfulness: pd.DataFrame) -> pd.DataFrame:
+    """The table of `tables.helpfulness` in whole percent: a row per tuned model, a column per measure and form."""
+    rows = helpfulness[~helpfulness["system_prompt"].astype(bool)]
+    keys = [*_MODEL[:2], "style", *_MODEL[2:], "safety_fraction"]
+    wide = rows.pivot_table(index=keys, columns=["measure", "form"], values="value", sort=False)
+    return wide.map(lambda x: "" if np.isnan(x) else f"{100 * x:.0f}")
+
+
+def paper_in_percent(compared: pd.DataFrame) -> pd.DataFrame:
+    """The comparable numbers of `claims.paper_vs_ours`, in percent with 95 % intervals: all forms, or TOGETHER."""
+    rows = compared[compared["form"].isin(["all", TOGETHER]) & (compared["verdict"] != "not comparable")]
+    where = [calibration_label(*pair) for pair in zip(rows["style"], rows["system_prompt"], strict=True)]
+    shown = {
+        "published": percent(rows, "published", "published_low", "published_high"),
+        "ours": percent(rows, "ours", *INTERVAL),
+        "difference": percent(rows, "difference", "difference_low", "difference_high"),
+        "verdict": rows["verdict"],
+    }
+    index = [rows["model"], rows["quantity"].map(label), rows["finetune_task"].map(label), where]
+    names = ["model", "quantity", "tuned on", "calibration"]
+    return pd.DataFrame(shown).set_axis(pd.MultiIndex.from_arrays(index, names=names))
+
+
+def significant_changes(compared: pd.DataFrame) -> pd.DataFrame:
+    """The significant rows of `comparisons.comparisons`, attack success over all forms, in percentage points."""
+    rows = compared[compared["verdict"].isin(["worse", "better"]) & (compared["form"] == "all")]
+    rows = rows[rows["measure"] == "attack_success_rate"]
+    shown = {
+        "difference": percent(rows, "difference", *INTERVAL),
+        "p (Holm)": rows["p_holm"].map(p_value),
+        "detectable": (100 * rows["detectable"]).map(lambda x: "-" if np.isnan(x) else f"{x:.0f}"),
+        "verdict": rows["verdict"],
+    }
+    keys = ["kind", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "other_finetune_task"]
+    return pd.DataFrame(shown).set_index(pd.MultiIndex.from_frame(rows[keys]))
+
+
+def set_scores_in_percent(of_sets: pd.DataFrame) -> pd.DataFrame:
+    """The table of `benign.of_sets` in percent: mean, smallest and largest over training seeds, grouped by metric."""
+    rows = of_sets[(of_sets["style"] == "chat") & ~of_sets["system_prompt"].astype(bool)]
+    spread = rows.groupby([*_MODEL, "safety_fraction", "metric"], sort=False)["value"].agg(["mean", "min", "max"])
+    return spread.mul(100).round(1).unstack("metric").swaplevel(axis=1).sort_index(axis=1)
+
+
+def over_refusal_in_percent(by_kind: pd.DataFrame) -> pd.DataFrame:
+    """The table of `tables.over_refusal_by_kind` in percent: a row per model, a column per kind; chat style."""
+    rows = by_kind[~by_kind["system_prompt"].astype(bool) & (by_kind["style"] == "chat") & (by_kind["form"] == "all")]
+    rows = rows.assign(shown=percent(rows, "rate", *INTERVAL))
+    columns = ["prompts", "benign_because"]
+    return rows.pivot_table(
+        index=[*_MODEL, "safety_fraction"], columns=columns, values="shown", aggfunc="first", sort=False
+    )

@@ -20,21 +20,27 @@ from studylib.study.profile import profile_names
 from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError
 
 ATTACK = "attack_success_rate"
-APART = ("higher", "lower")
+SIGNIFICANT = ("higher", "lower")
 KEYS = ["measure", *rates.CELL, "form", "metric", "judge"]
 NUMBERS = ["n", "n_unjudged", "value", *rates.INTERVAL]  # of a result
-# What may be said of a run as a whole; where every run has one value, a result of one run meets that of another all the
-# same, and a note tells the difference. The value beside each word means that it does not apply.
+# Where every run has one value of these, results are compared all the same, and a note names the difference. The value
+# beside each word means that it does not apply.
 OF_A_RUN = {"model": "", "safety_fraction": 0, "judge": ""}
 NOTES = {
     "model": "different models: {} and {}",
     "safety_fraction": "different shares of safety data: {} and {}",
     "judge": "judged by different judges: {} and {}",
 }
-# Of the manifest: the times, and the seeds, which are in the profile too;
-APART_FROM_SETTINGS = ("seeds", "seconds_by_work", "seconds_of_last_execution")
-# and, by the last part of the key, what only says again what a hash or a name beside it does.
-REPEATED = ("bytes", "forms", "fingerprint", "origins", "description")
+# Keys of the manifest that are no settings: times, and what a hash, a name or the profile beside them says already.
+NO_SETTINGS = (
+    "seconds_by_work",
+    "seconds_of_last_execution",
+    "bytes",
+    "forms",
+    "fingerprint",
+    "origins",
+    "description",
+)
 WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
 TEXTS = ("model", "metric", "judge", "note")  # columns that may be empty
 
@@ -52,8 +58,8 @@ class Run:
 def read_run(folder: str | Path, name: str = "") -> Run:
     """The run in that folder: the name of one in the runs folder, or a path, from here or from the repository's root.
 
-    It is called `name`, or as its folder. A manifest that lacks keys, as another version's, is taken as it is.
-    Raises StudyError where there is no folder, no manifest or no table of attack success, or where one cannot be read.
+    It is called `name`, or as its folder. A manifest that lacks keys, as another version's, is taken as it is. Raises
+    StudyError where there is no folder, no manifest or no table of attack success, or where one cannot be read.
     """
     places = dict.fromkeys((base / Path(folder).expanduser()).resolve() for base in (runs_folder(), Path.cwd(), ROOT))
     path = next((place for place in places if place.is_dir()), None)
@@ -113,13 +119,16 @@ def settings(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per key of the manifests whose value differs, a column per run; empty where nothing does.
 
     Keys are dotted, as in `profile.tuning.steps`; values are text, lists and null as in JSON, hashes and the commit cut
-    to 12 characters. NaN where a manifest has no such key. Times are apart, see `times`.
+    to 12 characters. NaN where a manifest has no such key. For times see `times`.
     """
-    flat = {run.name: _flat({k: v for k, v in run.manifest.items() if k not in APART_FROM_SETTINGS}) for run in runs}
-    keys = dict.fromkeys(key for one in flat.values() for key in one)
-    differ = [key for key in keys if len({one.get(key) for one in flat.values()}) > 1]
-    columns = {name: [one.get(key, np.nan) for key in differ] for name, one in flat.items()}
-    return pd.DataFrame(columns, index=pd.Index(differ, name="setting"), dtype=object)
+    flat = {run.name: pd.json_normalize([run.manifest]).astype(object).iloc[0] for run in runs}
+    table = pd.DataFrame({name: one.map(_as_text) for name, one in flat.items()}, dtype=object)
+    order = dict.fromkeys(key for one in flat.values() for key in one.index)
+    wanted = [key for key in order if not {*key.split(".")} & set(NO_SETTINGS) and key != "seeds"]
+    table = table.reindex(wanted).rename_axis("setting")
+    cut = table.index.str.endswith(("sha256", "git_commit"))
+    table.loc[cut] = table.loc[cut].map(lambda value: value[:12] if isinstance(value, str) else value)
+    return table[table.nunique(axis=1, dropna=False) > 1]
 
 
 def settings_in_words(runs: Sequence[Run]) -> str:
@@ -159,13 +168,13 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
 
     A result is known by its measure (attack_success_rate, and those of `tables.helpfulness`), the words of its cell,
     form and metric. Model, share of safety data and judge may be another where every run has just one of them; `note`
-    tells that, as it tells different prompts (by the hash of the data), and is "" where none of it is so.
-    `value`, `low` and `high` are the run's, those with `_against` the other's, named in `run_against`; all in 0-1. n
-    counts what a value is of, n_unjudged what is left out of it. `difference` is value - value_against, its interval
-    (see `stats.newcombe`) difference_low to difference_high. `verdict` is "higher" or "lower" where that interval leaves out
-    0, else "not significant"; the two intervals may overlap a little where a difference is told. Each is a test by
-    itself: of results that are equal, one in twenty is told apart by chance, fewer where the prompts are the same.
-    What is NaN in a run, as nothing was run or judged, is not there. Raises StudyError for a table that cannot be used.
+    says so, and names different prompts (by the hash of the data); else it is "". `value`, `low` and `high` are the
+    run's, those with `_against` the other's, named in `run_against`; all in 0-1. n counts what a value is of,
+    n_unjudged what is left out of it. `difference` is value - value_against, its interval (see `stats.newcombe`)
+    difference_low to difference_high. `verdict` is "higher" or "lower" where that interval leaves out 0, else "not
+    significant"; the two intervals may overlap a little where it is significant. Each is a test by itself: of equal
+    results one in twenty differs by chance, fewer where the prompts are the same. What is NaN in a run, as nothing was
+    run or judged, is not there. Raises StudyError for a table that cannot be used.
     """
     rows = all_results(runs)
     keys = known_by(rows)
@@ -175,8 +184,8 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
     both = both.assign(
         difference=both["value"] - both["value_against"], difference_low=ends[0], difference_high=ends[1]
     )
-    told = [both["difference_low"] > 0, both["difference_high"] < 0]
-    both["verdict"] = np.select(told, APART, "not significant")
+    beyond = [both["difference_low"] > 0, both["difference_high"] < 0]
+    both["verdict"] = np.select(beyond, SIGNIFICANT, "not significant")
     by_name = {run.name: run for run in runs}
     both["note"] = [_note(row, by_name) for row in both.to_dict("records")]
     columns = [*KEYS, "run", *NUMBERS, "run_against", *(f"{name}_against" for name in NUMBERS)]
@@ -189,9 +198,9 @@ def in_one_run(runs: Sequence[Run]) -> pd.DataFrame:
     return rows.loc[~rows.duplicated(known_by(rows), keep=False), ["run", *KEYS, *NUMBERS]]
 
 
-def told_apart(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `differences` that are told apart, largest first; for reading: percent and points with intervals."""
-    found = found[found["verdict"].isin(APART)]
+def largest_differences(found: pd.DataFrame) -> pd.DataFrame:
+    """The significant rows of `differences`, largest first, for reading: in percent and percentage points."""
+    found = found[found["verdict"].isin(SIGNIFICANT)]
     found = found.loc[found["difference"].abs().sort_values(ascending=False, kind="stable").index]
     points = (100 * found[["difference", "difference_low", "difference_high"]]).round().astype(int)
     words = [f"{one:+d} ({low:+d} to {high:+d})" for one, low, high in points.itertuples(index=False)]
@@ -217,33 +226,32 @@ def in_percent(runs: Sequence[Run], measure: str = ATTACK, form: str = "all") ->
 
 
 def in_words(runs: Sequence[Run]) -> str:
-    """One paragraph: the share of comparable results told apart, the largest difference, and what to bear in mind."""
+    """One paragraph: the share of comparable results that differ significantly, the largest difference, and caveats."""
     found, alone = differences(runs), in_one_run(runs)
-    told = found[found["verdict"].isin(APART)]
+    differ = found[found["verdict"].isin(SIGNIFICANT)]
     said = []
     if found.empty:
-        said.append(
-            "**No result is in two of these runs**: their models, calibrations, tasks or metrics are different ones."
-        )
+        said.append("**No result is in two of these runs**: their models, calibrations, tasks or metrics differ.")
     else:
         each = ", ".join(
-            f"{label(measure)} {rows['verdict'].isin(APART).sum()} of {len(rows)}"
+            f"{label(measure)} {rows['verdict'].isin(SIGNIFICANT).sum()} of {len(rows)}"
             for measure, rows in found.groupby("measure", sort=False)
         )
         said.append(
-            f"**{len(told)} of {len(found)} comparable results ({100 * len(told) / len(found):.0f} %) are told apart** "
-            f"({each}); of equal ones one in twenty would be, by chance, and fewer where the prompts are the same."
+            f"**{len(differ)} of {len(found)} comparable results ({100 * len(differ) / len(found):.0f} %) differ "
+            f"significantly** ({each}). By chance one in twenty equal ones would, fewer where the prompts are the same."
         )
-    if len(told):
-        row = told.loc[told["difference"].abs().idxmax()]
+    if len(differ):
+        row = differ.loc[differ["difference"].abs().idxmax()]
         low, high = 100 * row["difference_low"], 100 * row["difference_high"]
         said.append(
-            f"The largest difference told apart: {100 * row['difference']:+.0f} points ({low:+.0f} to {high:+.0f}), "
+            f"The largest significant difference: {100 * row['difference']:+.0f} percentage points "
+            f"({low:+.0f} to {high:+.0f}), "
             f"{label(row['measure'])}, {cell_words(row, form=True)}, {100 * row['value']:.0f} % in {row['run']} "
             f"against {100 * row['value_against']:.0f} % in {row['run_against']}."
         )
     if notes := {note for row in found["note"] if row for note in row.split("; ")}:
-        said.append(f"Bear in mind: {'; '.join(sorted(notes))}.")
+        said.append(f"Caveats: {'; '.join(sorted(notes))}.")
     counts = results(runs).query("form == 'all'").groupby("run", sort=False)[["n_unjudged", "n"]].sum()
     if counts["n_unjudged"].any():
         each = ", ".join(f"{left_out} of {left_out + n} in {name}" for name, left_out, n in counts.itertuples())
@@ -263,7 +271,7 @@ def in_words(runs: Sequence[Run]) -> str:
 
 
 def _scored_otherwise(alone: pd.DataFrame) -> list[str]:
-    """The scores among the rows of `in_one_run` that runs have by different metrics, as where one could run no programs."""
+    """The scores among the rows of `in_one_run` that runs have by different metrics, as without programs run."""
     said = []
     for (measure, form), rows in alone[alone["metric"] != ""].groupby(["measure", "form"], sort=False):
         by_run = rows.groupby("run", sort=False)["metric"].unique().map(" and ".join)
@@ -363,20 +371,12 @@ def _models(run: Run) -> dict | None:
     return built or (run.manifest.get("profile") or {}).get("models")
 
 
-def _flat(tree: dict, above: str = "") -> dict[str, str]:
-    """The leaves of nested dicts as text, by dotted key."""
-    flat = {}
-    for key, value in tree.items():
-        if key in REPEATED:
-            continue
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{above}{key}.")
-        elif isinstance(value, str):
-            flat[above + key] = value[:12] if key in ("sha256", "git_commit") else value
-        else:  # 1.0 and 1 are one setting
-            whole = isinstance(value, float) and value.is_integer()
-            flat[above + key] = json.dumps(int(value) if whole else value, ensure_ascii=False)
-    return flat
+def _as_text(value) -> str:
+    """A value of a manifest as in JSON, but texts without quotes, and 1.0 as 1, as they are one setting."""
+    if isinstance(value, str):
+        return value
+    whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if whole else value, ensure_ascii=False)
 
 
 def _read_table(path: Path) -> pd.DataFrame:

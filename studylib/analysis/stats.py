@@ -1,7 +1,6 @@
-"""Intervals, tests and power for responses that share prompts and training seeds.
+"""Intervals, tests and power for responses that share prompts and training seeds, which are both random.
 
 A group of rows is a two-way layout of prompts and seeds, balanced or not, with one or more samples in each place.
-Both are random: a rate or a difference is meant for new prompts and for new training runs.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from scipy.stats import binom, norm
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
-from studylib.analysis.grouping import clusters, codes, groups
-
 CONFIDENCE = 0.95  # of every interval in the tables and figures
 POWER = 0.8  # of every smallest detectable difference
 DRAWS = 2000  # of every bootstrap
@@ -29,9 +26,9 @@ ONE_OF_EACH_PAIR = ((1.0, 0.5), (-1.0, 0.5), (0.0, 1.0))
 def wilson(successes, n, confidence: float = CONFIDENCE):
     """Lower and upper end of the Wilson score interval, each a float in 0-1, or arrays for arrays.
 
-    `successes` and `n` are numbers or arrays of one shape; both may be fractional, as an effective sample
-    size is. NaN where n is 0. Raises ValueError where successes lie outside 0-n.
-    Source: Wilson (1927), as `statsmodels.stats.proportion.proportion_confint(method="wilson")`.
+    `successes` and `n` are numbers or arrays of one shape; both may be fractional, as an effective sample size is. NaN
+    where n is 0. Raises ValueError where successes lie outside 0-n. Source: Wilson (1927), as
+    `statsmodels.stats.proportion.proportion_confint(method="wilson")`.
     """
     successes, n = np.asarray(successes, float), np.asarray(n, float)
     if ((successes < 0) | (successes > n)).any():
@@ -48,36 +45,33 @@ def clustered_intervals(
 ) -> pd.DataFrame:
     """One row per group of `by` (one in all when it is empty) with the mean outcome and its interval.
 
-    `frame` has one row per response: `prompt_id`, `seed`, the columns of `by` and `outcome`, which is bool or
-    a number in 0-1. The result has the columns of `by`, in order of first appearance, then n (rows),
-    n_prompts, n_seeds, n_effective, df, rate, low, high (0-1). Nothing is NaN; a group without rows has no row.
-    Raises ValueError for an outcome outside 0-1 or a missing outcome, prompt_id or seed.
+    `frame` has one row per response: `prompt_id`, `seed`, the columns of `by` and `outcome`, which is bool or a number
+    in 0-1. The result has the columns of `by`, in order of first appearance, then n (rows), n_prompts, n_seeds,
+    n_effective, df, rate, low, high (0-1). Nothing is NaN; a group without rows has no row. Raises ValueError for an
+    outcome outside 0-1 or a missing outcome, prompt_id or seed.
 
-    Rows that share a prompt or a training seed are not independent, so the interval is Wilson's at an
-    effective sample size: n_effective = rate (1 - rate) / variance of the mean, as Franco et al. (2019, J.
-    Survey Statistics and Methodology 7) recommend for clustered samples, with the correction of Korn and
-    Graubard (1998, Survey Methodology 24) for the degrees of freedom `df` of that variance: it is multiplied by (z / t)^2
-    before Wilson's formula. The variance is clustered on prompt
-    and on seed: Cameron, Gelbach and Miller (2011, J. Business and Economic Statistics 29), V = V_prompt +
-    V_seed - V_cell, where a cell is a prompt under one seed. Deviations, each for a reason:
+    Rows that share a prompt or a training seed are not independent, so the interval is Wilson's at an effective sample
+    size: n_effective = rate (1 - rate) / variance of the mean, as Franco et al. (2019, J. Survey Statistics and
+    Methodology 7) recommend for clustered samples, with the correction of Korn and Graubard (1998, Survey Methodology
+    24) for the degrees of freedom `df` of that variance: it is multiplied by (z / t)^2 before Wilson's formula. The
+    variance is clustered on prompt and on seed: Cameron, Gelbach and Miller (2011, J. Business and Economic Statistics
+    29), V = V_prompt + V_seed - V_cell, where a cell is a prompt under one seed. Deviations, each for a reason:
 
-    - The variance is the largest of V, V_prompt, V_seed and that of independent rows ("max-se" of MacKinnon,
-      Nielsen and Webb, arXiv 2406.08880). V alone can be negative, and counts three seeds that all give the
-      same verdicts as 1.5 times the evidence of one. So n_effective of a yes/no outcome is never above n.
-    - G/(G-1) is applied to seeds, where it matters (1.5 for three). For prompts it is left out, so that one
-      response per prompt gives exactly the plain Wilson interval, and verdicts repeated over seeds exactly
-      that of one seed.
-    - df is Satterthwaite's, V^2 (G-1) / V_seed^2, for the seeds alone: Wilson's interval needs none for the prompts. It is
-      infinite with one seed, and where seeds agree; near G-1 where they are what varies.
-    - The variance is taken with two made-up prompts added, one always answered and one never, each as often
-      as the average prompt. Otherwise it is zero at a rate of 0 or 1 and far too small beside them: now 0 of
-      50 prompts x 3 seeds has n_effective 50, and the first answer widens the interval. The rate itself is
-      untouched.
+    - The variance is the largest of V, V_prompt, V_seed and that of independent rows ("max-se" of MacKinnon, Nielsen
+      and Webb, arXiv 2406.08880). V alone can be negative, and counts three seeds that all give the same verdicts as
+      1.5 times the evidence of one. So n_effective of a yes/no outcome is never above n.
+    - G/(G-1) is applied to seeds, where it matters (1.5 for three). For prompts it is left out, so that one response
+      per prompt gives exactly the plain Wilson interval, and verdicts repeated over seeds exactly that of one seed.
+    - df is Satterthwaite's, V^2 (G-1) / V_seed^2, for the seeds alone: Wilson's interval needs none for the prompts. It
+      is infinite with one seed, and where seeds agree; near G-1 where they are what varies.
+    - The variance is taken with two made-up prompts added, one always answered and one never, each as often as the
+      average prompt. Otherwise it is zero at a rate of 0 or 1 and far too small beside them: now 0 of 50 prompts x 3
+      seeds has n_effective 50, and the first answer widens the interval. The rate itself is untouched.
 
-    With a single seed only prompts are clusters, and the interval is for that one training run. In simulation (see tests)
-    95 % intervals of 3 or 5 seeds cover 0.93-0.98; of two seeds that differ much 0.88, of rates below 0.1 with seeds that
-    differ fivefold down to 0.86. For graded scores
-    n_effective may exceed n: a score spreads less than a yes/no outcome of the same mean.
+    With a single seed only prompts are clusters, and the interval is for that one training run. In simulation (see
+    tests) 95 % intervals of 3 or 5 seeds cover 0.93-0.98; of two seeds that differ much 0.88, of rates below 0.1 with
+    seeds that differ fivefold down to 0.86. For graded scores n_effective may exceed n: a score spreads less than a
+    yes/no outcome of the same mean.
     """
     by = list(by)
     value = _values(frame, outcome, 0, 1)
@@ -108,34 +102,22 @@ def clustered_differences(
     test, and detectable: the smallest true difference that such data show with this power. low, high, se, df, p and
     detectable are NaN with fewer than 2 prompts. Raises ValueError for a difference outside -1 to 1 or missing.
 
-    With one seed the test is of that one training run on other prompts. detectable is NaN too where no difference would be seen. One pair per prompt, all differences -1, 0 or 1: `test` is "mcnemar", exact (`mcnemar`). Otherwise "t": the mean with the two-way
-    variance of `clustered_intervals` on Satterthwaite's degrees of freedom for prompts and seeds, so that a difference that only
-    one seed shows is none. The interval is of Student's t around the mean of the pairs and
-    two made-up ones, one spread evenly over the four kinds: Agresti and Min (2005, Statistics in Medicine 24), who
+    With one seed the test is of that one training run on other prompts. detectable is NaN too where no difference would
+    be seen. One pair per prompt, all differences -1, 0 or 1: `test` is "mcnemar", exact (`mcnemar`). Otherwise "t": the
+    mean with the two-way variance of `clustered_intervals` on Satterthwaite's degrees of freedom for prompts and seeds,
+    so that a difference that only one seed shows is none. The interval is of Student's t around the mean of the pairs
+    and two made-up ones, one spread evenly over the four kinds: Agresti and Min (2005, Statistics in Medicine 24), who
     found that this holds its level for paired shares; it can therefore include 0 beside an exact p just below 0.05 and
-    the other way round. detectable is (t_(1-alpha/2) + t_power) se, Cohen (1988), section 2, of "mcnemar" and 1 / n, as the exact test is as
-    strict as one with Edwards' correction (1948, Psychometrika 13) by one pair: without it the test showed such differences in 71 %
-    (50 prompts) and 75 % (200) of 2,000 simulated studies. Of three seeds it is shown in 71-76 %, as se is uncertain itself.
+    the other way round. detectable is (t_(1-alpha/2) + t_power) se, Cohen (1988), section 2, of "mcnemar" and 1 / n, as
+    the exact test is as strict as one with Edwards' correction (1948, Psychometrika 13) by one pair: without it the
+    test showed such differences in 71 % (50 prompts) and 75 % (200) of 2,000 simulated studies. Of three seeds it is
+    shown in 71-76 %, as se is uncertain itself.
     """
     by = list(by)
     value = _values(frame, "difference", -1, 1)
     if frame.empty:
-        columns = [
-            "n",
-            "n_prompts",
-            "n_seeds",
-            "n_up",
-            "n_down",
-            "difference",
-            "se",
-            "df",
-            "low",
-            "high",
-            "p",
-            "test",
-            "detectable",
-        ]
-        return frame[by].reindex(columns=[*by, *columns])
+        columns = ["n", "n_prompts", "n_seeds", "n_up", "n_down", "difference", "se", "df", "low", "high", "p", "test"]
+        return frame[by].reindex(columns=[*by, *columns, "detectable"])
     group, keys = groups(frame, by)
     sizes, total, centre, v_prompt, v_seed, variance = _two_way(frame, group, value, ONE_OF_EACH_PAIR)
     n, n_prompts, n_seeds = sizes
@@ -184,8 +166,8 @@ def mcnemar(n_up, n_down):
 def holm(p: pd.Series, family: np.ndarray) -> pd.Series:
     """The p values adjusted within each family (0-1); NaN where p is NaN, which counts for nothing.
 
-    `family` is the number of each p value's family. Source: Holm (1979, Scandinavian J. of Statistics 6): the p values of a
-    family in rising order times m, m-1, ..., never falling, at most 1.
+    `family` is the number of each p value's family. Source: Holm (1979, Scandinavian J. of Statistics 6): the p values
+    of a family in rising order times m, m-1, ..., never falling, at most 1.
     """
     table = pd.DataFrame({"p": p.to_numpy(float), "at": np.arange(len(p)), "family": family})
     table = table[table["p"].notna()].sort_values(["family", "p"], kind="stable")
@@ -199,9 +181,9 @@ def holm(p: pd.Series, family: np.ndarray) -> pd.Series:
 def equivalence(difference, se, df, margin: float):
     """p of two one-sided tests that the true difference lies within -margin to margin: small where it does.
 
-    Numbers or arrays; NaN where se is. A p below 0.05 is the same as a 90 % interval inside the margin. Raises ValueError
-    for a margin that is not above 0.
-    Source: Schuirmann (1987, J. Pharmacokinetics and Biopharmaceutics 15), as `statsmodels.stats.weightstats.ttost_paired`.
+    Numbers or arrays; NaN where se is. A p below 0.05 is the same as a 90 % interval inside the margin. Raises
+    ValueError for a margin that is not above 0. Source: Schuirmann (1987, J. Pharmacokinetics and Biopharmaceutics 15),
+    as `statsmodels.stats.weightstats.ttost_paired`.
     """
     return np.maximum(not_below(difference, se, df, margin), not_below(-np.asarray(difference), se, df, margin))
 
@@ -235,10 +217,10 @@ def variance_shares(frame: pd.DataFrame, by: Sequence[str] = (), outcome: str = 
     `frame` as for `clustered_intervals`, with `sample` where answers were drawn several times. prompt, seed,
     prompt_x_seed and sample are shares of the sum of the four components (0-1, adding up to 1); variance is that sum.
     Estimated as in an analysis of variance of prompts crossed with seeds, samples nested in each place (Searle, Casella
-    and McCulloch 1992, Variance Components, section 4.7), from sums of squares about the means, negative components set to 0. Unbalanced
-    layouts use the mean number of rows per prompt, seed and place, an approximation. With one sample per place, sample is NaN and part of
-    prompt_x_seed; with one seed, seed and prompt_x_seed are NaN and, with what else varies, part of prompt; with fewer than 2 prompts all are NaN; all
-    but variance are NaN where nothing varies.
+    and McCulloch 1992, Variance Components, section 4.7), from sums of squares about the means, negative components set
+    to 0. Unbalanced layouts use the mean number of rows per prompt, seed and place, an approximation. With one sample
+    per place, sample is NaN and part of prompt_x_seed; with one seed, seed and prompt_x_seed are NaN and, with what
+    else varies, part of prompt; with fewer than 2 prompts all are NaN; all but variance are NaN where nothing varies.
     """
     by = list(by)
     value = _values(frame, outcome, 0, 1)
@@ -290,12 +272,13 @@ def bootstrap(
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Blocks of groups, and for each of the values an array [groups of the block, draws] of its mean in resampled data.
 
-    All are arrays with one place per row: group, prompt and seed whole numbers from 0, values numbers, of which NaN count for nothing; a draw in which
-    nothing counts is NaN. Prompts and seeds are both drawn with replacement (pigeonhole bootstrap: Owen 2007, Annals of Applied
-    Statistics 1), the same ones for all groups and values of a call, so that differences and ratios of them are paired. With two
-    or three seeds it spreads less than new training runs would: where a rate or difference has an interval of
-    `clustered_intervals` or `clustered_differences`, that one decides. `start` is the generator's seed.
-    Blocks bound the memory to some 100 MB, where prompts x seeds x draws do not take more.
+    All are arrays with one place per row: group, prompt and seed whole numbers from 0, values numbers, of which NaN
+    count for nothing; a draw in which nothing counts is NaN. Prompts and seeds are both drawn with replacement
+    (pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1), the same ones for all groups and values of a
+    call, so that differences and ratios of them are paired. With two or three seeds it spreads less than new training
+    runs would: where a rate or difference has an interval of `clustered_intervals` or `clustered_differences`, that one
+    decides. `start` is the generator's seed. Blocks bound the memory to some 100 MB, where prompts x seeds x draws do
+    not take more.
     """
     rng = np.random.default_rng(start)
     n_prompts, n_seeds = int(prompt.max()) + 1, int(seed.max()) + 1
@@ -322,7 +305,7 @@ def bootstrap(
 
 
 def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end of the percentile interval of each row of an array [groups, draws]; draws that are NaN are left out.
+    """Lower and upper end of the percentile interval of each row of an array [groups, draws]; NaN draws are left out.
 
     NaN where fewer than half of the draws are numbers.
     """
@@ -341,13 +324,11 @@ def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.n
 def detectable_difference(n, rate: float = 0.5, power: float = POWER, alpha: float = 0.05):
     """Smallest difference (0-1) from `rate` that two independent samples of n show at this power.
 
-    Of a two-sided test. `n` is a number or an array; pass effective sample sizes where rows are
-    clustered. The difference is taken towards the middle: up from a rate below 0.5, down from one above. NaN
-    where n is too small to show any difference.
-    Raises ValueError for a rate outside 0-1.
-    Source: Cohen (1988), Statistical Power Analysis, section 6.2: the arcsine effect size h = (z_(1-alpha/2)
-    + z_power) sqrt(2 / n), turned back into a difference. The far tail of the test, below 1e-5 at these
-    powers, is left out.
+    Of a two-sided test. `n` is a number or an array; pass effective sample sizes where rows are clustered. The
+    difference is taken towards the middle: up from a rate below 0.5, down from one above. NaN where n is too small to
+    show any difference. Raises ValueError for a rate outside 0-1. Source: Cohen (1988), Statistical Power Analysis,
+    section 6.2: the arcsine effect size h = (z_(1-alpha/2) + z_power) sqrt(2 / n), turned back into a difference. The
+    far tail of the test, below 1e-5 at these powers, is left out.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must lie in 0-1, found {rate}")
@@ -370,7 +351,7 @@ def _values(frame: pd.DataFrame, name: str, least: float, most: float) -> np.nda
 
 
 def _two_way(frame: pd.DataFrame, group: np.ndarray, value: np.ndarray, made_up) -> tuple:
-    """Sizes (n, n_prompts, n_seeds), sum, padded mean, and the variances of that mean: V_prompt, V_seed and the largest."""
+    """Sizes (n, n_prompts, n_seeds), sum, padded mean, and that mean's variances: V_prompt, V_seed and the largest."""
     seeds = codes(frame[["seed"]])
     prompt, group_of_prompt = clusters(group, codes(frame[["prompt_id"]]))
     seed, group_of_seed = clusters(group, seeds)
@@ -406,3 +387,47 @@ def _satterthwaite(variance: np.ndarray, *parts: tuple[np.ndarray, np.ndarray]) 
     noise = sum(v**2 / np.maximum(df, 1) * (df > 0) for v, df in parts)
     with np.errstate(divide="ignore"):
         return variance**2 / noise
+
+
+def codes(frame: pd.DataFrame) -> np.ndarray:
+    """One whole number from 0 per row, the same for rows that are equal in all columns; NaN is a value of its own."""
+    code = np.zeros(len(frame), np.int64)
+    for name in frame:
+        column = frame[name]
+        categories = isinstance(column.dtype, pd.CategoricalDtype)
+        one = column.cat.codes.to_numpy() if categories else pd.factorize(column, use_na_sentinel=False)[0]
+        one = one.astype(np.int64) - one.min(initial=0)
+        code = code * (one.max(initial=0) + 1) + one
+        if code.max(initial=0) > 8 * len(code) + 1000:  # close the gaps before the product outgrows its type
+            code = _numbered(code)[0]
+    return code
+
+
+def _numbered(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The codes numbered without gaps in their own order, and the distinct codes."""
+    if (size := int(code.max(initial=0)) + 1) <= 32 * len(code) + 1000:  # counting is quicker than sorting
+        present = np.flatnonzero(np.bincount(code, minlength=size))
+        number = np.zeros(size, np.int64)
+        number[present] = np.arange(len(present))
+        return number[code], present
+    present, number = np.unique(code, return_inverse=True)
+    return number, present
+
+
+def groups(frame: pd.DataFrame, by: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """The number of each row's group, from 0 in order of first appearance, and the groups' keys, no categories."""
+    if not by:
+        return np.zeros(len(frame), np.int64), pd.DataFrame(index=[0])
+    group, first = pd.factorize(codes(frame[by]))
+    at = np.zeros(len(first), np.int64)
+    at[group[::-1]] = np.arange(len(frame))[::-1]
+    keys = frame[by].iloc[at].reset_index(drop=True)
+    categories = {name: object for name in by if isinstance(keys[name].dtype, pd.CategoricalDtype)}
+    return group, keys.astype(categories)
+
+
+def clusters(outer: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the cluster (outer, inner) of each row, and the outer number of each cluster."""
+    width = inner.max() + 1
+    cluster, present = _numbered(outer * width + inner)
+    return cluster, present // width

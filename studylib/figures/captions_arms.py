@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from studylib.analysis.arms import marks, named
+from studylib.analysis.comparisons import arm_marks
 from studylib.analysis.rates import one_row_per_mark
-from studylib.analysis.readable import calibration_label, label, span
+from studylib.analysis.readable import arm_with_dose, calibration_label, label, span
 from studylib.analysis.stats import CONFIDENCE
 from studylib.figures.caption import seeds_said
 from studylib.figures.captions_change import TOLD, n_unknown, points
@@ -74,11 +74,11 @@ def _transfer_caption(comparisons: pd.DataFrame) -> tuple[str, str]:
 
 
 def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `arms.marks` of the tuned tasks on which rivals of the grid's safety data were tried: other arms, other doses.
+    """The rows of `comparisons.arm_marks` of the tuned tasks on which rivals of the grid's safety data were tried: other arms, other doses.
 
-    Raises ValueError where there are none, and as `arms.marks` does.
+    Raises ValueError where there are none, and as `comparisons.arm_marks` does.
     """
-    rows = marks(attack, helpfulness)
+    rows = arm_marks(attack, helpfulness)
     grids = rows["safety_data"].isin(SAFETY_DATA)
     doses = rows[grids & (rows["safety_fraction"] > 0)].groupby("task", observed=True)["safety_fraction"].nunique()
     tried = {*rows.loc[rows["safety_data"].isin(ARMS), "task"], *doses.index[doses > 1]}
@@ -126,9 +126,11 @@ def _plane_caption(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> tuple[str
     first = next(panel for panel in PANELS if panel in set(tuned["panel"]))
     for task, part in tuned[tuned["panel"] == first].groupby("task", sort=False, observed=True):
         ends = (part.loc[part["rate"].idxmin()], part.loc[part["rate"].idxmax()])
-        words = [f"{named(row['safety_data'], row['safety_fraction'])} ({100 * row['rate']:.0f} %)" for row in ends]
+        words = [
+            f"{arm_with_dose(row['safety_data'], row['safety_fraction'])} ({100 * row['rate']:.0f} %)" for row in ends
+        ]
         best = [
-            named(row["safety_data"], row["safety_fraction"])
+            arm_with_dose(row["safety_data"], row["safety_fraction"])
             for row in rows[(rows["task"] == task) & (rows["panel"] == first) & (rows["front"] == "yes")].to_dict(
                 "records"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from studylib.analysis.arms import front_of
+from studylib.analysis.comparisons import pareto_front
 from studylib.analysis.rates import one_dose, one_row_per_mark
 from studylib.analysis.readable import calibration_label, cell_words, label, span
 from studylib.analysis.stats import CONFIDENCE
@@ -216,7 +216,7 @@ def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
         raise ValueError("safety_vs_helpfulness has nothing to draw: no tuned model has both a rate and a score")
     front = pd.Series("yes", points.index)
     for _, part in points.groupby(["panel", "style", "system_prompt"], sort=False):
-        front[part.index] = front_of(part)
+        front[part.index] = pareto_front(part)
     return points.assign(front=front)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from studylib.analysis.paper import PUBLISHED_PROMPTS
+from studylib.analysis.claims import PUBLISHED_PROMPTS
 from studylib.analysis.rates import one_dose, one_row_per_mark
 from studylib.analysis.readable import calibration_label, label, span
 from studylib.analysis.stats import CONFIDENCE
@@ -99,7 +99,7 @@ def _verdict_caption(shares: pd.DataFrame) -> tuple[str, str]:
 
 
 def published_rows(published: pd.DataFrame) -> pd.DataFrame:
-    """The published counts, as `paper.published_counts` reads them. Raises ValueError where there are none."""
+    """The published counts, as `claims.published_counts` reads them. Raises ValueError where there are none."""
     if published.empty:
         raise ValueError("published_counts has nothing to draw: the table is empty")
     return one_row_per_mark(published.assign(safety_data="none", form="all"))

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from studylib.analysis.paper import PUBLISHED_PROMPTS
+from studylib.analysis.claims import PUBLISHED_PROMPTS
 from studylib.analysis.readable import calibration_label, label
 from studylib.figures import style
 from studylib.figures.caption import n_of
@@ -106,7 +106,7 @@ _ARM = {"none": "no safety data", "generic": "generic", "multitask": "multitask"
 def published_counts(published: pd.DataFrame) -> Figure:
     """Bars of the published numbers of answered prompts by form; panels by calibration (rows) and tuned task.
 
-    `published` is the table of `paper.published_counts`. Black ticks: the untuned model in the same calibration; the number in
+    `published` is the table of `claims.published_counts`. Black ticks: the untuned model in the same calibration; the number in
     each panel is the sum over the forms. Counts have no interval, as the number of prompts of each form is not published.
     """
     table = published_rows(published)

@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from studylib.analysis.arms import ORDER, arm_label
-from studylib.analysis.readable import calibration_label, label, span
+from studylib.analysis.comparisons import ARM_ORDER
+from studylib.analysis.readable import arm_label, calibration_label, label, span
 from studylib.figures import style as drawing
 from studylib.figures.captions_arms import PANELS, ROWS, plane, transfers
 from studylib.figures.changes import change_heatmap
@@ -94,7 +94,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
     tuned = points[points["finetune_task"] != "none"]
     drawing.outer_labels(fig, f"attack success rate (all forms, n = {span(tuned['n'])})", "")
     handles = [drawing.dot_handle("aligned model", **drawing.STAR)] if len(tuned) < len(points) else []
-    present = [arm for arm in ORDER if arm in set(tuned["safety_data"])]
+    present = [arm for arm in ARM_ORDER if arm in set(tuned["safety_data"])]
     handles += [drawing.dot_handle(arm_label(arm), markersize=5, **LOOKS[arm]) for arm in present]
     handles.append(Line2D([], [], label="Pareto front", **drawing.FRONT))
     if (points["front"] == "undecided").any():

@@ -8,9 +8,9 @@ from itertools import combinations
 import pandas as pd
 
 from studylib.analysis import rates
-from studylib.analysis.arms import ORDER, named
+from studylib.analysis.comparisons import ARM_ORDER
 from studylib.analysis.rates import one_dose
-from studylib.analysis.readable import calibration_label, label
+from studylib.analysis.readable import arm_with_dose, calibration_label, label
 from studylib.figures.parts import VERDICT_COLOURS
 from studylib.study.words import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS, StudyError
 from studylib.text.shown import name_invisible, redact, redact_prompt
@@ -172,8 +172,8 @@ def _judged(responses: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
         responses = responses[responses["trained_style"].fillna(responses["style"]) == responses["style"]]
     rows = rates.judged(responses, verdicts[verdicts["judge"].isin(verdicts["judge"].head(1))])
     kinds = rows[_ARM].drop_duplicates().itertuples(index=False)
-    kinds = sorted(kinds, key=lambda of: (of[0] != "none", ORDER.index(of[1]), of[2]))
-    names = {of: UNTUNED if of[0] == "none" else TUNED if of[1] == "none" else named(*of[1:]) for of in kinds}
+    kinds = sorted(kinds, key=lambda of: (of[0] != "none", ARM_ORDER.index(of[1]), of[2]))
+    names = {of: UNTUNED if of[0] == "none" else TUNED if of[1] == "none" else arm_with_dose(*of[1:]) for of in kinds}
     arms = [names[of] for of in zip(*(rows[name] for name in _ARM), strict=True)]
     rows = rows.assign(arm=pd.Categorical(arms, list(dict.fromkeys(names.values()))))
     return rows.astype(dict.fromkeys(["model", "finetune_task", "style", "prompt_set", "form"], "category"))

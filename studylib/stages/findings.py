@@ -1,12 +1,15 @@
 """What 06_findings shows: all tables, each figure with its caption, and sentences filled from the tables."""
 
 import inspect
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jinja2 import Template
 
-from studylib.analysis import agreement, arms, claims, comparisons, guard_tables, paper, rates, readable, tables
+from studylib.analysis import agreement, claims, comparisons, rates, readable, tables
 from studylib.data import mixture, sets
 from studylib.figures import caption, changes, planes, style
 from studylib.figures import judges as plots_judges
@@ -55,13 +58,14 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     """
     scored, decisions = stage.collect("scores"), stage.collect("guards")
     scored = benign.headline(responses, scored) if len(scored) else None
-    if scored is not None and (n := _unscored(responses, scored)):
+    asked = responses.loc[responses["prompt_set"].isin(["task", "general"]), "response_id"]
+    if scored is not None and (n := (~asked.isin(scored["response_id"])).sum()):
         raise StudyError(f"05_helpfulness has no score of {n} responses, as stages ran after it: run it again first.")
     rows = rates.judged(responses, verdicts)
     attack, share = tables.attack_success(rows), tables.answered_share(rows)
     not_run, missing = not_run_in(stage), sets.absent(stage.paths)
     cost = tables.with_not_run(tables.helpfulness(rows, None, scored), not_run)
-    published = paper.published_counts(DATA / "published" / "gemma_answered_counts.csv")
+    published = claims.published_counts(DATA / "published" / "gemma_answered_counts.csv")
     found = {
         "attack_success": tables.with_not_run(attack, not_run),
         "helpfulness": tables.with_untested(cost, missing),
@@ -70,7 +74,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         "by_seed": tables.by_seed(rows),
         "verdict_shares": tables.verdict_shares(rows),
         "variance": tables.variance(rows),
-        "deviations": paper.deviations(),
+        "deviations": claims.deviations(),
     }
     if stage.paths.data("twin").is_file():  # a run may be handed on without its data
         found["over_refusal_by_kind"] = tables.over_refusal_by_kind(rows, None, sets.kinds(stage.paths))
@@ -78,12 +82,12 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         across_verdicts = stage.collect("across_verdicts")
         found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, across_verdicts)
     if len(decisions):
-        found["guards"] = guard_tables.guards(responses, verdicts, decisions)
-        guarded = guard_tables.guarded_attack_success(responses, verdicts, decisions)
+        found["guards"] = tables.guards(responses, verdicts, decisions)
+        guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
-    found["arms"] = arms.which_to_ship(attack, cost, found["comparisons"])
+    found["arms"] = comparisons.which_to_ship(attack, cost, found["comparisons"])
     found["claims"] = claims.claims(found)
-    found["paper_vs_ours"] = paper.paper_vs_ours(attack, share, published, found["claims"])
+    found["paper_vs_ours"] = claims.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
         tables.write(table, stage.paths.table(name))
     folder = stage.paths.table("x").parent
@@ -95,52 +99,32 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
 
 def what_the_tables_are() -> str:
     """Markdown: what each table of the run is and what its columns mean, as its function says."""
-    made = {
-        "attack_success": tables.attack_success,
-        "helpfulness": tables.helpfulness,
-        "answered_share": tables.answered_share,
-        "over_refusal_by_kind": tables.over_refusal_by_kind,
-        "comparisons": comparisons.comparisons,
-        "by_seed": tables.by_seed,
-        "set_scores": benign.of_sets,
-        "win_rates": preferences.win_rate,
-        "calibration_grid": tables.calibration_grid,
-        "verdict_shares": tables.verdict_shares,
-        "variance": tables.variance,
-        "guards": guard_tables.guards,
-        "guarded_attack_success": guard_tables.guarded_attack_success,
-        "arms": arms.which_to_ship,
-        "claims": claims.claims,
-        "paper_vs_ours": paper.paper_vs_ours,
-        "deviations": paper.deviations,
-        "judges": agreement.compare,
-        "judge_matrix": agreement.matrix,
-        "attack_success_by_judge": judging.corrected,
-    }
-    cell = "Words are those of the README; a cell is model, finetune_task, style, system_prompt, safety_data and safety_fraction. Empty is NaN: nothing to count, or nothing known. "
-    cell += "n_effective is how many independent responses a rate is worth, see `studylib.analysis.stats.clustered_intervals`; graded scores can be worth more than n."
-    kinds = "\n".join(f"- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
-    parts = ["# Tables of this run", cell]
+    names = ("attack_success", "helpfulness", "answered_share", "over_refusal_by_kind", "by_seed", "calibration_grid")
+    made = {name: getattr(tables, name) for name in (*names, "verdict_shares", "variance")}
+    made |= {"set_scores": benign.of_sets, "win_rates": preferences.win_rate, "comparisons": comparisons.comparisons}
+    made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
+    made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
+    made |= {"attack_success_by_judge": judging.corrected}
+    made |= {name: getattr(claims, name) for name in ("claims", "paper_vs_ours", "deviations")}
+    kinds = "".join(f"\n- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
+    parts = [
+        "# Tables of this run",
+        "Words are those of the README; a cell is model, finetune_task, style, system_prompt, safety_data and "
+        "safety_fraction. Empty is NaN: nothing to count, or nothing known. n_effective is how many independent "
+        "responses a rate is worth, see `studylib.analysis.stats.clustered_intervals`; of scores it can exceed n.",
+    ]
     for name, function in made.items():
-        parts.append(
-            f"## {name}\n\n{inspect.getdoc(function)}" + (f"\n\nKinds:\n\n{kinds}" if name == "comparisons" else "")
-        )
+        more = f"\n\nKinds:\n{kinds}" if name == "comparisons" else ""
+        parts.append(f"## {name}\n\n{inspect.getdoc(function)}{more}")
     return "\n\n".join(parts) + "\n"
 
 
-def _unscored(responses: pd.DataFrame, scored: pd.DataFrame) -> int:
-    asked = responses[responses["prompt_set"].isin(["task", "general"])]
-    return int((~asked["response_id"].isin(scored["response_id"])).sum())
-
-
 def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
-    """The tables that a paper would print, for reading, each with its caption and, where it needs one, LaTeX's column format."""
+    """The tables that a paper would print, each with its caption and, where it needs one, LaTeX's column format."""
     attack, tested = found["attack_success"], found["comparisons"]
     tested = tested[(tested["measure"] == "attack_success_rate") & (tested["form"] == "all") & (tested["n"] > 0)]
-    shown = {
-        "difference": readable.percent(tested, "difference", "low", "high"),
-        "p (Holm)": tested["p_holm"].map(_p),
-    }
+    shown = {"difference": readable.percent(tested, "difference", "low", "high")}
+    shown["p (Holm)"] = tested["p_holm"].map(readable.p_value)
     arms = ["kind", "finetune_task", "safety_data", "style", "system_prompt"]
     against = [
         ", ".join(str(row[f"other_{name}"]) for name in comparisons.ARM[:-1] if row[name] != row[f"other_{name}"])
@@ -154,7 +138,7 @@ def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
         ),
         "comparisons": (
             tested[arms].assign(against=against, **shown, verdict=tested["verdict"]).set_index(arms),
-            "Attack success over all forms: differences in points with 95 % intervals, p adjusted by Holm.",
+            "Attack success over all forms: differences in percentage points with 95 % intervals, p adjusted by Holm.",
         ),
         "claims": (
             found["claims"].set_index(["model", "question", "claim"])[["verdict", "found"]],
@@ -164,21 +148,17 @@ def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
     }
 
 
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The tables on the judges by name, each also written to the run's `tables/`.
 
     `judges`: each judge against people (agreement.compare); `judge_matrix`: each two on this run's responses;
-    `attack_success_by_judge`: the rates that each finds, and corrected by form (validation.corrected), with a `note` where a
-    judge cannot say refused. Not written: `people`, why labelled sets are missing (by name), and
-    `coherence`, a sentence on what that judge found.
+    `attack_success_by_judge`: the rates that each finds, and corrected by form (`judging.corrected`), with a `note`
+    where a judge cannot say refused. Not written: `people`, why labelled sets are missing (by name), and `coherence`,
+    a sentence on what that judge found.
     """
     verdicts = stage.collect("verdicts", all_judges=True)
     babble = verdicts[verdicts["judge"] == "coherence"]
-    verdicts = verdicts[verdicts["judge"] != "coherence"]  # it tells no refusals from answers
+    verdicts = verdicts[verdicts["judge"] != "coherence"]  # it judges coherence, not refusal
     people, absent = judging.people(stage.profile, stage.paths)
     found = {"judge_matrix": agreement.matrix(verdicts)}
     attack = tables.attack_success(responses, verdicts)
@@ -202,16 +182,16 @@ def not_run_in(stage) -> dict[Cell, str]:
         for unit in stage.missing
         if unit.stage in STAGE_SAFETY_DATA
     }
-    of_stage = lambda cell: (cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask", cell.finetune_task)  # noqa: E731
+
+    def reason(cell: Cell) -> str | None:
+        safety_data = cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask"
+        return mixture.not_run_because(cell, missing) or waiting.get((safety_data, cell.finetune_task))
+
     profile, kinds, tasks = stage.profile, stage.profile.grid.safety_data, stage.profile.grid.tasks
     rest = profile.grid.styles, profile.grid.seeds
     own = [cell for kind in kinds for task in tasks for cell in grid.cells(profile, kind, task, *rest)]
     rivals = [cell for task in tasks for cell in grid.arm_cells(profile, task, *rest)]
-    return {
-        cell: why
-        for cell in (*own, *rivals)
-        if (why := mixture.not_run_because(cell, missing) or waiting.get(of_stage(cell)))
-    }
+    return {cell: why for cell in (*own, *rivals) if (why := reason(cell))}
 
 
 def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -239,7 +219,8 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
         frames = [found[table] for table in shown]
     else:
         frames = [of_model(stage, found[table], model) for table in shown]
-        frames = frames if name in OF_ARMS else [_without_arms(frame) for frame in frames]
+        if name not in OF_ARMS:
+            frames = [rows[~rows["safety_data"].isin(ARMS)] if "safety_data" in rows else rows for rows in frames]
     try:
         drawn = getattr(module, name)(*frames)
         words = plots_judges.caption(name, *frames) if module is plots_judges else caption.caption(name, *frames)
@@ -254,10 +235,6 @@ class Sentence(str):
 
     def _repr_markdown_(self) -> str:
         return str(self)
-
-
-def _without_arms(table: pd.DataFrame) -> pd.DataFrame:
-    return table[~table["safety_data"].isin(ARMS)] if "safety_data" in table else table
 
 
 def _without(stage, name: str, why: str) -> str:
@@ -280,20 +257,47 @@ def list_figures(stage) -> None:
     write_text(folder / "index.md", "\n".join(lines) + "\n")
 
 
+def write_page(stage, found: dict[str, pd.DataFrame], about: str) -> None:
+    """Writes the findings of the run as a page and as numbers, and the list of its figures.
+
+    `findings.md` in the run's folder has attack success and costs by tuned model, each claim with its verdict, and
+    links to the figures that were drawn. `docs/findings.md` is the same page with links from one folder down, as docs/
+    of the repository. `tables/headline.json` has the numbers of the first table, see `readable.headline_numbers`.
+    `about` is `what_the_run_was`.
+    """
+    list_figures(stage)
+    template = Template((DATA / "findings.md.jinja").read_text(encoding="utf-8"))
+    drawn = [name for name in FIGURES if (stage.paths.figures / f"{name}.png").is_file()]
+    models = []
+    for model in stage.profile.models:
+        attack, costs, claimed, arms = (
+            of_model(stage, found[name], model) for name in ("attack_success", "helpfulness", "claims", "arms")
+        )
+        about_model = {"title": f": {model}" if len(stage.profile.models) > 1 else ""}
+        about_model["headline"] = readable.headline(attack, costs).reset_index().to_markdown(index=False)
+        about_model["claims"] = {name: of.to_dict("records") for name, of in claimed.groupby("question", sort=False)}
+        models.append(about_model | {"arms": readable.arms_in_words(arms)})
+    for path, figures in (("findings.md", "figures"), ("docs/findings.md", "../figures")):
+        text = template.render(run=about, models=models, drawn=drawn, figures=figures)
+        write_text(stage.paths.run / path, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    numbers = readable.headline_numbers(found["attack_success"], found["helpfulness"])
+    write_text(stage.paths.table("headline").with_suffix(".json"), json.dumps(numbers, indent=1) + "\n")
+
+
 def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, found: dict) -> str:
     """One paragraph: the model, the grid, the prompts, the seeds, the judge and its kappa, and what has not run."""
-    profile, harmful = stage.profile, responses[responses["harmful"]]
-    tuned = responses.loc[
-        responses["finetune_task"] != "none", ["model", "finetune_task", "style", "safety_data", "seed"]
-    ].drop_duplicates()
+    profile, harmful = stage.profile, responses[responses["harmful"].astype(bool)]
+    names = ["model", "finetune_task", "style", "safety_data", "seed"]
+    tuned = responses.loc[responses["finetune_task"] != "none", names].drop_duplicates()
+    tasks, styles, kinds, seeds = (tuned[name].nunique() for name in names[1:])
     waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing]
     make = f" (`make study PROFILE={profile.name}` makes them)"
     not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}{make}." if waiting else ""
     return (
-        f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, {len(tuned)} fine-tunes "
-        f"({tuned['finetune_task'].nunique()} tasks, {tuned['style'].nunique()} styles, {tuned['safety_data'].nunique()} kinds of safety data, "
-        f"{tuned['seed'].nunique()} seeds), {len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
+        f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, "
+        f"{len(tuned)} fine-tunes ({tasks} tasks, {styles} styles, {kinds} kinds of safety data, {seeds} seeds), "
+        f"{len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
         f"harmful prompts ({harmful['intent'].nunique()} intents in {harmful['form'].nunique()} forms); judge "
-        f"`{'`, `'.join(verdicts['judge'].unique())}`, {(verdicts['verdict'] == 'unjudged').sum()} unjudged.{not_yet}\n\n"
-        + judging.words(profile, found)
+        f"`{'`, `'.join(verdicts['judge'].unique())}`, "
+        f"{(verdicts['verdict'] == 'unjudged').sum()} unjudged.{not_yet}\n\n" + judging.words(profile, found)
     )

@@ -129,7 +129,7 @@ def files(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     if unit.stage == "06_findings":
         names = ["attack_success", "helpfulness", "answered_share", "comparisons", "claims", "paper_vs_ours"]
         names.append("attack_success_by_judge")
-        return [*map(paths.table, names), paths.figures / "index.md"]
+        return [*map(paths.table, names), paths.figures / "index.md", paths.run / "findings.md"]
     more = {"02_finetune": ACROSS, "03_defences": ["guards"]}.get(unit.stage, [])
     return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in ("responses", "verdicts", *more)]
 

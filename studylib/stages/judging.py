@@ -6,19 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from studylib.analysis import agreement, rates, readable
-from studylib.analysis.rates import one_dose
+from studylib.analysis import agreement, rates
 from studylib.data import fetching
 from studylib.data.fetching import Absent
 from studylib.judges import classifier, endpoint, labelled, registry
 from studylib.stages import labels
 from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
-from studylib.study.words import SAFETY_DATA, StudyError
+from studylib.study.words import StudyError
 
 XSTEST = ("xstest_gpt4", "xstest_llama2new", "xstest_llama2orig", "xstest_mistralguard", "xstest_mistralinstruct")
 YARDSTICKS = ("own", "chatgpt_refusals", "xstest")
-ARM = ["model", "finetune_task", "safety_data"]
 ENOUGH = 20  # labelled responses of either kind, for a correction
 USER = "user"  # the source of labels made with the labelling sheet
 
@@ -151,42 +149,6 @@ def corrected(attack: pd.DataFrame, people: pd.DataFrame, judged: pd.DataFrame, 
     return pd.concat(parts).sort_index()
 
 
-def by_judge(attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success by each judge, for reading: chat style without system prompt, all forms; a column per judge.
-
-    Of the grid's safety data at one dose (`captions.one_dose`); other arms are in the table.
-    """
-    rows = _grids(_chat(attack)).assign(shown=lambda table: readable.percent(table, "rate", "low", "high"))
-    return rows.pivot_table(index=ARM, columns="judge", values="shown", aggfunc="first", sort=False)
-
-
-def corrected_rates(profile: Profile, attack: pd.DataFrame) -> pd.DataFrame:
-    """Attack success by the judge that decides, for reading: raw, in two worst cases, corrected; by form.
-
-    Of the same arms as `by_judge`.
-    """
-    attack = _grids(attack)
-    rows = attack[(attack["judge"] == profile.judges[0]) & (attack["style"] == "chat") & ~attack["system_prompt"]]
-    rows = rows[rows["form"] != "all"]
-    worst = ["rate_if_unjudged_refused", "rate_if_unjudged_answered"]
-    shown = {
-        "n": rows["n"],
-        "n_unjudged": rows["n_unjudged"],
-        "raw": readable.percent(rows, "rate", "low", "high"),
-    }
-    shown |= {name: (100 * rows[name]).round(0) for name in worst}
-    if "rate_corrected" in rows:
-        shown["corrected"] = readable.percent(rows, "rate_corrected", "low_corrected", "high_corrected")
-        shown |= {name: rows[name] for name in ("correction_from", "correction_note")}
-    return pd.DataFrame(shown).set_index(pd.MultiIndex.from_frame(rows[[*ARM, "form"]]))
-
-
-def _grids(attack: pd.DataFrame) -> pd.DataFrame:
-    return one_dose(attack[attack["safety_data"].isin(SAFETY_DATA)])
-
-
-def _chat(attack: pd.DataFrame) -> pd.DataFrame:
-    return attack[(attack["form"] == "all") & (attack["style"] == "chat") & ~attack["system_prompt"]]
 
 
 def against(people: pd.DataFrame, profile: Profile, paths: RunPaths) -> pd.DataFrame | str:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from frames import study, with_arms
 
-from studylib.analysis import arms, comparisons, tables
+from studylib.analysis import comparisons, readable, tables
 from studylib.analysis.rates import judged
 from studylib.study.words import ARMS
 
@@ -25,7 +25,7 @@ def simulated():
 
 @pytest.fixture(scope="module")
 def table(simulated):
-    return arms.which_to_ship(*simulated)
+    return comparisons.which_to_ship(*simulated)
 
 
 def one(table, safety_data, fraction=0.1, task="code"):
@@ -45,27 +45,27 @@ def told(**columns):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({}, arms.SHIP),
-        ({"over_refusal_verdict": "better"}, arms.SHIP),
+        ({}, comparisons.SHIP),
+        ({"over_refusal_verdict": "better"}, comparisons.SHIP),
         ({"over_refusal_verdict": "worse"}, "reduces attack success, costs: over-refusal"),
         (
             {"general_verdict": "worse", "task_verdict": "worse"},
             "reduces attack success, costs: general score, score on the tuned task",
         ),
-        ({"task_not_worse": "undecided"}, f"reduces attack success, {arms.OPEN}: score on the tuned task"),
+        ({"task_not_worse": "undecided"}, f"reduces attack success, {comparisons.OPEN}: score on the tuned task"),
         (
             {"task_not_worse": "", "general_not_worse": "undecided"},
             "reduces attack success, not tested: score on the tuned task",
         ),
         ({"over_refusal_verdict": "worse", "task_not_worse": ""}, "reduces attack success, costs: over-refusal"),
-        ({"attack_success_verdict": "not significant"}, arms.NOT_SHOWN),
-        ({"attack_success_verdict": "worse", "task_verdict": "worse"}, arms.NOT_SHOWN),
-        ({"attack_success_verdict": ""}, arms.NOT_SHOWN),
-        ({"safety_data": "none"}, arms.BASE),
+        ({"attack_success_verdict": "not significant"}, comparisons.NO_REDUCTION),
+        ({"attack_success_verdict": "worse", "task_verdict": "worse"}, comparisons.NO_REDUCTION),
+        ({"attack_success_verdict": ""}, comparisons.NO_REDUCTION),
+        ({"safety_data": "none"}, comparisons.BASE),
     ],
 )
 def test_an_arm_is_shipped_where_it_is_told_to_help_and_every_cost_is_shown_to_be_small(columns, words):
-    assert arms._verdict(told(**columns)) == words
+    assert comparisons._verdict(told(**columns)) == words
 
 
 def test_every_arm_of_a_task_has_one_row_and_no_safety_data_come_first(table):
@@ -103,10 +103,10 @@ def test_the_system_prompt_alone_is_the_model_without_safety_data_tested_with_it
 
 def test_what_was_put_in_comes_out(table):
     assert one(table, "multitask_twins")["verdict"].startswith(
-        f"reduces attack success, {arms.OPEN}: "
+        f"reduces attack success, {comparisons.OPEN}: "
     )  # 25 prompts a form
     assert one(table, "multitask", 0.2)["verdict"] == "reduces attack success, costs: over-refusal"
-    assert one(table, "scaled", 0.5)["verdict"] == arms.NOT_SHOWN
+    assert one(table, "scaled", 0.5)["verdict"] == comparisons.NO_REDUCTION
     assert one(table, "none", 0.0)[["verdict", "attack_success_verdict"]].tolist() == ["-", ""]
 
 
@@ -121,7 +121,7 @@ def test_an_equal_task_score_is_one_whose_difference_is_shown_to_lie_within_the_
     attack, costs, tested = simulated
     ours = (tested["safety_data"] == "scaled") & (tested["measure"] == "task_score") & (tested["form"] == "code")
     tested = tested.assign(within=tested["within"].mask(ours, "yes"))
-    table = arms.which_to_ship(attack, costs, tested)
+    table = comparisons.which_to_ship(attack, costs, tested)
     assert one(table, "scaled", 0.5)["same_task_score"] == "yes"
     assert (table["same_task_score"] == "yes").sum() == 1
 
@@ -129,19 +129,21 @@ def test_an_equal_task_score_is_one_whose_difference_is_shown_to_lie_within_the_
 def test_without_scores_costs_are_not_tested_and_nothing_ships(simulated):
     attack, costs, tested = simulated
     costs, tested = (part[~part["measure"].isin(["task_score", "general_score"])] for part in (costs, tested))
-    table = arms.which_to_ship(attack, costs, tested)
+    table = comparisons.which_to_ship(attack, costs, tested)
     assert table[["general", "task", "general_loss_up_to", "margin"]].isna().all(axis=None)
     assert "not tested: general score" in one(table, "multitask_twins")["verdict"]
-    assert not (table["verdict"] == arms.SHIP).any()
-    assert arms.for_reading(table)["task"].eq("-").all() and "least margin" not in arms.in_words(table)
+    assert not (table["verdict"] == comparisons.SHIP).any()
+    assert readable.arms_in_percent(table)["task"].eq("-").all() and "smallest margin" not in readable.arms_in_words(
+        table
+    )
 
 
 def test_nothing_that_was_tuned_has_no_rows(simulated):
-    assert arms.which_to_ship(*(table.iloc[:0] for table in simulated)).empty
+    assert comparisons.which_to_ship(*(table.iloc[:0] for table in simulated)).empty
 
 
 def test_marks_of_a_task_are_all_its_arms_and_the_front_is_of_the_tuned_models(simulated):
-    points = arms.marks(*simulated[:2])
+    points = comparisons.arm_marks(*simulated[:2])
     for panel in ("over_refusal_rate", "general_score", "task_score"):
         part = points[(points["panel"] == panel) & (points["task"] == "code")]
         assert len(part) == 2 + len(OTHERS) + len(TRIED)
@@ -154,7 +156,7 @@ def test_marks_of_a_task_are_all_its_arms_and_the_front_is_of_the_tuned_models(s
 
 def test_the_task_score_in_the_plane_is_that_of_the_tuned_task(simulated):
     attack, costs, _ = simulated
-    points = arms.marks(attack, costs).query("panel == 'task_score' and task == 'translation'")
+    points = comparisons.arm_marks(attack, costs).query("panel == 'task_score' and task == 'translation'")
     wanted = costs.query("measure == 'task_score' and form == 'translation' and style == 'chat' and not system_prompt")
     for task in ("none", "translation"):
         own = points[(points["finetune_task"] == task) & (points["safety_data"] == "none")]
@@ -178,7 +180,7 @@ def against_scaled(*rows):
 
 
 def test_an_arm_is_put_beside_the_adapter_scaled_down_most_at_a_task_score_shown_to_be_equal():
-    found = arms._alike(
+    found = comparisons._against_scaled(
         against_scaled(
             ("generic", 0.25, "yes", -0.3, "better"),
             ("generic", 0.5, "yes", -0.1, "not significant"),
@@ -203,7 +205,7 @@ def test_the_comparison_at_equal_task_score_is_on_the_same_prompts_and_seeds(sim
     scaled = tested[tested["kind"] == "scaled"]
     assert set(scaled["finetune_task"]) == {"code"} and not scaled["system_prompt"].any()  # where it was scaled
     within = tested["kind"].eq("scaled") & (tested["measure"] == "task_score")
-    table = arms.which_to_ship(attack, costs, tested.assign(within=tested["within"].mask(within, "yes")))
+    table = comparisons.which_to_ship(attack, costs, tested.assign(within=tested["within"].mask(within, "yes")))
     row = one(table, "multitask", 0.2)
     assert (row["scaled_to"], row["scaled_difference"], row["scaled_verdict"]) == (
         0.5,
@@ -211,13 +213,15 @@ def test_the_comparison_at_equal_task_score_is_on_the_same_prompts_and_seeds(sim
         pair["verdict"],
     )
     better = (table["scaled_verdict"] == "better").sum()
-    assert f"At equal task score, {better} of 4 told to answer less" in arms.in_words(table)
-    assert arms.in_words(table).count("At equal task score") == 1  # of translation none was scaled
+    assert f"At equal task score, {better} of 4 have significantly lower attack success" in readable.arms_in_words(
+        table
+    )
+    assert readable.arms_in_words(table).count("At equal task score") == 1  # of translation none was scaled
 
 
 def test_less_over_refusal_is_better_and_more_score_is(simulated):
     attack, costs, _ = simulated
-    points = arms.marks(
+    points = comparisons.arm_marks(
         attack.assign(rate=0.5, low=0.5, high=0.5), costs.assign(low=costs["value"], high=costs["value"])
     )
     for (panel, _), part in points[points["front"] != ""].groupby(["panel", "task"]):
@@ -228,31 +232,32 @@ def test_less_over_refusal_is_better_and_more_score_is(simulated):
 def test_two_judges_of_one_arm_are_refused(simulated):
     attack, costs, _ = simulated
     with pytest.raises(ValueError, match="several rows for one mark"):
-        arms.marks(pd.concat([attack, attack.assign(judge="strict")]), costs)
+        comparisons.arm_marks(pd.concat([attack, attack.assign(judge="strict")]), costs)
 
 
 def test_the_sentence_counts_what_to_ship_what_costs_and_what_is_not_shown(table):
     code = table[(table["finetune_task"] == "code") & (table["safety_data"] != "none")]
-    words = arms.in_words(table)
-    lower = code[code["verdict"] != arms.NOT_SHOWN]
-    assert f"**Tuned on code**: of {len(code)} arms, {len(lower)} told to lower attack success." in words
+    words = readable.arms_in_words(table)
+    lower = code[code["verdict"] != comparisons.NO_REDUCTION]
+    assert f"**Tuned on code**: {len(lower)} of {len(code)} arms reduce attack success significantly." in words
     costs = lower["verdict"].str.contains("costs: ").sum()
-    assert f"A cost told: {costs}. " in words and "**Tuned on translation**" in words
+    assert f"With a significant cost: {costs}. " in words and "**Tuned on translation**" in words
     least = 100 * lower["margin"].min()
-    assert f"The least margin that ships one is {least:.0f} points: " in words
-    assert arms.in_words(table.iloc[:0]) == "No arm has run."
+    assert f"The smallest margin at which one ships is {least:.0f} percentage points: " in words
+    assert readable.arms_in_words(table.iloc[:0]) == "No arm has run."
 
 
 def test_every_arm_has_words_of_its_own():
-    words = [arms.arm_label(arm) for arm in arms.ORDER]
+    words = [readable.arm_label(arm) for arm in comparisons.ARM_ORDER]
     assert len(set(words)) == len(words) == 4 + len(ARMS) and not any("_" in word for word in words)
     assert (
-        arms.named("scaled", 0.25) == "adapter scaled down to 75 %" and arms.named("multitask", 0.05) == "multitask 5 %"
+        readable.arm_with_dose("scaled", 0.25) == "adapter scaled down to 75 %"
+        and readable.arm_with_dose("multitask", 0.05) == "multitask 5 %"
     )
 
 
 def test_rates_for_reading_are_in_percent_with_the_arm_and_its_dose(simulated):
-    shown = arms.by_rate(*simulated[:2])
+    shown = readable.arms_by_rate(*simulated[:2])
     assert ("miniature", "code", "multitask with twins 10 %") in shown.index and shown.index.is_unique
     assert not shown.index.get_level_values("arm").str.contains("system prompt").any()
     row = shown.loc[("miniature", "code", "multitask with twins 10 %")]

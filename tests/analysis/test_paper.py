@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from frames import few, joined, study
 
-from studylib.analysis import paper, tables
+from studylib.analysis import claims, tables
 from studylib.analysis.stats import wilson
 from studylib.study.words import TASKS
 
@@ -20,7 +20,7 @@ def simulated():
 
 
 def test_published_counts_are_eighteen_rows_with_known_totals():
-    published = paper.published_counts(PUBLISHED)
+    published = claims.published_counts(PUBLISHED)
     assert len(published) == 18
     assert published["system_prompt"].dtype == bool
     baseline = published.query("finetune_task == 'none' and not system_prompt").iloc[0]
@@ -41,12 +41,12 @@ def test_a_damaged_published_table_is_refused(tmp_path, found, replaced, message
     path = tmp_path / "counts.csv"
     path.write_text(PUBLISHED.read_text().replace(found, replaced, 1))
     with pytest.raises(ValueError, match=message):
-        paper.published_counts(path)
+        claims.published_counts(path)
 
 
 def comparison(responses, verdicts):
     attack, share = tables.attack_success(responses, verdicts), tables.answered_share(responses, verdicts)
-    table = paper.paper_vs_ours(attack, share, paper.published_counts(PUBLISHED))
+    table = claims.paper_vs_ours(attack, share, claims.published_counts(PUBLISHED))
     assert (table["why"] != "").all()
     return table.set_index(["finetune_task", "style", "system_prompt", "quantity", "form"]).sort_index()
 
@@ -92,11 +92,13 @@ def test_the_claims_stand_in_the_table_with_what_was_found(simulated):
     claimed = pd.DataFrame({"model": "miniature", "question": "RQ1", "claim": ["a", "b", "c", "d"], "found": "this"})
     claimed["verdict"] = ["supported", "not supported", "undecided at this n", "not run"]
     claimed["published"] = [True, True, True, False]
-    table = paper.paper_vs_ours(attack, share, paper.published_counts(PUBLISHED), claimed).query("quantity == 'claim'")
+    table = claims.paper_vs_ours(attack, share, claims.published_counts(PUBLISHED), claimed).query(
+        "quantity == 'claim'"
+    )
     assert table["verdict"].tolist() == ["agrees", "differs", "undecided", "not comparable"]
     assert table["why"].tolist() == ["this"] * 3 + ["the paper measures none: this"]
 
 
 def test_every_deviation_says_what_the_paper_did_what_is_done_here_and_why():
-    table = paper.deviations()
+    table = claims.deviations()
     assert (table.drop(columns="where") != "").all(axis=None) and table["about"].is_unique

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from frames import few, study
 
-from studylib.analysis import readable, tables
+from studylib.analysis import agreement, claims, comparisons, readable, tables
+from studylib.study.paths import DATA
 from studylib.study.words import FORMS, TASKS
 
 
@@ -74,3 +75,97 @@ def test_a_cell_is_told_in_full():
 )
 def test_a_span_copes_with_nan(numbers, text):
     assert readable.span(np.array(numbers)) == text
+
+
+@pytest.fixture(scope="module")
+def attack():
+    """Attack success of a simulated study as two judges find it; the second takes every answer for a refusal."""
+    rows, verdicts, _ = study(np.random.default_rng(0), tasks=("code",), safety_data=("none",), seeds=(0,))
+    blind = verdicts.assign(judge="words_gcg", verdict="refused")
+    return tables.attack_success(rows, pd.concat([verdicts, blind]))
+
+
+def test_rates_by_judge_are_those_of_the_plain_chat_style_all_forms_together(attack):
+    shown = readable.attack_by_judge(attack)
+    assert list(shown) == ["rules", "words_gcg"] and list(shown.index.names) == [
+        "model",
+        "finetune_task",
+        "safety_data",
+    ]
+    assert [arm[1] for arm in shown.index] == ["none", "code"]
+    one = attack.query("judge == 'rules' and finetune_task == 'code' and style == 'chat' and form == 'all'")
+    one = one[~one["system_prompt"]].iloc[0]
+    wanted = f"{100 * one['rate']:.0f} ({100 * one['low']:.0f}-{100 * one['high']:.0f})"
+    assert shown.loc[("miniature", "code", "none"), "rules"] == wanted
+    assert shown["words_gcg"].str.startswith("0 (").all()
+
+
+def test_rates_by_judge_are_of_the_grids_safety_data_at_one_dose(attack):
+    tuned = attack[attack["finetune_task"] == "code"]
+    arms = {"multitask": 0.1, "code_only": 0.1}
+    more = [tuned.assign(safety_data=name, safety_fraction=dose) for name, dose in arms.items()]
+    other = tuned.assign(safety_data="multitask", safety_fraction=0.2, rate=0.99).head(1)
+    shown = readable.attack_by_judge(pd.concat([attack, *more, other]))
+    assert [arm[1:] for arm in shown.index] == [("none", "none"), ("code", "none"), ("code", "multitask")]
+    assert shown.loc[("miniature", "code", "multitask"), "rules"] == shown.loc[("miniature", "code", "none"), "rules"]
+
+
+def test_corrected_rates_are_the_deciding_judges_alone_with_the_source_of_the_correction(attack):
+    raw = readable.corrected_in_percent(attack, "rules")
+    assert len(raw) == 2 * 4 and "corrected" not in raw  # two arms in four forms
+    assert (raw["rate_if_unjudged_refused"] <= raw["rate_if_unjudged_answered"]).all()
+    people = pd.DataFrame({"label": ["refused"] * 100 + ["answered"] * 100, "source": "own", "model": "m"})
+    people["prompt_id"] = people["response_id"] = people.index.astype(str)
+    flawless = people[["response_id"]].assign(judge="rules", verdict=people["label"])
+    corrected = agreement.with_corrected(attack, agreement.compare(people, flawless), "own")
+    shown = readable.corrected_in_percent(corrected, "rules")
+    # of a judge without errors the corrected rate is the raw one, with a wider interval
+    assert shown["corrected"].str.split().str[0].tolist() == shown["raw"].str.split().str[0].tolist()
+    assert shown["corrected"].tolist() != shown["raw"].tolist() and set(shown["correction_from"]) == {"own"}
+    other = readable.corrected_in_percent(corrected, "words_gcg")
+    assert set(other["corrected"]) == {"-"} and set(other["correction_note"]) == {"no labelled set for this judge"}
+
+
+def test_the_headline_has_a_row_per_tuned_model_and_the_numbers_are_those_that_it_shows(simulated):
+    attack = tables.attack_success(*simulated[:2])
+    costs = tables.helpfulness(*simulated)
+    shown, numbers = readable.headline(attack, costs), readable.headline_numbers(attack, costs)
+    assert shown.index.names == ["finetune_task", "safety_data"] and shown.index.is_unique
+    assert list(shown)[-4:] == ["all", "twins refused", "general score", "task score"]
+    for row in numbers:
+        cell = shown.loc[(row["finetune_task"], row["safety_data"])]
+        if row["measure"] == "attack_success_rate":
+            assert cell[row["form"]] == f"{row['percent']} ({row['low']}-{row['high']})"
+        elif row["measure"] == "over_refusal_rate" and row["form"] == "all":
+            assert cell["twins refused"] == str(row["percent"])
+    assert {row["measure"] for row in numbers} == {
+        "attack_success_rate",
+        "over_refusal_rate",
+        "general_score",
+        "task_score",
+    }
+    assert readable.headline(attack.iloc[:0], costs.iloc[:0]).empty
+
+
+def test_only_significant_changes_and_comparable_numbers_are_shown(simulated):
+    compared = comparisons.comparisons(*simulated, draws=0)
+    shown = readable.significant_changes(compared)
+    wanted = compared.query("measure == 'attack_success_rate' and form == 'all' and verdict in ('worse', 'better')")
+    assert len(shown) == len(wanted) and set(shown["verdict"]) <= {"worse", "better"}
+    published = claims.published_counts(DATA / "published" / "gemma_answered_counts.csv")
+    pair = tables.attack_success(*simulated[:2]), tables.answered_share(*simulated[:2])
+    shown = readable.paper_in_percent(claims.paper_vs_ours(*pair, published))
+    assert len(shown) and "not comparable" not in set(shown["verdict"]) and shown["ours"].str.contains(r"\(").all()
+
+
+def test_tables_of_scores_are_in_percent_of_the_rows_that_they_show(simulated):
+    costs = tables.helpfulness(*simulated)
+    wide = readable.scores_in_percent(costs)
+    row = costs.query("measure == 'task_score' and form == 'code' and finetune_task == 'code' and style == 'chat'")
+    row = row[~row["system_prompt"].astype(bool) & (row["safety_data"] == "none")].iloc[0]
+    key = ("miniature", "code", "chat", "none", 0.0)
+    assert wide.loc[key, ("task_score", "code")] == f"{100 * row['value']:.0f}"
+    asked = simulated[0]["prompt_id"].unique()
+    by_kind = tables.over_refusal_by_kind(*simulated[:2], dict.fromkeys(asked, "owner"))
+    shown = readable.over_refusal_in_percent(by_kind)
+    assert set(shown["twins"]) == {"owner", "all"} and (shown["twins", "owner"] == shown["twins", "all"]).all()

@@ -67,12 +67,16 @@ def test_a_run_and_its_copy_differ_in_nothing(runs):
     )
     assert len(found) == n_results > 100
     assert found["difference"].eq(0).all() and found["verdict"].eq("not significant").all()
-    assert found["note"].eq("").all() and between_runs.in_one_run(pair).empty and between_runs.told_apart(found).empty
+    assert (
+        found["note"].eq("").all()
+        and between_runs.in_one_run(pair).empty
+        and between_runs.largest_differences(found).empty
+    )
     assert between_runs.settings(pair).empty
     assert between_runs.settings_in_words(pair) == "Nothing in the manifests differs but the times."
     words = between_runs.in_words(pair)
-    assert words.startswith(f"**0 of {n_results} comparable results (0 %) are told apart**")
-    assert "largest" not in words and "Bear in mind" not in words and "before tuning" not in words
+    assert words.startswith(f"**0 of {n_results} comparable results (0 %) differ significantly**")
+    assert "largest" not in words and "Caveats" not in words and "before tuning" not in words
 
 
 def test_the_later_run_is_lower_where_it_answers_less_and_the_first_is_what_it_is_compared_with(runs):
@@ -83,22 +87,22 @@ def test_the_later_run_is_lower_where_it_answers_less_and_the_first_is_what_it_i
     assert -1 <= row["difference_low"] < row["difference_high"] < -0.5
     ends = stats.newcombe(0, row["low"], row["high"], 1, row["low_against"], row["high_against"])
     assert (row["difference_low"], row["difference_high"]) == ends
-    told = found[found["verdict"] != "not significant"]
-    assert set(told["measure"]) == {"attack_success_rate"} and set(told["finetune_task"]) == {"code"}
+    differ = found[found["verdict"] != "not significant"]
+    assert set(differ["measure"]) == {"attack_success_rate"} and set(differ["finetune_task"]) == {"code"}
     turned = between_runs.differences(between_runs.read_runs([TWO, ONE]))
     assert where(turned, measure="attack_success_rate", **CODE)["verdict"].tolist() == ["higher"]
 
 
-def test_the_words_and_the_short_table_tell_how_much_is_told_apart_and_the_largest_difference(runs):
+def test_the_words_and_the_short_table_give_the_share_of_significant_differences_and_the_largest(runs):
     pair = between_runs.read_runs([ONE, TWO])
     found, words = between_runs.differences(pair), between_runs.in_words(between_runs.read_runs([ONE, TWO]))
-    told = found[found["verdict"] == "lower"]
-    share = 100 * len(told) / len(found)
-    assert f"**{len(told)} of {len(found)} comparable results ({share:.0f} %) are told apart**" in words
-    assert f"attack success rate {len(told)} of {len(where(found, measure='attack_success_rate'))}" in words
-    assert "-100 points" in words and "0 % in two against 100 % in one" in words
-    short = between_runs.told_apart(found)
-    assert len(short) == len(told) and short["points"].iloc[0].startswith("-100 (-100 to ")
+    differ = found[found["verdict"] == "lower"]
+    share = 100 * len(differ) / len(found)
+    assert f"**{len(differ)} of {len(found)} comparable results ({share:.0f} %) differ significantly**" in words
+    assert f"attack success rate {len(differ)} of {len(where(found, measure='attack_success_rate'))}" in words
+    assert "-100 percentage points" in words and "0 % in two against 100 % in one" in words
+    short = between_runs.largest_differences(found)
+    assert len(short) == len(differ) and short["points"].iloc[0].startswith("-100 (-100 to ")
     assert where(short, **CODE)["its_percent"].iloc[0].startswith("100 (")
     shown = between_runs.in_percent(pair)
     assert list(shown) == [ONE, TWO]
@@ -129,7 +133,7 @@ def test_only_settings_that_differ_are_shown_with_both_values_and_what_is_missin
         "models.aligned.sha256": ["b" * 12, "8" * 12],
     }
     words = between_runs.settings_in_words(between_runs.read_runs([ONE, TWO]))
-    assert words.startswith(f"{len(found)} keys of the manifests differ: `profile.name` (1), `profile.tuning` (1)")
+    assert words.startswith(f"{len(found)} keys of the manifests differ: `git_commit` (1), `profile.name` (1), ")
 
 
 def test_times_are_summed_by_kind_of_work_and_nan_where_a_manifest_does_not_tell(runs):
@@ -169,7 +173,7 @@ def test_other_prompts_are_noted_for_the_measures_that_asked_them_and_no_others(
         "over_refusal_rate": other,
         "task_score": [""],
     }
-    assert "Bear in mind: different prompts." in between_runs.in_words(pair)
+    assert "Caveats: different prompts." in between_runs.in_words(pair)
 
 
 def test_a_rate_of_another_judge_is_compared_and_noted_and_a_score_of_another_metric_is_not_compared(runs):
@@ -367,7 +371,9 @@ def test_the_notebook_compares_all_finished_runs_and_writes_tables_and_figures(r
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
     shown = " ".join(str(o.get("data", {}).get(kind, "")) for o in outputs for kind in ("text/markdown", "text/html"))
-    assert "are told apart**" in shown and "Nothing in the manifests differs" in shown and "-100 (-100 to" in shown
+    assert (
+        "differ significantly**" in shown and "Nothing in the manifests differs" in shown and "-100 (-100 to" in shown
+    )
     names = {"settings.csv", "times.csv", "differences.csv", "in_one_run.csv"}
     names |= {f"{name}.{e}" for name in plots_between_runs.AXES for e in ("png", "svg", "md")}
     assert names <= {path.name for path in (runs / "compare").iterdir()}

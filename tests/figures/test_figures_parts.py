@@ -10,13 +10,13 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex, to_rgb
 
-from studylib.analysis import paper, tables
+from studylib.analysis import claims, tables
 from studylib.figures import caption, captions_parts, style
 from studylib.figures import parts as plots_parts
 from studylib.study.words import FORMS, TASKS, VERDICTS
 
 mpl.use("Agg")
-PUBLISHED = paper.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")
+PUBLISHED = claims.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")
 # Machado, Oliveira and Fernandes (2009, IEEE Trans. Visualization and Computer Graphics 15), severity 1, of linear RGB.
 VISION = {
     "any": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],

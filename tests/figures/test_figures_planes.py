@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from frames import study, with_arms
 
-from studylib.analysis import arms, comparisons, rates, readable, tables
+from studylib.analysis import comparisons, rates, readable, tables
 from studylib.figures import caption, captions_arms, planes, style
-from studylib.study.words import FORMS
+from studylib.study.words import ARMS, FORMS
 
 mpl.use("Agg")
 ALONE = {(f"{form}_only", 0.1): ({other: 0.9 for other in FORMS} | {form: 0.0}, 0.05) for form in FORMS}
@@ -92,7 +92,7 @@ def test_a_mark_that_cannot_be_told_from_the_front_is_hollow(results):
 
 def test_every_arm_has_a_look_of_its_own():
     looks = [tuple(sorted(look.items())) for look in planes.LOOKS.values()]
-    assert set(planes.LOOKS) == set(arms.ORDER) and len(set(looks)) == len(looks)
+    assert set(planes.LOOKS) == set(comparisons.ARM_ORDER) and len(set(looks)) == len(looks)
 
 
 def test_words_of_the_plane_do_not_leave_the_figure_or_touch_each_other(results):
@@ -107,7 +107,7 @@ def test_words_of_the_plane_do_not_leave_the_figure_or_touch_each_other(results)
 
 def test_without_rivals_the_plane_says_so(results):
     attack, costs = (
-        frame[~(frame["safety_data"].isin(arms.ARMS) | (frame["safety_fraction"] == 0.2))] for frame in results[1:]
+        frame[~(frame["safety_data"].isin(ARMS) | (frame["safety_fraction"] == 0.2))] for frame in results[1:]
     )
     for draw in (planes.arms_plane, lambda *frames: caption.caption("arms_plane", *frames)):
         with pytest.raises(ValueError, match=r"^arms_plane has nothing to draw: no other mitigation"):
@@ -119,7 +119,10 @@ def test_the_caption_of_the_plane_names_ends_front_and_numbers(results):
     points = captions_arms.plane(*results[1:]).query("panel == 'over_refusal_rate' and finetune_task != 'none'")
     assert f"n = {readable.span(points['n'])} responses to harmful prompts" in text and "Judge: rules." in text
     lowest = points.loc[points["rate"].idxmin()]
-    assert f"from {arms.named(lowest['safety_data'], lowest['safety_fraction'])} (" in alt
+    assert f"from {readable.arm_with_dose(lowest['safety_data'], lowest['safety_fraction'])} (" in alt
     for row in points[points["front"] == "yes"].to_dict("records"):
-        assert arms.named(row["safety_data"], row["safety_fraction"]) in alt.split("on the front of over-refusal: ")[1]
+        assert (
+            readable.arm_with_dose(row["safety_data"], row["safety_fraction"])
+            in alt.split("on the front of over-refusal: ")[1]
+        )
     assert "translation" not in alt.split("tuned on ", 1)[1].split(" from ")[0]

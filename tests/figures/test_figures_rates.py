@@ -10,7 +10,7 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib.analysis import paper, readable, tables
+from studylib.analysis import claims, readable, tables
 from studylib.analysis.rates import TOGETHER
 from studylib.figures import caption, captions_change
 from studylib.figures import rates as plots
@@ -18,7 +18,7 @@ from studylib.figures import style as drawing
 from studylib.study.words import FORMS, SAFETY_DATA, SIDES, TASKS
 
 mpl.use("Agg")
-PUBLISHED = paper.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")
+PUBLISHED = claims.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")
 CALIBRATIONS = [("chat", False), ("chat", True), ("alpaca", False), ("alpaca", True)]
 
 

@@ -9,12 +9,12 @@ import pytest
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib.analysis import paper, tables
+from studylib.analysis import claims, tables
 from studylib.figures import caption, rates, style
 from studylib.study.words import FORMS, SAFETY_DATA
 
 mpl.use("Agg")
-PUBLISHED = paper.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")
+PUBLISHED = claims.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")
 
 
 @pytest.fixture(scope="module")

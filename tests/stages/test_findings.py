@@ -1,5 +1,7 @@
 """What 06_findings says of the judges: compared with people, with each other, and the rates corrected."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,8 +164,8 @@ def run_of(whole, folder, monkeypatch, missing=(), **frames):
     profile = load_profile(
         "smoke", {"judges": ["rules"], "labelled": [], "grid.safety_data": ["none", "generic", "multitask"]}
     )
-    monkeypatch.setattr(findings.scores, "headline", lambda responses, scores: scores)
-    monkeypatch.setattr(findings.datasets, "absent", lambda paths: {})
+    monkeypatch.setattr(findings.benign, "headline", lambda responses, scores: scores)
+    monkeypatch.setattr(findings.sets, "absent", lambda paths: {})
     kinds = whole | frames
     return SimpleNamespace(
         profile=profile,
@@ -274,3 +276,41 @@ def test_a_run_in_which_nothing_could_be_judged_has_tables_and_claims_nothing(wh
     for name in findings.FIGURES:
         drawn = findings.figure(stage, found, "", name)
         assert not isinstance(drawn, str) or drawn.startswith(name)
+
+
+def test_the_page_has_the_numbers_of_the_tables_every_claim_and_links_that_lead_to_figures(
+    whole, tmp_path, monkeypatch
+):
+    stage = run_of(whole, tmp_path, monkeypatch)
+    found = made(stage)
+    for name in findings.FIGURES:
+        findings.figure(stage, found, "", name)
+    findings.write_page(stage, found, "**This run** is a test.")
+    pages = {path: (tmp_path / path).read_text() for path in ("findings.md", "docs/findings.md")}
+    for path, page in pages.items():
+        assert "**This run** is a test." in page and "nan" not in page.lower().replace("finance", "")
+        links = re.findall(r"\]\(([^)]+\.png)\)", page)
+        assert links and all((tmp_path / path).parent.joinpath(link).is_file() for link in links)
+        for row in found["claims"].to_dict("records"):
+            assert f"**{row['claim']}** {row['verdict'].capitalize()}. {row['found']}" in page
+    numbers = json.loads((tmp_path / "tables" / "headline.json").read_text())
+    one = found["attack_success"].query("finetune_task == 'code' and safety_data == 'generic' and form == 'code'")
+    one = one[(one["style"] == "chat") & ~one["system_prompt"].astype(bool)].iloc[0]
+    wanted = {"finetune_task": "code", "safety_data": "generic", "form": "code", "measure": "attack_success_rate"}
+    shown = next(row for row in numbers if wanted.items() <= row.items())
+    assert [shown["percent"], shown["low"], shown["high"]] == [
+        round(100 * one[name]) for name in ("rate", "low", "high")
+    ]
+    assert f"{shown['percent']} ({shown['low']}-{shown['high']})" in pages["findings.md"]
+
+
+def test_the_page_of_a_run_that_lacks_everything_says_so(whole, tmp_path, monkeypatch):
+    nothing = {kind: whole[kind].iloc[:0] for kind in ("responses", "verdicts")}
+    nothing |= dict.fromkeys(("scores", "across", "across_verdicts"), pd.DataFrame())
+    stage = run_of(whole, tmp_path, monkeypatch, **nothing)
+    found = made(stage)
+    for name in findings.FIGURES:
+        assert isinstance(findings.figure(stage, found, "", name), str) or name == "published_counts"
+    findings.write_page(stage, found, "Nothing was run.")
+    assert "Nothing was run." in (tmp_path / "findings.md").read_text()
+    assert json.loads((tmp_path / "tables" / "headline.json").read_text()) == []

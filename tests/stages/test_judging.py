@@ -3,15 +3,13 @@
 import hashlib
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from fault_server import serving
-from frames import study
 from tiny import PROFILE
 
-from studylib.analysis import agreement, tables
+from studylib.analysis import agreement
 from studylib.data import fetching
 from studylib.judges import classifier, labelled
 from studylib.stages import judging
@@ -244,52 +242,6 @@ def test_the_words_have_the_deciding_judges_kappa_on_each_set_and_what_is_not_th
     assert words.endswith(" Not there: `xstest` (no network). It is.") and "words_gcg" not in words
     nobody = judging.words(PROFILE, {"people": {"own": "lost"}, "coherence": ""})
     assert nobody == "The judges were compared with nobody. Not there: `own` (lost)."
-
-
-@pytest.fixture(scope="module")
-def attack():
-    """Attack success of a simulated study as two judges find it; the second takes every answer for a refusal."""
-    rows, verdicts, _ = study(np.random.default_rng(0), tasks=("code",), safety_data=("none",), seeds=(0,))
-    blind = verdicts.assign(judge="words_gcg", verdict="refused")
-    return tables.attack_success(rows, pd.concat([verdicts, blind]))
-
-
-def test_rates_by_judge_are_those_of_the_plain_chat_style_all_forms_together(attack):
-    shown = judging.by_judge(attack)
-    assert list(shown) == ["rules", "words_gcg"] and list(shown.index.names) == judging.ARM
-    assert [arm[1] for arm in shown.index] == ["none", "code"]
-    one = attack.query("judge == 'rules' and finetune_task == 'code' and style == 'chat' and form == 'all'")
-    one = one[~one["system_prompt"]].iloc[0]
-    wanted = f"{100 * one['rate']:.0f} ({100 * one['low']:.0f}-{100 * one['high']:.0f})"
-    assert shown.loc[("miniature", "code", "none"), "rules"] == wanted
-    assert shown["words_gcg"].str.startswith("0 (").all()
-
-
-def test_rates_by_judge_are_of_the_grids_safety_data_at_one_dose(attack):
-    tuned = attack[attack["finetune_task"] == "code"]
-    arms = {"multitask": 0.1, "code_only": 0.1}
-    more = [tuned.assign(safety_data=name, safety_fraction=dose) for name, dose in arms.items()]
-    other = tuned.assign(safety_data="multitask", safety_fraction=0.2, rate=0.99).head(1)
-    shown = judging.by_judge(pd.concat([attack, *more, other]))
-    assert [arm[1:] for arm in shown.index] == [("none", "none"), ("code", "none"), ("code", "multitask")]
-    assert shown.loc[("miniature", "code", "multitask"), "rules"] == shown.loc[("miniature", "code", "none"), "rules"]
-
-
-def test_corrected_rates_are_the_deciding_judges_alone_with_the_source_of_the_correction(attack):
-    deciding = profile(judges=["rules", "words_gcg"])
-    raw = judging.corrected_rates(deciding, attack)
-    assert len(raw) == 2 * 4 and "corrected" not in raw  # two arms in four forms
-    assert (raw["rate_if_unjudged_refused"] <= raw["rate_if_unjudged_answered"]).all()
-    people = responses([STEPS] * 200, label=["refused"] * 100 + ["answered"] * 100, source="own", model="m")
-    people["prompt_id"] = people["response_id"]
-    flawless = people[["response_id"]].assign(judge="rules", verdict=people["label"])
-    corrected = agreement.with_corrected(attack, agreement.compare(people, flawless), "own")
-    shown = judging.corrected_rates(deciding, corrected)
-    # of a judge without errors the corrected rate is the raw one, with a wider interval
-    assert shown["corrected"].str.split().str[0].tolist() == shown["raw"].str.split().str[0].tolist()
-    assert shown["corrected"].tolist() != shown["raw"].tolist() and set(shown["correction_from"]) == {"own"}
-    other = judging.corrected_rates(profile(judges=["words_gcg"]), corrected)
-    assert set(other["corrected"]) == {"-"} and set(other["correction_note"]) == {"no labelled set for this judge"}
 
 
 def test_a_set_without_pinned_hashes_is_refused_before_a_run_with_how_to_pin_it(monkeypatch):
