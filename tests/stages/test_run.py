@@ -320,3 +320,22 @@ def test_the_manifest_counts_the_logs_of_its_grid_and_no_leftovers(smoke_runs, t
     manifest = json.loads((tmp_path / "smoke" / "manifest.json").read_text())
     names = {f"{unit.stage}/{unit.name}" for name in STAGES for unit in units(load_profile("smoke"), name)}
     assert set(manifest["seconds_by_work"]) == set(manifest["seconds_of_last_execution"]) == names
+
+
+def test_the_manifest_names_the_commit_of_the_project_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=t", "-c", "user.email=t@t")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "t")
+    (tmp_path / "checkout").mkdir()
+    monkeypatch.setattr(run, "ROOT", tmp_path / "checkout")
+    assert run._git("rev-parse", "HEAD") is run._git("status", "--porcelain") is None
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    own = git("rev-parse", "HEAD").strip()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert run._git("rev-parse", "HEAD") == own
+    assert run._git("status", "--porcelain") == "?? checkout/" or run._git("status", "--porcelain") == ""
