@@ -331,7 +331,7 @@ class TransformersModel:
     def train(self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None):
         self.model.requires_grad_(True)
         look = after_step and (lambda step: after_step(step, self))
-        losses = training.fit_with_trainer(self.model, self.tokenizer, features, settings, seed, label, look)
+        losses = training.fit_with_trainer(self.model, collator(self.tokenizer), features, settings, seed, label, look)
         self.model.eval().requires_grad_(False)
         return losses
 
@@ -339,7 +339,7 @@ class TransformersModel:
         adapted = add_lora(self.model, lora, seed)
         look = after_step and (lambda step: after_step(step, TransformersModel(adapted, self.tokenizer)))
         train = lambda features, settings: training.fit_with_trainer(  # noqa: E731
-            adapted, self.tokenizer, features, settings, seed, label, look
+            adapted, collator(self.tokenizer), features, settings, seed, label, look
         )
         try:
             losses = training.in_turn(parts, train)

@@ -123,9 +123,7 @@ class _Case:
         first = lambda ids: next((k + 1 for k, one in enumerate(ids) if one in ends), None)  # noqa: E731
         return [found[i][: first(found[i])] for i in range(len(found))]
 
-    @cached_property
-    def alone(self) -> list[list[int]]:
-        return self.generated(1)
+    alone = cached_property(lambda self: self.generated(1))
 
     def logits(self, model, ids: list[int]) -> torch.Tensor:
         """Of every position, [length, vocabulary], in the model's own precision."""

@@ -176,7 +176,7 @@ def in_turn(parts: list[tuple[list[dict], TrainSettings]], train: Callable) -> l
 
 def fit_with_trainer(
     model,
-    tokenizer,
+    collate: Callable,
     features: list[dict],
     settings: TrainSettings,
     seed: int,
@@ -185,11 +185,9 @@ def fit_with_trainer(
 ) -> list[dict]:
     """As `fit`, of any model and by transformers' Trainer: trains in place what of the model needs gradients.
 
-    Raises StudyError for `matrix_learning_rate`, which Trainer would leave out.
+    `collate` makes a batch of examples (`hub.collator`). Raises StudyError for `matrix_learning_rate`, which Trainer would leave out.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-
-    from studylib.models.hub import collator
 
     if settings.matrix_learning_rate:
         raise StudyError(
@@ -233,7 +231,7 @@ def fit_with_trainer(
             model=model,
             args=arguments,
             train_dataset=[features[i] for i in chain.from_iterable(drawn)],
-            data_collator=collator(tokenizer),
+            data_collator=collate,
             callbacks=[AfterStep()],
         )
         trainer.remove_callback(PrinterCallback)

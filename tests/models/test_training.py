@@ -44,7 +44,7 @@ def test_pretraining_takes_the_steps_of_transformers_trainer():
     changed = {"steps": 6, "learning_rate": 1e-3, "micro_batch_size": 4, "weight_decay": 0.1, "warmup_ratio": 0.3}
     ours, weights = fitted(rows, changed)
     theirs = model()
-    expected = training.fit_with_trainer(theirs, tokenizer(), rows, settings(**changed), 0, "test")
+    expected = training.fit_with_trainer(theirs, hub.collator(tokenizer()), rows, settings(**changed), 0, "test")
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in expected], rel=2e-3)
     moved = max((a - b).abs().max() for a, b in zip(small_llama.tensors(base()[0]), weights, strict=True))
     wanted = small_llama.tensors(small_llama.fuse(dict(theirs.state_dict()), tied=True))
@@ -61,7 +61,7 @@ def test_tuning_takes_the_steps_of_trainer_and_peft():
         fresh = small_llama.fresh_adapter(*base(), PROFILE.lora, seed=0)
         for name, (a, _) in fresh.items():
             theirs.get_parameter(f"{small_llama.PREFIX}{name}.lora_A.default.weight").copy_(a)
-    expected = training.fit_with_trainer(theirs, tokenizer(), rows, settings(**changed), 0, "test")
+    expected = training.fit_with_trainer(theirs, hub.collator(tokenizer()), rows, settings(**changed), 0, "test")
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in expected], rel=2e-3)
     name = next(iter(adapter))
     b = theirs.get_parameter(f"{small_llama.PREFIX}{name}.lora_B.default.weight")
