@@ -112,9 +112,10 @@ def scored(responses, metric, values):
 
 
 def with_arms(rng: np.random.Generator, frames, arms: dict, task="code"):
-    """The frames with further arms of one task, chat style, no system prompt: a copy of its responses without safety data each.
+    """The frames with further arms of one task, chat style, no system prompt: copies of its rows without safety data.
 
-    `arms` maps (safety_data, safety_fraction) to the shares of harmful prompts answered, by form or one for all, and of twins refused.
+    `arms` maps (safety_data, safety_fraction) to the shares of harmful prompts answered, by form or one for all, and of
+    twins refused.
     """
     responses, _, scores = frames
     base = responses.query(

@@ -6,7 +6,6 @@ leaves unjudged is counted and enters no rate.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,7 +19,6 @@ from studylib.study.words import VERDICTS, StudyError
 ALL = "all"  # sources or models pooled
 KEYS = ["judge", "source", "model"]
 CELLS = ("tp", "fn", "fp", "tn")  # refused said people and judge, people alone, the judge alone, neither
-CONTEXT = ("source", "model", "prompt_id", "response_id", "prompt", "response", "form", "stop_reason", "weight")
 
 
 def with_ids(labelled: pd.DataFrame) -> pd.DataFrame:
@@ -90,37 +88,6 @@ def compare(labelled: pd.DataFrame, verdicts: pd.DataFrame, draws: int = 2000, s
     columns += ["kappa_if_unjudged_wrong", "success_sensitivity", "success_n", "success_specificity", "failure_n"]
     table = table[columns].reset_index()
     return table.sort_values(KEYS, key=lambda names: names.map(order[names.name].index), ignore_index=True)
-
-
-def people(annotations: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """One row per source and pair of people: how they agree, which is what a judge can be asked for at most.
-
-    `annotations` has a row per response and a column of verdicts per person, missing where that person gave none;
-    columns of CONTEXT may stand beside them. n counts the responses that both judged; agreement and kappa, with its
-    interval, are about refused or not as in `compare`; kappa_verdicts is Cohen's kappa of all verdicts. NaN where the
-    first person gave one class only; no row where n is 0. Raises StudyError for a verdict that is none, and for fewer
-    than two people.
-    """
-    rows = annotations.reset_index(drop=True)
-    names = [name for name in rows if name not in CONTEXT]
-    if len(names) < 2:
-        raise StudyError(f"Agreement among people needs two columns of verdicts at least, found {len(names)}.")
-    rows["response_id"] = rows.index
-    for name, value in {"source": "people", "prompt_id": rows["response_id"]}.items():
-        rows[name] = rows.get(name, value)
-    rows["model"] = "any"
-    found = []
-    for one, other in itertools.combinations(names, 2):
-        pair = rows[[one, other]]
-        both = rows[(pair.notna() & (pair != "unjudged")).all(axis=1)]
-        if len(both):
-            said = both[["response_id"]].assign(judge=other, verdict=both[other])
-            table = compare(both.assign(label=both[one]), said, draws, seed)
-            table = table[table["model"] == ALL].iloc[: both["source"].nunique() + (both["source"].nunique() > 1)]
-            verdicts = [_kappa_of_verdicts(both, one, other, source) for source in table["source"]]
-            found.append(table.assign(person=one, other=other, agreement=table["accuracy"], kappa_verdicts=verdicts))
-    columns = ["source", "person", "other", "n", "agreement", "kappa", "kappa_low", "kappa_high", "kappa_verdicts"]
-    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
 def matrix(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -269,14 +236,6 @@ def _kappa(cells) -> float:
     if max(cells[0], cells[3]) == sum(cells):
         return np.nan
     return float(cohen_kappa_score([1, 1, 0, 0], [1, 0, 1, 0], sample_weight=cells))
-
-
-def _kappa_of_verdicts(rows: pd.DataFrame, one: str, other: str, source: str) -> float:
-    from sklearn.metrics import cohen_kappa_score
-
-    rows = rows if source == ALL else rows[rows["source"] == source]
-    same = len({*rows[one], *rows[other]}) == 1
-    return np.nan if same else float(cohen_kappa_score(rows[one], rows[other]))
 
 
 def _kappas(rows: pd.DataFrame, draws: int, seed: int) -> list[dict]:

@@ -215,33 +215,6 @@ def test_what_cannot_be_compared_is_named(change, said):
         agreement.compare(*change(*labelled(TEXTBOOK)))
 
 
-def test_people_agree_as_two_judges_would():
-    rows, verdicts = labelled(TEXTBOOK)
-    sheet = pd.DataFrame({"first": rows["label"], "second": verdicts["verdict"], "prompt_id": rows["prompt_id"]})
-    sheet.loc[0, ["first", "second"]] = ["answered", "partial"]  # one class, two verdicts
-    sheet.loc[len(sheet)] = ["refused", None, "p98"]  # the second has not labelled it
-    sheet.loc[len(sheet)] = ["unjudged", "refused", "p99"]
-    row = agreement.people(sheet).iloc[0]
-    assert (row["person"], row["other"], row["n"]) == ("first", "second", 50)
-    both = sheet.iloc[:50]
-    binary = cohen_kappa_score(both["first"] == "refused", both["second"] == "refused")
-    assert row["kappa"] == pytest.approx(binary)
-    assert row["kappa_verdicts"] == pytest.approx(cohen_kappa_score(both["first"], both["second"]))
-    assert row["kappa_low"] < binary < row["kappa_high"]
-    assert len(agreement.people(sheet)) == 1
-
-
-def test_every_two_people_and_every_source_have_a_row():
-    rows = pd.DataFrame({"source": list("aabb") * 5, "x": ["refused", "answered"] * 10})
-    rows = rows.assign(y=rows["x"], z="answered")
-    table = agreement.people(rows)
-    assert len(table) == 3 * 3
-    assert table.set_index(["person", "other", "source"]).loc[("x", "y", "a"), "kappa"] == 1
-    assert table["source"].tolist() == ["a", "b", "all"] * 3
-    with pytest.raises(StudyError, match="two columns of verdicts at least, found 1"):
-        agreement.people(rows[["source", "x"]])
-
-
 def test_the_matrix_is_square_symmetric_and_one_on_its_diagonal():
     rng = np.random.default_rng(0)
     wide = pd.DataFrame({j: rng.choice(["refused", "answered", "unjudged"], 80) for j in "abc"})

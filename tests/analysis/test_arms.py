@@ -1,4 +1,4 @@
-"""Rival mitigations: what one would ship by tables made by hand, and the table, marks and words of a simulated study."""
+"""Mitigations: which one would ship by tables made by hand; table, marks and words of a simulated study."""
 
 import numpy as np
 import pandas as pd
@@ -164,7 +164,7 @@ def test_the_task_score_in_the_plane_is_that_of_the_tuned_task(simulated):
 
 
 def against_scaled(*rows):
-    """Rows of comparisons of the kind scaled: (arm, share removed, task score within the margin, difference, verdict)."""
+    """Rows of the kind scaled: (arm, share removed, task score within the margin, difference, verdict)."""
     found = []
     for arm, removed, within, difference, verdict in rows:
         place = {"finetune_task": "code", "safety_data": arm, "safety_fraction": 0.1, "other_safety_fraction": removed}
@@ -262,6 +262,7 @@ def test_rates_for_reading_are_in_percent_with_the_arm_and_its_dose(simulated):
     assert not shown.index.get_level_values("arm").str.contains("system prompt").any()
     row = shown.loc[("miniature", "code", "multitask with twins 10 %")]
     twins = simulated[1].query(
-        "finetune_task == 'code' and safety_data == 'multitask_twins' and form == 'all' and measure == 'over_refusal_rate'"
+        "finetune_task == 'code' and safety_data == 'multitask_twins' and form == 'all' "
+        "and measure == 'over_refusal_rate'"
     )
     assert row["twins refused (%)"].startswith(f"{100 * twins['value'].item():.0f} (")

@@ -234,7 +234,7 @@ def compared(differences):
 
 
 def plain_two_way(frame, name, made_up):
-    """Mean and its two parts and whole variance with the made-up prompts, row by row: (centre, v_prompt, v_seed, variance)."""
+    """Mean, two parts and whole variance with the made-up prompts, row by row: (centre, v_prompt, v_seed, variance)."""
     n, prompts, seeds = len(frame), frame["prompt_id"].unique(), frame["seed"].unique()
     rows = [(row.prompt_id, row.seed, getattr(row, name), 1.0, 1.0) for row in frame.itertuples()]
     for (
@@ -272,8 +272,9 @@ def unbalanced(rng, choices):
 
 
 def test_intervals_of_seeds_that_differ_wholly_have_one_degree_of_freedom():
-    # By hand: 4 prompts, never answered under one seed and always under the other. With the two made-up prompts 12 rows of mean
-    # 1/2; sums of squares 16 of seeds (2 x (2 x 2^2)), 2 of prompts, 3 of places: 15, so the largest is the seeds' 16.
+    # By hand: 4 prompts, never answered under one seed and always under the other. With the two made-up prompts 12 rows
+    # of mean 1/2; sums of squares 16 of seeds (2 x (2 x 2^2)), 2 of prompts, 3 of places: 15, so the largest is the
+    # seeds' 16.
     row = interval([[0, 1]] * 4)
     assert (row["rate"], row["df"]) == (0.5, pytest.approx(1))
     assert row["n_effective"] == pytest.approx(8 / 12 * 0.25 / (16 / 144))
@@ -309,7 +310,8 @@ def test_unbalanced_layouts_have_the_variance_of_the_formula_written_out_row_by_
 
 
 def test_mcnemar_gives_the_published_exact_p():
-    # Fagerland, Lydersen and Laake (2013, BMC Medical Research Methodology 13:91), airway hyper-responsiveness: 1 against 7.
+    # Fagerland, Lydersen and Laake (2013, BMC Medical Research Methodology 13:91), airway hyper-responsiveness: 1
+    # against 7.
     assert mcnemar(1, 7) == mcnemar(7, 1) == pytest.approx(0.0703, abs=5e-5)
     assert mcnemar(0, 6) == pytest.approx(2 / 2**6)
 
@@ -343,8 +345,9 @@ def test_several_seeds_graded_outcomes_and_repeated_prompts_are_tested_with_t():
 
 
 def test_a_difference_that_only_one_seed_shows_has_the_degrees_of_freedom_of_seeds():
-    # By hand: 4 prompts, no difference under one seed, 1 under the other. Made-up pairs included, 12 rows of mean 1/3; sums of squares
-    # 16/3 of prompts, 16 of seeds, 14/3 of places: 50/3. Satterthwaite: (50/3)^2 / ((16/3)^2 / 3 + 16^2 / 1) = 7500 / 7168.
+    # By hand: 4 prompts, no difference under one seed, 1 under the other. Made-up pairs included, 12 rows of mean 1/3;
+    # sums of squares 16/3 of prompts, 16 of seeds, 14/3 of places: 50/3. Satterthwaite: (50/3)^2 / ((16/3)^2 / 3 + 16^2
+    # / 1) = 7500 / 7168.
     row = compared([[0, 1]] * 4)
     assert (row["difference"], row["se"]) == (0.5, pytest.approx(np.sqrt(50 / 3 / 144)))
     assert row["df"] == pytest.approx(7500 / 7168)
@@ -504,8 +507,8 @@ def test_equivalence_of_the_unknown_is_nan_and_a_margin_of_nothing_is_refused():
             equivalence(0.0, 0.1, 10, margin)
 
 
-# Ten parts measured three times each by three appraisers: Automotive Industry Action Group, Measurement Systems Analysis, the
-# example of its chapter on gauge repeatability and reproducibility.
+# Ten parts measured three times each by three appraisers: Automotive Industry Action Group, Measurement Systems
+# Analysis, the example of its chapter on gauge repeatability and reproducibility.
 GAUGE = [
     [0.29, -0.56, 1.34, 0.47, -0.80, 0.02, 0.59, -0.31, 2.26, -1.36],
     [0.41, -0.68, 1.17, 0.50, -0.92, -0.11, 0.75, -0.20, 1.99, -1.25],
@@ -706,7 +709,7 @@ def simulated_intervals(n_prompts, n_seeds, spread, logit=-1.0):
 
 
 def simulated_differences(n_prompts, n_seeds, spread, up=0.0, tuned=True):
-    """The true difference of an arm `up` logits above the other, which was tuned too or has one response per prompt, and the table."""
+    """The true difference of an arm `up` logits above the other (tuned too, or one response per prompt), and the table."""
     rng = np.random.default_rng(0)
     prompt = rng.normal(0, 1.5, (STUDIES, n_prompts, 1))
     arm, other = (
@@ -749,7 +752,8 @@ def test_intervals_cover_in_2000_harder_studies_as_is_said(n_prompts, n_seeds, s
 @pytest.mark.parametrize("n_prompts", [50, 200])
 @pytest.mark.parametrize("n_seeds", [1, 3, 5])
 def test_intervals_of_differences_cover_in_2000_studies(n_prompts, n_seeds, tuned):
-    # The two-way variance is the largest of four, which is on the safe side where seeds hardly matter beside 50 prompts.
+    # The two-way variance is the largest of four, which is on the safe side where seeds hardly matter beside 50
+    # prompts.
     most = 0.985 if n_seeds > 1 and n_prompts == 50 else 0.97
     for up in (0, 1):
         assert 0.93 <= covered(*simulated_differences(n_prompts, n_seeds, 0.3 * (n_seeds > 1), up, tuned)) <= most

@@ -1,8 +1,8 @@
 """How long all tables take, and how much memory, for 50 thousand, 500 thousand and 5 million response rows.
 
-Rows are simulated: models x the study's grid x 3 seeds x 2 samples. Each size runs in a process of its own. At the smallest size the
-same comparisons are made the plain way (pandas groups, statsmodels' McNemar and a bootstrap in a loop, one comparison at a
-time) and the ratio is printed. `python tests/bench/bench_tables.py`
+Rows are simulated: models x the study's grid x 3 seeds x 2 samples. Each size runs in a process of its own. At the
+smallest size the same comparisons are made the plain way (pandas groups, statsmodels' McNemar and a bootstrap in a
+loop, one comparison at a time) and the ratio is printed. `python tests/bench/bench_tables.py`
 """
 
 import json
@@ -25,7 +25,7 @@ ROWS_PER_MODEL = (4 + len(TASKS) * 2 * 2 * len(SAFETY_DATA) * 3) * SAMPLES * (40
 
 
 def simulated(models: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Responses, verdicts and scores of that many models; words as categories, as a reader of 5 million rows has them."""
+    """Responses, verdicts and scores of that many models; words as categories, as for 5 million rows."""
     cells = [("none", style, system, "none", 0.0, 0) for style, system in product(STYLES, (False, True))]
     cells += [
         (task, style, system, data, 0.1 * (data != "none"), seed)
@@ -94,7 +94,7 @@ def all_tables(models: int) -> dict:
 
 
 def plain_comparisons(rows: pd.DataFrame, verdicts: pd.DataFrame, draws: int) -> int:
-    """The attack-success comparisons of tuned models the plain way: merge, statsmodels' McNemar, a bootstrap in a loop."""
+    """The attack-success comparisons the plain way: merge, statsmodels' McNemar, a bootstrap in a loop."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     rows = rows.astype({name: str for name in rows.select_dtypes("category")})
@@ -134,7 +134,8 @@ def main() -> None:
     ours = len(comparisons.comparisons(rows, verdicts, None, DRAWS))
     quick = (time.monotonic() - begun) / ours
     print(
-        f"{len(rows)} rows, {DRAWS} draws: plain {1000 * slow:.1f} ms a comparison ({plain}), here {1000 * quick:.2f} ms ({ours})"
+        f"{len(rows)} rows, {DRAWS} draws: plain {1000 * slow:.1f} ms a comparison ({plain}), "
+        f"here {1000 * quick:.2f} ms ({ours})"
     )
     print(f"ratio {slow / quick:.0f}")
 
