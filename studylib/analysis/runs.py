@@ -32,15 +32,8 @@ NOTES = {
     "judge": "judged by different judges: {} and {}",
 }
 # Keys of the manifest that are no settings: times, and what a hash, a name or the profile beside them says already.
-NO_SETTINGS = (
-    "seconds_by_work",
-    "seconds_of_last_execution",
-    "bytes",
-    "forms",
-    "fingerprint",
-    "origins",
-    "description",
-)
+NO_SETTINGS = ("seconds_by_work", "seconds_of_last_execution")
+NO_SETTINGS += ("bytes", "forms", "fingerprint", "origins", "description")
 WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
 TEXTS = ("model", "metric", "judge", "note")  # columns that may be empty
 
@@ -245,9 +238,8 @@ def in_words(runs: Sequence[Run]) -> str:
         row = differ.loc[differ["difference"].abs().idxmax()]
         low, high = 100 * row["difference_low"], 100 * row["difference_high"]
         said.append(
-            f"The largest significant difference: {100 * row['difference']:+.0f} percentage points "
-            f"({low:+.0f} to {high:+.0f}), "
-            f"{label(row['measure'])}, {cell_words(row, form=True)}, {100 * row['value']:.0f} % in {row['run']} "
+            f"The largest significant difference: {100 * row['difference']:+.0f} percentage points ({low:+.0f} to "
+            f"{high:+.0f}), {label(row['measure'])}, {cell_words(row, form=True)}, {100 * row['value']:.0f} % in {row['run']} "
             f"against {100 * row['value_against']:.0f} % in {row['run_against']}."
         )
     if notes := {note for row in found["note"] if row for note in row.split("; ")}:

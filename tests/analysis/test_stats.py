@@ -709,7 +709,7 @@ def simulated_intervals(n_prompts, n_seeds, spread, logit=-1.0):
 
 
 def simulated_differences(n_prompts, n_seeds, spread, up=0.0, tuned=True):
-    """The true difference of an arm `up` logits above the other (tuned too, or one response per prompt), and the table."""
+    """The true difference of an arm `up` logits above the other (tuned too, or one response per prompt); the table."""
     rng = np.random.default_rng(0)
     prompt = rng.normal(0, 1.5, (STUDIES, n_prompts, 1))
     arm, other = (

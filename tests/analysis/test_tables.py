@@ -226,7 +226,7 @@ def test_every_table_has_the_worst_case_of_its_unjudged_responses_both_ways(simu
 
 
 def kinds_of(responses, names=("own", "leave", "object", "verb", "")):
-    """Kinds by turns for the twins; homonyms for those of the text form that end in 0, as if without a harmful prompt."""
+    """Kinds by turns for the twins; homonyms for those of the text form that end in 0, as if without harmful ones."""
     twins = responses.loc[responses["prompt_set"] == "twin", "prompt_id"].unique()
     alone = [name for name in twins if name.startswith("twin-text_generation") and name.endswith("0")]
     return {name: names[i % len(names)] for i, name in enumerate(twins)} | dict.fromkeys(alone, "homonyms")
