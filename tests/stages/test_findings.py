@@ -39,7 +39,9 @@ def stage(frames, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     profile = load_profile("smoke", {"judges": NAMES, "labelled": ["own", "chatgpt_refusals"]})
     return SimpleNamespace(
-        profile=profile, paths=RunPaths(tmp_path, tmp_path), collect=lambda kind: {"verdicts": frames[1]}[kind]
+        profile=profile,
+        paths=RunPaths(tmp_path, tmp_path),
+        collect=lambda kind, all_judges=False: {"verdicts": frames[1]}[kind],
     )
 
 
@@ -102,7 +104,7 @@ def test_a_judge_that_cannot_say_refused_is_marked_with_the_rate_to_read(stage, 
     guard = verdicts[verdicts["judge"] == "rules"].assign(judge="harmbench")
     guard["verdict"] = guard["verdict"].replace({"refused": "unjudged"})
     both = with_profile(stage, labelled=[])
-    both.collect = lambda kind: pd.concat([verdicts, guard], ignore_index=True)
+    both.collect = lambda kind, all_judges=False: pd.concat([verdicts, guard], ignore_index=True)
     table = findings.judges_of(both, rows)["attack_success_by_judge"]
     assert table.groupby("judge")["note"].unique().map(list).to_dict() == {
         "rules": [""],
