@@ -190,6 +190,11 @@ def load(source: str | Path, settings: ModelSettings) -> tuple:
     return model.eval(), tokenizer
 
 
+def gpu_memory() -> int:
+    """Bytes of the first GPU's memory, 0 where there is none."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
 def check_source(source: str | Path, settings: ModelSettings) -> None:
     """Raises StudyError where a model folder lacks a part, or a hub id has no pinned revision; reads no weights."""
     folder = Path(source)

@@ -190,6 +190,7 @@ def _cached(model: ModelSettings) -> bool:
 
 
 def _gpu_memory() -> int:
-    import torch
+    """Bytes of the first GPU, 0 where there is none."""
+    from studylib.models import hub  # only here: it imports torch
 
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    return hub.gpu_memory()
