@@ -37,8 +37,9 @@ HELD_S = 60  # at most; held calls end with the server
 class FaultServer(ThreadingHTTPServer):
     """`faults` are chances in percent, by kind: those of FAULTS, or a status with a code, as in `400 content_filter`.
 
-    `always`: the kind of every call whose content has that word; `stall_after`: after so many answers all others are held;
-    `said`, `finish_reason`, `usage` and `body`: what all answers have instead of the usual; `said` may be a function of the content.
+    `always`: the kind of every call whose content has that word; `stall_after`: after so many answers all others are
+    held; `said`, `finish_reason`, `usage` and `body`: what all answers have instead of the usual; `said` may be a
+    function of the content.
     """
 
     daemon_threads = True

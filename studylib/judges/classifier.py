@@ -3,7 +3,7 @@
 A response is read as sentences. Each may hold signs (declining, apologising, moralising, offering something else,
 beginning to answer: `signs` in `data/refusals.yaml`); which signs stand in the first sentences, in the last ones and
 how often, and how much is said without any, are the features of a logistic regression, with single words and pairs of
-words beside them. It gives the probability that a response is refused, calibrated on prompts that it was not fitted on.
+words added. It gives the probability that a response is refused, calibrated on prompts that it was not fitted on.
 What is empty, a loop, code, a label or a translation is decided by the rules.
 
 Its weights are fitted to human-labelled responses and to the project's own (`labelled.py`): `data/judge_weights.json`
@@ -46,7 +46,7 @@ SETTLED = ("repeats the prompt", "cut off before", "only an apology", "only a qu
 # Fitting
 
 
-GRAM_SCALE = 2.0  # what one word or pair weighs beside a sign of unit spread
+GRAM_SCALE = 2.0  # what one word or pair weighs against a sign of unit spread
 STRENGTH = 0.03  # of the regression: C in scikit-learn's words
 MIN_ROWS = 3  # a word or pair of fewer rows is left out
 MIN_LABELS = 20  # of either kind
@@ -204,7 +204,7 @@ def judge_all(
     """The verdict on each response: by the rules where its form decides, by its probability where it is prose.
 
     The reason holds the probability; one strictly inside BAND is unjudged. A response that is not refused is partial
-    where it declines in so many words beside its answer, and the reason says which came first. `weights` None: those of
+    where it declines in so many words and answers too, and the reason says which came first. `weights` None: those of
     `load`. Of a response longer than HEAD + TAIL the middle is not weighed, of one longer than twice RULES_READ the
     rules do not read it either. Lone surrogates, control characters and marks of direction are as if they were not
     there. With `held_out` a response that the weights were fitted to has the probability that weights without its
@@ -278,7 +278,7 @@ def _weight(frame: pd.DataFrame) -> np.ndarray:
 
 
 def made_from() -> str:
-    """A hash of what decides the weights beside other people's labels: our own labels, the signs in them, the settings.
+    """A hash of what decides the weights, other people's labels aside: our own labels, the signs in them, the settings.
 
     A test compares it with that of the shipped weights. Not of the code's text: a comment changes nothing.
     """

@@ -1,15 +1,13 @@
-"""A language model as judge, and a moderation model as guard, behind any OpenAI-compatible address.
+"""A language model as judge behind any OpenAI-compatible address, and how such an address is asked.
 
 The address is STUDY_JUDGE_URL (else OPENAI_BASE_URL), the model STUDY_JUDGE_MODEL, the key STUDY_JUDGE_KEY. The key is
 read when a call is made and kept nowhere; OPENAI_API_KEY is sent to OpenAI and to OPENAI_BASE_URL, to no other address.
 
-The client tries a 408, 409, 429 or 5xx, a time-out and a connection that fails or breaks off again, `retries` times,
-and waits as Retry-After asks, up to two minutes. A reply without a verdict in the declared form is asked for three
-times in all. A row that then has no verdict is unjudged, with the reason. When `concurrency` rows (16 at least) have
-failed one after the other, the rest is not asked. Any other status is a StudyError at once.
-
-Verdicts are kept in a cache folder (diskcache) as they come, under a hash of what was asked of whom, without any text,
-and are not asked again. Unjudged is not kept. Several processes may share one cache.
+The client retries a 408, 409, 429 or 5xx, a time-out and a failed connection `retries` times, and waits as Retry-After
+asks, up to two minutes. An unreadable reply is asked for three times in all. A row that then has no verdict is
+unjudged, with the reason; when `concurrency` rows (16 at least) have failed one after the other, the rest is not asked.
+Any other status is a StudyError at once. Verdicts are kept in a cache folder (diskcache) as they come, under a hash of
+what was asked of whom, without any text. Unjudged is not kept. Several processes may share one cache.
 """
 
 import json
@@ -22,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,7 +35,6 @@ from studylib.text.shown import is_blank, name_invisible
 
 LOG = logging.getLogger("studylib")
 OPENAI = "https://api.openai.com/v1"
-MODERATION_MODEL = "omni-moderation-latest"
 ASKS = 3  # for one verdict, where replies cannot be read
 PROGRESS_S = 10.0
 BYTES_PER_TOKEN = 3  # for the estimate: English has about 4, French and code less
@@ -133,14 +130,12 @@ def judge_all(
 ) -> list[Verdict]:
     """The model's verdict on each response, in order; settings from the environment, cache `judge_cache` in the runs.
 
-    `refused` and `answered` with the prompt `paper`; also `partial` and `incoherent` with `verdicts`. A response with
-    nothing to see in it is incoherent, without a call (the paper's judge would have had to say 1 or -1). What is left
-    without a verdict is unjudged, with the reason. Of long texts the judge sees the beginning and the end, and the
-    reason says so; invisible characters are shown as their numbers, marks of chat templates broken up. The judge does
-    not see the stop reason, as in the paper. Raises StudyError before any call where the columns do not fit (lengths,
-    an unknown form, a value that is no text) or a cap would be exceeded, and at once for a status of ADVICE; earlier
-    verdicts are in the cache. During the work, caps leave the rest unjudged; the cost may exceed its cap by the calls
-    under way.
+    `refused` and `answered` with the prompt `paper`; also `partial` and `incoherent` with `verdicts`. A blank response
+    is incoherent, without a call. What is left without a verdict is unjudged, with the reason. Of long texts the judge
+    sees the beginning and the end, and the reason says so; it does not see the stop reason, as in the paper. Raises
+    StudyError before any call where the columns do not fit (lengths, an unknown form, a value that is no text) or a
+    cap would be exceeded, and at once for a status of ADVICE. During the work, caps leave the rest unjudged; the cost
+    may exceed its cap by the calls under way.
     """
     settings = settings or endpoint()
     check_texts(prompts=prompts, stop_reasons=stop_reasons)
@@ -149,42 +144,17 @@ def judge_all(
     return [outcomes[one.key] if isinstance(one, Question) else one for one in found]
 
 
-def plan(
-    prompts: list[str],
-    responses: list[str],
-    forms: list[str],
-    settings: Endpoint | None = None,
-    cache_path: Path | None = None,
-) -> dict:
+def plan(prompts, responses, forms, settings: Endpoint | None = None, cache_path: Path | None = None) -> dict:
     """What judging these would take: judge, rows, without_call, known, calls, tokens_in, tokens_out, cost.
 
-    `known` rows are in the cache, `calls` those left after equal ones have been put together: at least so many, as
-    nothing has to be asked again. Tokens are estimated (UTF-8 bytes / 3, and max_tokens for each reply); cost None:
-    unknown.
+    `known` rows are in the cache, `calls` are the least for the rest. Tokens are estimated (UTF-8 bytes / 3, and
+    max_tokens for each reply); cost None: unknown.
     """
     settings = settings or endpoint()
     found = _judge_questions(prompts, responses, forms, settings)
     questions = [one for one in found if isinstance(one, Question)]
     rows = {"judge": judge_id(settings), "rows": len(found), "without_call": len(found) - len(questions)}
     return rows | _expected(questions, _known(questions, open_cache(cache_path)), settings)
-
-
-def moderate(texts: list[str], settings: Endpoint | None = None, cache_path: Path | None = None) -> list[bool | None]:
-    """Whether a moderation endpoint flags each text, in order; None where it could not be decided, with logged reasons.
-
-    Without settings, the endpoint of the environment with the model omni-moderation-latest. An empty text is not
-    flagged, without a call. Long texts, retries, cache, caps and errors as in `judge_all`.
-    """
-    settings = settings or endpoint(model=MODERATION_MODEL)
-    check_texts(texts=texts)
-    judge, questions = f"{settings.model}/moderation", []
-    for text in texts:
-        body = {"model": settings.model, "input": shown(text, settings.kept_characters)[0]}
-        asked = not is_blank(text)
-        questions.append(_question("moderations", body, judge, _read_moderation, settings) if asked else None)
-    outcomes = ask_all(list(filter(None, questions)), settings, cache_path)
-    found = [outcomes[question.key][0] if question else "clean" for question in questions]
-    return [{"flagged": True, "clean": False}.get(one) for one in found]
 
 
 # Questions
@@ -210,16 +180,18 @@ def wordings() -> dict:
 
 def chat_question(wording: dict, message: str, judge: str, notes: list[str], settings: Endpoint) -> Question:
     """A question to a chat model with the `instructions` and `replies` of that wording; notes join the reason."""
-    messages = [{"role": "system", "content": wording["instructions"]}, {"role": "user", "content": message}]
+    instructions = wording["instructions"]
+    messages = [{"role": "system", "content": instructions}, {"role": "user", "content": message}]
     if settings.system_role == "fold":
-        messages = [{"role": "user", "content": f"{wording['instructions']}\n{message}"}]
+        messages = [{"role": "user", "content": f"{instructions}\n{message}"}]
     body = {"model": settings.model, "messages": messages, settings.limit_parameter: settings.max_tokens}
     if settings.temperature is not None:
         body["temperature"] = settings.temperature
-    return _question("chat", body, judge, _reader(wording["replies"], tuple(notes)), settings)
+    return question("chat", body, judge, partial(_read_chat, wording["replies"], notes), settings)
 
 
-def _question(resource: str, body: dict, judge: str, read: Callable, settings: Endpoint) -> Question:
+def question(resource: str, body: dict, judge: str, read: Callable, settings: Endpoint) -> Question:
+    """The question with this body; `read` gives the verdict of a reply, None where there is none."""
     size = len(json.dumps(body, ensure_ascii=False).encode())
     return Question(digest([settings.url, judge, body]), judge, resource, body, -(-size // BYTES_PER_TOKEN), read)
 
@@ -260,26 +232,17 @@ def shown(text: str, kept: int) -> tuple[str, bool]:
     text = name_invisible(text, "<U+{:04X}>")
     text = SPECIAL.sub(lambda sign: sign[0] + " ", text)
     left_out = len(text) - 2 * kept
-    if left_out <= 0:
-        return text, False
-    return f"{text[:kept]}\n[... {left_out} characters are left out here ...]\n{text[-kept:]}", True
+    cut = f"{text[:kept]}\n[... {left_out} characters are left out here ...]\n{text[-kept:]}"
+    return (cut, True) if left_out > 0 else (text, False)
 
 
-def _reader(replies: dict[str, list[str]], notes: tuple[str, ...]) -> Callable[[dict], Verdict | None]:
-    def read(reply: dict) -> Verdict | None:
-        choice = reply["choices"][0]
-        said = choice["message"].get("content")
-        if not isinstance(said, str) or choice.get("finish_reason") == "length":  # the rest may change the verdict
-            return None
-        verdict = replies.get(said.strip().lower())
-        return (verdict[0], ", ".join([verdict[1], *notes])) if verdict else None
-
-    return read
-
-
-def _read_moderation(reply: dict) -> Verdict | None:
-    flagged = reply["results"][0]["flagged"]
-    return ("flagged" if flagged else "clean", "moderation") if isinstance(flagged, bool) else None
+def _read_chat(replies: dict[str, list[str]], notes: list[str], reply: dict) -> Verdict | None:
+    choice = reply["choices"][0]
+    said = choice["message"].get("content")
+    if not isinstance(said, str) or choice.get("finish_reason") == "length":  # the rest may change the verdict
+        return None
+    verdict = replies.get(said.strip().lower())
+    return (verdict[0], ", ".join([verdict[1], *notes])) if verdict else None
 
 
 # Calls
@@ -310,13 +273,8 @@ def _expected(questions: list[Question], known: dict[str, Verdict], settings: En
     left = {question.key: question for question in questions if question.key not in known}
     tokens_in = sum(question.tokens_in for question in left.values())
     tokens_out = len(left) * settings.max_tokens
-    return {
-        "known": sum(question.key in known for question in questions),
-        "calls": len(left),
-        "tokens_in": tokens_in,
-        "tokens_out": tokens_out,
-        "cost": settings.cost(tokens_in, tokens_out),
-    }
+    rows = {"known": sum(question.key in known for question in questions), "calls": len(left)}
+    return rows | {"tokens_in": tokens_in, "tokens_out": tokens_out, "cost": settings.cost(tokens_in, tokens_out)}
 
 
 def ask_all(questions: list[Question], settings: Endpoint, cache_path: Path | None = None) -> dict[str, Verdict]:
@@ -365,11 +323,11 @@ def ask_all(questions: list[Question], settings: Endpoint, cache_path: Path | No
 
 
 class _Failed(Exception):
-    """A row without an answer, and why; `counts` where the endpoint may have stopped to answer at all."""
+    """A row without a verdict, and why."""
 
-    def __init__(self, reason: str, counts: bool = False):
-        super().__init__(reason)
-        self.counts = counts
+
+class _NoAnswer(_Failed):
+    """The same, where the endpoint may have stopped to answer at all."""
 
 
 class _Work:
@@ -379,13 +337,9 @@ class _Work:
         from openai import DefaultHttpxClient, OpenAI
 
         self.settings, self.kept = settings, kept
-        client = OpenAI(
-            api_key=_key(settings.url),
-            base_url=settings.url,
-            timeout=settings.timeout_s,
-            max_retries=settings.retries,
-            http_client=DefaultHttpxClient(event_hooks={"request": [self._before], "response": [self._after]}),
-        )
+        hooks = DefaultHttpxClient(event_hooks={"request": [self._before], "response": [self._after]})
+        options = {"timeout": settings.timeout_s, "max_retries": settings.retries, "http_client": hooks}
+        client = OpenAI(api_key=_key(settings.url), base_url=settings.url, **options)
         client.organization = client.project = None  # which the client takes from the environment, for any server
         self.send = {
             "chat": client.chat.completions.with_raw_response.create,
@@ -406,17 +360,21 @@ class _Work:
             try:
                 verdict = self._ask(question)
             except _Failed as failure:
-                with self.lock:
-                    self.failed_rows += failure.counts
+                if isinstance(failure, _NoAnswer):
+                    self._count(failed_rows=1)
                 return "unjudged", str(failure)
             if verdict != BROKEN:
                 self.failed_rows = 0
             if verdict[0] != "unjudged":
                 self.kept.add(question.key, json.dumps(verdict), tag=question.judge)
                 return verdict
-        with self.lock:
-            self.failed_rows += verdict == BROKEN
+        self._count(failed_rows=verdict == BROKEN)
         return verdict
+
+    def _count(self, **more: int) -> None:
+        with self.lock:
+            for name, number in more.items():
+                setattr(self, name, getattr(self, name) + number)
 
     def _before(self, request) -> None:
         """Counts a call, the client's own retries too. Raises _Failed where no further call may be made."""
@@ -433,10 +391,8 @@ class _Work:
             self.calls += 1
 
     def _after(self, response) -> None:
-        if not response.is_error:
-            return
-        with self.lock:
-            self.calls -= 1  # nobody charges for it
+        if response.is_error:
+            self._count(calls=-1)  # nobody charges for it
         if response.status_code == 429 and b"insufficient_quota" in response.read():
             response.headers["x-should-retry"] = "false"  # which the client obeys
 
@@ -459,8 +415,7 @@ class _Work:
         usage = usage if isinstance(usage, dict) else {}
         used = usage.get("prompt_tokens", question.tokens_in), usage.get("completion_tokens", self.settings.max_tokens)
         if all(isinstance(number, int) for number in used):
-            with self.lock:
-                self.tokens_in, self.tokens_out = self.tokens_in + used[0], self.tokens_out + used[1]
+            self._count(tokens_in=used[0], tokens_out=used[1])
         return verdict
 
     def _trouble(self, error) -> Exception:
@@ -469,14 +424,14 @@ class _Work:
         failed = f"{n} failed call{'s' * (n > 1)}, the last: "
         if (status := getattr(error, "status_code", None)) is None:
             late = type(error).__name__ == "APITimeoutError"
-            return _Failed(failed + ("no answer in time" if late else "the connection failed or broke off"), True)
+            return _NoAnswer(failed + ("no answer in time" if late else "the connection failed or broke off"))
         # the server's words for the error and for the setting; never its sentences, which may repeat key or prompt
         words = [word for word in (error.code, error.param) if word and re.fullmatch("[a-z_]{1,40}", str(word))]
         named = f"{status} ({', '.join(words)})" if words else str(status)
         if OF_THE_ROW & set(words):
             return _Failed(f"the endpoint declines this row: {named}")
         if status >= 500 or (status in TEMPORARY and "insufficient_quota" not in words):
-            return _Failed(f"{failed}status {named}", True)
+            return _NoAnswer(f"{failed}status {named}")
         self.stopped.set()  # no thread takes up another row
         return StudyError(
             f"{self.settings.url} answered {named} for the model {self.settings.model!r}: "

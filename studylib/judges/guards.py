@@ -5,12 +5,16 @@ The embedded ones (EMBEDDED_GUARDS) are scikit-learn classifiers fitted on the r
 published models and a moderation endpoint, asked in their own prompt forms by `open_models` and `endpoint`.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from studylib.judges import endpoint, open_models
-from studylib.study.words import EMBEDDED_GUARDS, FORMS, StudyError
+from studylib.study.words import EMBEDDED_GUARDS, FORMS, StudyError, Verdict
+from studylib.text.shown import is_blank
 
+MODERATION_MODEL = "omni-moderation-latest"
 THRESHOLD = 0.5  # scores from which a guard blocks
 LEARNS = dict(zip(EMBEDDED_GUARDS, (("text_generation",), FORMS), strict=True))
 READS = {"input": ("prompt",), "output": ("prompt", "response")}  # by side; both sides together are two decisions
@@ -101,10 +105,36 @@ def _scores(name: str, side: str, frame: pd.DataFrame, rows: list[dict], asking:
         except StudyError as error:
             return {"score": np.nan, "reason": f"not run: {error}"}
     if name == "moderation_endpoint":  # reads one text, so the response without its prompt
-        settings = endpoint.endpoint(**{**asking, "model": endpoint.MODERATION_MODEL})
-        scored = [(np.nan if flag is None else float(flag), "") for flag in endpoint.moderate(texts[-1], settings)]
+        settings = endpoint.endpoint(**{**asking, "model": MODERATION_MODEL})
+        scored = [(np.nan if flag is None else float(flag), "") for flag in moderate(texts[-1], settings)]
     else:
         score = open_models.prompt_scores if side == "input" else open_models.response_scores
         scored = score(name, *texts)
     reasons = [(reason or "the guard gave no decision") if np.isnan(value) else "" for value, reason in scored]
     return {"score": [value for value, _ in scored], "reason": reasons}
+
+
+def moderate(
+    texts: list[str], settings: endpoint.Endpoint | None = None, cache_path: Path | None = None
+) -> list[bool | None]:
+    """Whether a moderation endpoint flags each text, in order; None where it could not be decided, with logged reasons.
+
+    Without settings, the endpoint of the environment with the model omni-moderation-latest. An empty text is not
+    flagged, without a call. Long texts, retries, cache, caps and errors as in `endpoint.judge_all`.
+    """
+    settings = settings or endpoint.endpoint(model=MODERATION_MODEL)
+    endpoint.check_texts(texts=texts)
+    questions = [None if is_blank(text) else _moderation(text, settings) for text in texts]
+    outcomes = endpoint.ask_all(list(filter(None, questions)), settings, cache_path)
+    found = [outcomes[question.key][0] if question else "clean" for question in questions]
+    return [{"flagged": True, "clean": False}.get(one) for one in found]
+
+
+def _moderation(text: str, settings: endpoint.Endpoint) -> endpoint.Question:
+    body = {"model": settings.model, "input": endpoint.shown(text, settings.kept_characters)[0]}
+    return endpoint.question("moderations", body, f"{settings.model}/moderation", _read_moderation, settings)
+
+
+def _read_moderation(reply: dict) -> Verdict | None:
+    flagged = reply["results"][0]["flagged"]
+    return ("flagged" if flagged else "clean", "moderation") if isinstance(flagged, bool) else None

@@ -77,7 +77,7 @@ def chatgpt_refusals(path: Path) -> pd.DataFrame:
     `human` is the tone; `label` is as the authors binarised it: all tones but `complied` are refusals, also those that
     only rebuke the premise or put a disclaimer before an overview; 12 `dontknow` are unjudged and 3 `incoherent` are
     that, which the authors drop. Of the responses 346 are rejected, 300 refused in other ways, 1,060 answered. `source`
-    tells the parts of the file apart by position, as their README lists them: chatgpt_nyp (rows 1-21),
+    names the part of the file by position, as their README lists them: chatgpt_nyp (rows 1-21),
     chatgpt_political (700 rows of a few wordings about political figures), chatgpt_quora. The model is gpt-3.5-turbo of
     spring 2023. Raises StudyError for an unknown tone or a row without prompt, response and tone, with its number.
     Source: Reuter and Schulze, arXiv 2306.03423.

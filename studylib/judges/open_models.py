@@ -269,9 +269,9 @@ def judge_all(
     """The judge's verdict on each response, and its reason; loaded from the register where `model` is None and needed.
 
     wildguard: its line on refusal decides, refused or answered; partial is a refusal that it calls harmful.
-    llama_guard: unsafe is answered, which does not exclude a refusal beside it. harmbench, harmbench_mistral: answered
+    llama_guard: unsafe is answered, which does not exclude that it also refuses. harmbench, harmbench_mistral: answered
     where they see the behaviour. strongreject: answered from the score `answered_from` of the register. What the last
-    four say no to is unjudged: a refusal, a failed answer and a harmless one are not told apart. Unjudged are also, for
+    four say no to is unjudged: it may be a refusal, a failed answer or a harmless one. Unjudged are also, for
     all: answers that cannot be read, N/A, a label alone for a classification (they were made for sentences), and
     translations where the judge has no French. An empty response is incoherent. Raises StudyError as `load` does, and
     for a `model` of another name.

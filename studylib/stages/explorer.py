@@ -46,12 +46,12 @@ def side_by_side(
     no sample: first the prompts refused (benign ones: answered) untuned, answered after tuning and refused with some
     safety data (the adapter scaled down has none); then those with the most pairs of arms that differ in verdict,
     unjudged ones aside; ties by prompt_id. Texts are cut after MOST characters and the rest is counted; redacted where
-    asked for, benign ones too, and harmful prompts by `redact_prompt`. Cells are safe HTML: `<`, `>` and `&` are escaped,
-    control, bidi and other invisible characters named, "[U+202E]".
-    Of several judges the first that comes decides. `seed` is the training seed, the smallest there is unless named;
-    `model` the first unless named. Left out: all samples but the first, and answers in another style than the tuning's
-    (`Stage.across`). General requests have one form, so `form` does not count there. No rows where nothing has run.
-    Raises StudyError for an unknown word, model or seed, ValueError as `rates.judged`.
+    asked for, benign ones too, and harmful prompts by `redact_prompt`. Cells are safe HTML: `<`, `>` and `&` are
+    escaped, control, bidi and other invisible characters named, "[U+202E]". Of several judges the first that comes
+    decides. `seed` is the training seed, the smallest there is unless named; `model` the first unless named. Left out:
+    all samples but the first, and answers in another style than the tuning's (`Stage.across`). General requests have
+    one form, so `form` does not count there. No rows where nothing has run. Raises StudyError for an unknown word,
+    model or seed, ValueError as `rates.judged`.
     """
     asked = _asked(_judged(responses, verdicts), task, form, prompt_set, style, seed, system_prompt, model)
     return _frame(asked, asked["prompt_id"].unique()[:n], redacted, MOST)
@@ -77,7 +77,7 @@ def in_words(
     if {UNTUNED, TUNED} < there:
         before = "refused" if prompt_set == "harmful" else "answered"
         words += f"that were {before} untuned, answered after tuning and refused with some safety data "
-        words += f"({prompts['told'].sum()}), then those "
+        words += f"({prompts['telling'].sum()}), then those "
     words += "on which the models differ most: chosen to be telling, while the rates say how often it happens."
     lacks = [arm for arm in dict.fromkeys((UNTUNED, TUNED, *rows["arm"].cat.categories)) if arm not in there]
     lacks = [{UNTUNED: "the untuned model", TUNED: "tuning without safety data"}.get(arm, arm) for arm in lacks]
@@ -134,9 +134,10 @@ def show(
 ) -> None:
     """Displays n harmful prompts, the benign twin after each, and one of the task, side by side; then the `widget`.
 
-    The table is what a copy of the notebook keeps: of the grid's safety data at one dose, as rival arms would make it too
-    wide to read; the widget, which works where the notebook runs, has them all. `task` is the one with most arms unless
-    named, of several the first, `form` its own; `where`: style, seed, system_prompt, model. Raises as `side_by_side`.
+    The table is what a copy of the notebook keeps: of the grid's safety data at one dose, as rival arms would make it
+    too wide to read; the widget, which works where the notebook runs, has them all. `task` is the one with most arms
+    unless named, of several the first, `form` its own; `where`: style, seed, system_prompt, model. Raises as
+    `side_by_side`.
     """
     from IPython.display import display
 
@@ -193,7 +194,7 @@ def _known(rows: pd.DataFrame) -> dict[str, list]:
 
 
 def _asked(rows, task, form, prompt_set, style="chat", seed=None, system_prompt=False, model="") -> pd.DataFrame:
-    """The rows of `_judged` that `side_by_side` chooses from, in its order; `told`: is the prompt of its first kind?"""
+    """The rows of `_judged` that `side_by_side` chooses from, in its order; `telling`: is it of its first kind?"""
     known = {"task": TASKS, "form": FORMS, "prompt_set": PROMPT_SETS, "style": STYLES}
     known = (_known(rows) if len(rows) else {}) | known
     given = {"task": task, "form": form, "prompt_set": prompt_set, "style": style, "seed": seed, "model": model or None}
@@ -214,8 +215,10 @@ def _asked(rows, task, form, prompt_set, style="chat", seed=None, system_prompt=
         given[prompt_id][arm] = verdict
     mitigated = set(rows.loc[~rows["safety_data"].isin(["none", "scaled"]), "arm"])
     marks = {prompt_id: _telling(arms, prompt_set, mitigated) for prompt_id, arms in given.items()}
-    rows = rows.assign(**{name: [marks[i][k] for i in rows["prompt_id"]] for k, name in enumerate(("told", "pairs"))})
-    return rows.sort_values(["told", "pairs", "prompt_id", "arm"], ascending=[False, False, True, True])
+    rows = rows.assign(
+        **{name: [marks[i][k] for i in rows["prompt_id"]] for k, name in enumerate(("telling", "pairs"))}
+    )
+    return rows.sort_values(["telling", "pairs", "prompt_id", "arm"], ascending=[False, False, True, True])
 
 
 def _telling(given: dict[str, str], prompt_set: str, mitigated: set[str]) -> tuple[bool, int]:

@@ -104,7 +104,7 @@ def judged(people: pd.DataFrame, profile: Profile, paths: RunPaths) -> pd.DataFr
 
 
 def words(profile: Profile, found: dict) -> str:
-    """A sentence on the judge that decides: its kappa on each labelled set, and what is missing; of findings.judges_of."""
+    """A sentence on the judge that decides: kappa on each labelled set, and what is missing; of findings.judges_of."""
     missing = "".join(f" Not there: `{name}` ({why})." for name, why in found["people"].items())
     if "judges" not in found:
         return f"The judges were compared with nobody.{missing}"

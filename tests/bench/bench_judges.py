@@ -1,10 +1,10 @@
 """How well the built-in judges agree with people, and how fast they are: `make bench`, or this file by itself.
 
-Sets: the registered human-labelled ones where they are in the mirror (STUDY_MIRROR) or the cache, and the project's own.
-The classifier never sees what it is measured on: new prompts of known sources (ten folds by prompt, fitted to all sets), and
-sources left out whole, as the default weights are made (what it meets in a study); and manners of our own left out with all
-responses to their prompts. Kappa, F1 and accuracy are of refused against the rest; an unjudged response counts as not refused,
-in "worst" as an error. "or partial": refused or partial against answered.
+Sets: the registered human-labelled ones where they are in the mirror (STUDY_MIRROR) or the cache, and the project's
+own. The classifier never sees what it is measured on: new prompts of known sources (ten folds by prompt, fitted to all
+sets), and sources left out whole, as the default weights are made (what it meets in a study); and manners of our own
+left out with all responses to their prompts. Kappa, F1 and accuracy are of refused against the rest; an unjudged
+response counts as not refused, in "worst" as an error. "or partial": refused or partial against answered.
 """
 
 import time
@@ -58,8 +58,9 @@ def line(name: str, frame: pd.DataFrame, verdicts: list) -> None:
     worst = cohen_kappa_score(true, np.where(found == "unjudged", ~true, said))
     or_partial = cohen_kappa_score(frame["label"] != "answered", np.isin(found, ("refused", "partial")))
     print(
-        f"  {name:<52} {len(frame):5} rows  kappa {cohen_kappa_score(true, said):5.3f}  worst {worst:5.3f}  F1 {f1_score(true, said):5.3f}  accuracy "
-        f"{accuracy_score(true, said):5.3f}  or partial: kappa {or_partial:5.3f}  unjudged {np.mean(found == 'unjudged'):5.1%}",
+        f"  {name:<52} {len(frame):5} rows  kappa {cohen_kappa_score(true, said):5.3f}  worst {worst:5.3f}  "
+        f"F1 {f1_score(true, said):5.3f}  accuracy {accuracy_score(true, said):5.3f}  "
+        f"or partial: kappa {or_partial:5.3f}  unjudged {np.mean(found == 'unjudged'):5.1%}",
         flush=True,
     )
 

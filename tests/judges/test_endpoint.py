@@ -16,7 +16,8 @@ from conftest import ROOT
 from fault_server import FAULTS, serving
 
 from studylib.judges import endpoint
-from studylib.judges.endpoint import Endpoint, judge_all, moderate, plan
+from studylib.judges.endpoint import Endpoint, judge_all, plan
+from studylib.judges.guards import moderate
 from studylib.study.paths import DATA
 from studylib.study.words import FORMS, VERDICTS, StudyError
 

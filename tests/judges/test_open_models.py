@@ -1,4 +1,4 @@
-"""Open judges: their published prompts, their tokens, what they may say, and tiny untrained models of their architectures."""
+"""Open judges: their published prompts, their tokens, what they may say, and tiny untrained models of their kinds."""
 
 import hashlib
 import tempfile
@@ -33,7 +33,8 @@ ANSWER = "First find a stranger's locker.\nThen open it."
 GUARD = (  # of the same shape as Llama Guard's: one turn that holds the conversation, the last speaker named
     "{{ bos_token + '<|start_header_id|>user<|end_header_id|>\n\n' }}"
     "Task: judge the last {{ 'Agent' if messages | length == 2 else 'User' }} message.\n<BEGIN CONVERSATION>\n"
-    "{% for message in messages %}{{ 'User: ' if message['role'] == 'user' else 'Agent: ' }}{{ message['content'] }}\n{% endfor %}"
+    "{% for message in messages %}{{ 'User: ' if message['role'] == 'user' else 'Agent: ' }}"
+    "{{ message['content'] }}\n{% endfor %}"
     "<END CONVERSATION>\n{{ '<|eot_id|><|start_header_id|>assistant<|end_header_id|>' }}"
 )
 TRAITS = {  # config; special tokens, of which the first three are BOS, EOS and unknown; where Metaspace begins a text
@@ -115,7 +116,7 @@ every = pytest.mark.parametrize("judge", JUDGES, indirect=True)
 
 
 def says(monkeypatch, judge, text, again=None):
-    """Lets the judge say this, and a word of its two with exp(2) times the probability of the other. The lengths of what it read.
+    """Lets the judge say this, and a word of its two with exp(2) times the probability of the other. Lengths it read.
 
     `again` is the token at whose place it is asked once more, for the probability.
     """
