@@ -21,6 +21,7 @@ from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyE
 
 ATTACK = "attack_success_rate"
 SIGNIFICANT = ("higher", "lower")
+DRAWN = (ATTACK, "over_refusal_rate")  # the measures that have a figure
 KEYS = ["measure", *rates.CELL, "form", "metric", "judge"]
 NUMBERS = ["n", "n_unjudged", "value", *rates.INTERVAL]  # of a result
 # Where every run has one value of these, results are compared all the same, and a note names the difference. The value
@@ -323,6 +324,28 @@ def all_results(runs: Sequence[Run]) -> pd.DataFrame:
                 raise StudyError(f"{where} has {twice} results twice: make it again.")
             found.append(rows[["run", *KEYS, *NUMBERS, "n_effective", "n_seeds"]])
     return pd.concat(found, ignore_index=True)
+
+
+def of_measure(runs: Sequence[Run], measure: str = ATTACK, form: str = "all", model: str = "") -> pd.DataFrame:
+    """The rows of `all_results` of one measure, form and model, of one share of safety data, without rival mitigations.
+
+    `measure` is attack_success_rate or over_refusal_rate. Where a run has several models, `model` names one; empty: the
+    first that two runs have, else the first. Raises StudyError where there are none.
+    """
+    if measure not in DRAWN:
+        raise StudyError(f"There is no figure of {measure!r}: there are {' and '.join(DRAWN)}.")
+    rows = all_results(runs)
+    several, doses = (word in known_by(rows) for word in ("model", "safety_fraction"))
+    rows = rows[(rows["measure"] == measure) & (rows["form"] == form)]
+    if several and not model and len(rows):
+        model = (rows.groupby("model", sort=False)["run"].nunique() > 1).idxmax()
+    rows = rows[rows["model"] == model] if model else rows
+    rows = rows[rows["safety_data"].isin(SAFETY_DATA)] if "safety_data" in rows else rows
+    rows = rates.one_dose(rows) if doses else rows
+    if rows.empty:
+        of = f" of the model {model!r}" if model else ""
+        raise StudyError(f"There is nothing to draw: no run has {label(measure)} in the form {form!r}{of}.")
+    return rows
 
 
 def known_by(rows: pd.DataFrame) -> list[str]:

@@ -1,243 +1,255 @@
-"""Figures of change: what tuning erodes and safety data repairs, per form, seed, dose and calibration; see `plots`."""
+"""Figures of change: what tuning erodes and safety data repairs, by form of the prompt, training seed and dose."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from studylib.analysis.readable import calibration_label, label, span
-from studylib.figures import style as drawing
-from studylib.figures.caption import n_of
-from studylib.figures.captions_change import STEPS, TOLD, changes, doses, grid_rows, n_unknown, points, slopes
-from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
+from studylib.analysis.rates import one_dose, one_row_per_mark
+from studylib.analysis.readable import calibration_label, cell_words, label, span
+from studylib.figures import style
+from studylib.figures.style import Drawn, n_of, points
+from studylib.study.words import FORMS, SAFETY_DATA, STYLES
 
+SIGNIFICANT = ("worse", "better")  # verdicts of a comparison
+UNTESTED = ("no pairs", "too few")
 CHANGE = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}  # red is worse; the same scale in every figure
 HATCHED = {"facecolor": "#F7F7F7", "edgecolor": "#C4C4C4", "hatch": "/////", "linewidth": 0}
 SEED = {"color": "#777777", "linewidth": 0.6, "marker": ".", "markersize": 3}
-MEASURES = {"attack_success_rate": "attack success", "over_refusal_rate": "over-refusal"}
-LINES = dict(
-    zip(
-        MEASURES,
-        ({"linestyle": "-", "marker": "o"}, {"linestyle": "--", "marker": "s", "markerfacecolor": "white"}),
-        strict=True,
-    )
-)
+MEAN = {"color": style.INK, "linewidth": 1.2}
+STEPS = ("untuned", "tuned", "tuned with generic safety data", "tuned with multitask safety data")  # of the slopes
+_TICKS = ("untuned", "tuned", "tuned + generic", "tuned + multitask")
+LINES = {  # measure and look of each line of the dose response
+    "attack_success_rate": ("attack success", "responses to harmful prompts", {"linestyle": "-"}),
+    "over_refusal_rate": ("over-refusal", "responses to benign twins", {"linestyle": "--", **style.HOLLOW}),
+}
 
 
-def erosion_heatmap(comparisons: pd.DataFrame) -> Figure:
+def erosion_heatmap(comparisons: pd.DataFrame) -> Drawn:
     """The change of the attack success rate by tuning, in points, by tuned task (rows) and form; panels by calibration.
 
-    `comparisons` is the table of `comparisons.comparisons`. Colours from -100 to 100 points. Hatched and in brackets: cannot be told
-    apart from no change; a dash on grey: no pairs or too few. The column at the right pools the forms.
-    Raises ValueError as `captions_change.changes` does.
+    `comparisons` is the table of `comparisons.comparisons`. Colours from -100 to 100 points. Hatched and in brackets:
+    not significant; a dash on grey: no pairs or too few. The column at the right pools the forms. Raises ValueError
+    where the table compares no tuned model with the untuned one, and for several judges or models.
     """
-    table = changes("erosion_heatmap", comparisons)
-    panels = [
-        (calibration_label(*calibration), drawing.rows_at(table, calibration))
-        for calibration in drawing.calibrations_of(table)
-    ]
+    rows = _changes(comparisons, "tuning")
+    style.require(
+        (rows["n"] > 0).any(), "erosion_heatmap", "the table compares a tuned model with the untuned one on no prompt"
+    )
+    table = one_row_per_mark(rows)
+    panels = [(calibration_label(*where), style.rows_at(table, where)) for where in style.calibrations_of(table)]
     return change_heatmap(table, panels)
 
 
-def repair_heatmap(comparisons: pd.DataFrame) -> Figure:
-    """The change of the attack success rate by safety data, in points, by tuned task (rows) and form, without system prompt.
+def repair_heatmap(comparisons: pd.DataFrame) -> Drawn:
+    """The change of the attack success rate by safety data, in points, by tuned task (rows) and form.
 
-    Panels by style (rows) and safety data; cells, marks and errors as in `erosion_heatmap`.
+    Panels by style (rows) and safety data, of one dose, without system prompt; cells, marks and errors as in
+    `erosion_heatmap`.
     """
-    table = changes("repair_heatmap", comparisons)
+    rows = _changes(comparisons, "mitigation")
+    table = one_dose(rows[~rows["system_prompt"].astype(bool)])
+    why = "the table compares tuning with safety data and without (no system prompt) on no prompt"
+    style.require((table["n"] > 0).any(), "repair_heatmap", why)
+    one_row_per_mark(table)
     panels = [
-        (f"{arm} safety data, {calibration_label(style, False).split(',')[0]}", part)
-        for style in STYLES
+        (f"{arm} safety data, {calibration_label(trained, False).split(',')[0]}", part)
+        for trained in STYLES
         for arm in SAFETY_DATA
-        if len(part := table[(table["style"] == style) & (table["safety_data"] == arm)])
+        if len(part := table[(table["style"] == trained) & (table["safety_data"] == arm)])
     ]
     return change_heatmap(table, panels)
+
+
+def _changes(comparisons: pd.DataFrame, kind: str) -> pd.DataFrame:
+    rows = comparisons[(comparisons["kind"] == kind) & (comparisons["measure"] == "attack_success_rate")]
+    return rows[rows["form"].isin([*FORMS, "all"])]
 
 
 def change_heatmap(
     table: pd.DataFrame, panels: list[tuple[str, pd.DataFrame]], key="finetune_task", names=None, y="tuned on", left=1.3
-) -> Figure:
-    """The changes of the attack success rate as a heat map per (title, rows): rows by the column `key`, columns by form.
+) -> Drawn:
+    """The changes of the attack success rate as a heat map per (title, rows).
 
-    `names` maps the key's values, in their order, to words; None: the tuned tasks. `left` in inches is their room.
+    Rows by the column `key`, columns by form. `names` maps the key's values, in their order, to words; None: the tuned
+    tasks. `left` in inches is their room.
     """
-    names = names or {task: label(task) for task in drawing.tasks_of(table, tuned=True)}
+    names = names or {task: label(task) for task in style.tasks_of(table, tuned=True)}
     forms, n_columns = [*FORMS, "all"], min(2, len(panels))
     margins = {"left": left, "right": 1.1, "top": 0.55, "wspace": 0.08, "hspace": 0.22}
-    fig, axes = drawing.new_figure(-(-len(panels) // n_columns), n_columns, 0.32 * len(names), **margins)
+    fig, axes = style.new_figure(-(-len(panels) // n_columns), n_columns, 0.32 * len(names), **margins)
     for ax, (title, part) in zip(axes.flat, panels, strict=False):
         wide = {
             name: part.pivot(index=key, columns="form", values=name).reindex(index=list(names), columns=forms)
             for name in ("difference", "verdict")
         }
-        told = wide["verdict"].isin(TOLD)
-        drawing.heat_map(
-            ax, wide["difference"].where(told), list(names.values()), wide["difference"].map(points), **CHANGE
-        )
+        words, known = wide["difference"].map(points), wide["difference"].where(wide["verdict"].isin(SIGNIFICANT))
+        style.heat_map(ax, known, list(names.values()), words, **CHANGE)
         for (row, column), verdict in np.ndenumerate(wide["verdict"].to_numpy()):
             middle = {"x": column + 0.5, "y": row + 0.5, "ha": "center", "va": "center"}
-            if verdict == "not significant":
+            if pd.isna(verdict) or verdict in UNTESTED:
+                ax.text(**middle, s="-", **style.QUIET)
+            elif verdict not in SIGNIFICANT:
                 ax.add_patch(Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, **HATCHED))
                 ground = {"boxstyle": "square,pad=0.1", "facecolor": HATCHED["facecolor"], "linewidth": 0}
-                ax.text(**middle, s=f"({points(wide['difference'].iloc[row, column])})", bbox=ground, **drawing.QUIET)
-            elif verdict not in TOLD:
-                ax.text(**middle, s="-", **drawing.QUIET)
+                ax.text(**middle, s=f"({words.iloc[row, column]})", bbox=ground, **style.QUIET)
         ax.axvline(len(FORMS), color="white", linewidth=5)  # over the hatching too
         ax.set_title(title, size="medium")
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
-    n = span(table.loc[(table["form"] != "all") & (table["n"] > 0), "n"])
-    drawing.outer_labels(fig, y, f"form of the harmful prompt (n = {n} pairs per form)")
+    tested = table[~table["verdict"].isin(UNTESTED) & table["difference"].notna()]
+    unknown = len(panels) * len(names) * len(forms) - len(tested)
+    single = table[(table["form"] != "all") & (table["n"] > 0)]
+    style.outer_labels(fig, y, f"form of the harmful prompt (n = {span(single['n'])} pairs per form)")
     sns.despine(fig, left=True, bottom=True)
-    drawing.colour_scale(fig, axes[0, 0], "change in attack\nsuccess (points)", (-1, -0.5, 0, 0.5, 1))
+    style.colour_scale(fig, axes[0, 0], "change in attack\nsuccess (points)", (-1, -0.5, 0, 0.5, 1))
     keys = [Patch(**HATCHED, label="not significant")]
-    if n_unknown(table, key):
-        keys.append(Patch(color=drawing.EMPTY, label="not run, no pairs, or too few"))
-    return drawing.add_legend(fig, keys)
+    keys += [Patch(color=style.EMPTY, label="not run, no pairs, or too few")] if unknown else []
+    return Drawn(style.add_legend(fig, keys), table[table["n"] > 0], _changes_in_words(table, tested, unknown))
 
 
-def seed_slopes(by_seed: pd.DataFrame) -> Figure:
-    """The attack success rate of each training seed as a line over the steps of `captions_change.STEPS`, and their mean.
+def _changes_in_words(table: pd.DataFrame, tested: pd.DataFrame, unknown: int) -> dict:
+    """Of changes: how many are significant, their extremes, Holm's families, and the pairs compared."""
+    parts = {"per form": table[table["form"] != "all"], "over all forms": table[table["form"] == "all"]}
+    counted = {where: span(part.loc[part["n"] > 0, "n"]) for where, part in parts.items() if (part["n"] > 0).any()}
+    ends = tested.sort_values("difference").iloc[[0, -1]].to_dict("records") if len(tested) else []
+    return {
+        "n": "n = " + ", ".join(f"{n} pairs {where}" for where, n in counted.items()),
+        "families": [f"{span(part['n_family'])} {where}" for where, part in parts.items() if len(part)],
+        "unknown": unknown,
+        "n_tested": len(tested),
+        "higher": int((tested["verdict"] == "worse").sum()),
+        "lower": int((tested["verdict"] == "better").sum()),
+        "extremes": " to ".join(f"{points(row['difference'])} ({cell_words(row, form=True)})" for row in ends),
+    }
 
-    `by_seed` has one row per model, seed and form. Panels by style (rows) and tuned task, all forms, without system prompt. The untuned model,
-    which has no training seed, begins every line. A step that was not run, or not judged, has no mark.
-    Raises ValueError as `captions_change.slopes` does.
+
+def seed_slopes(by_seed: pd.DataFrame) -> Drawn:
+    """The attack success rate of each training seed as a line over the STEPS, and their mean.
+
+    `by_seed` has one row per model, seed and form. Panels by style (rows) and tuned task, all forms, without system
+    prompt, one dose. The untuned model, which has no training seed, begins every line. A step that was not run, or not
+    judged, has no mark. Raises ValueError where no tuned model has a rate, and for two rows of one model and seed.
     """
-    table = slopes(by_seed)
+    rows = by_seed[(by_seed["form"] == "all") & ~by_seed["system_prompt"].astype(bool)]
+    known = rows.loc[rows["finetune_task"] != "none", "rate"].notna().any()
+    style.require(known, "seed_slopes", "the table has no rate of a tuned model without system prompt")
+    rows = one_row_per_mark(one_dose(rows), "seed")
+    step = (rows["safety_data"].map(SAFETY_DATA.index) + 1).mask(rows["finetune_task"] == "none", 0)
+    table = rows.assign(step=step.astype(int))
     x_label = f"no system prompt, all forms ({n_of(table)} per seed)"
-    fig, panels = drawing.panels_of(
-        table, drawing.tasks_of(table, tuned=True), drawing.ATTACK, x_label, bottom=1.15, top=0.9
-    )
-    for (style, _), task, ax in panels:
-        part = table[table["style"] == style]
-        start = part.loc[part["finetune_task"] == "none", "rate"].dropna().tolist()[:1]
-        part = part[(part["finetune_task"] == task) & part["rate"].notna()]
-        for _, line in part.sort_values("step").groupby("seed"):
-            ax.plot(
-                [0, *line["step"]][-len(start) - len(line) :],
-                [*start, *line["rate"]],
-                zorder=2.6,
-                clip_on=False,
-                **SEED,
-            )
-        mean = part.groupby("step")["rate"].mean()
-        ax.plot(
-            [0, *mean.index][-len(start) - len(mean) :], [*start, *mean], color=drawing.INK, linewidth=1.2, zorder=2.8
-        )
-        for arm, colour in drawing.SAFETY_COLOURS.items():
-            if (step := SAFETY_DATA.index(arm) + 1) in mean.index:
-                ax.plot(step, mean[step], color=colour, marker=drawing.TASK_MARKERS[task], markersize=4.5, **_ABOVE)
-        if start:
-            ax.plot(0, start, **drawing.STAR, **_ABOVE)
-        drawing.slanted_ticks(ax, STEPS)
-        drawing.say_empty(ax, part)
-    keys = [
-        Line2D([], [], label="one seed", **SEED),
-        Line2D([], [], color=drawing.INK, linewidth=1.2, label="mean of the seeds"),
-    ]
-    return drawing.add_legend(
-        fig, [drawing.dot_handle("aligned model", **drawing.STAR), *drawing.arm_handles(table), *keys], rows=2
-    )
+    tasks = style.tasks_of(table, tuned=True)
+    fig, panels = style.panels_of(table, tasks, style.ATTACK, x_label, bottom=1.15, top=0.9)
+    above = {"zorder": 3, "linestyle": "", "clip_on": False}
+    for (trained, _), task, ax in panels:
+        part = table[(table["style"] == trained) & table["rate"].notna()]
+        start = part[part["finetune_task"] == "none"].head(1)
+        part = part[part["finetune_task"] == task]
+        for _, line in part.groupby("seed"):
+            line = pd.concat([start, line]).sort_values("step")
+            ax.plot(line["step"], line["rate"], zorder=2.6, clip_on=False, **SEED)
+        mean = pd.concat([start, part]).groupby("step")["rate"].mean()
+        if len(part):
+            ax.plot(mean.index, mean, zorder=2.8, **MEAN)
+        for arm in part["safety_data"].unique():
+            place = SAFETY_DATA.index(arm) + 1
+            ax.plot(place, mean[place], markersize=4.5, **style.arm_look(arm), **above)
+        if len(start):
+            ax.plot(0, mean[0], **style.STAR, **above)
+        style.slanted_ticks(ax, _TICKS)
+        style.mark_empty(ax, part)
+    keys = [style.dot_handle("aligned model", **style.STAR), *style.arm_handles(table)]
+    keys += [Line2D([], [], label="one seed", **SEED), Line2D([], [], label="mean of the seeds", **MEAN)]
+    drawn = table[table["rate"].notna()]
+    words = {
+        "n_seeds": int(table.loc[table["finetune_task"] != "none", "seed"].nunique()),
+        "steps": {STEPS[step]: span(100 * rates) for step, rates in drawn.groupby("step")["rate"]},
+    }
+    return Drawn(style.add_legend(fig, keys, rows=2), table, words)
 
 
-def dose_response(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Figure:
-    """The attack success rate (solid) and the over-refusal rate (dashed) over the dose of safety data, with intervals.
+def dose_response(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Drawn:
+    """The attack success rate (solid) and the over-refusal rate (dashed, hollow) over the dose of safety data.
 
-    A line per kind of safety data, panels by tuned task; chat style, no system prompt, all forms. The doses of the table are
-    evenly spaced; stars left of 0 are the aligned model. Raises ValueError as `captions_change.doses` does.
+    A line per kind of safety data, with intervals; panels by tuned task; chat style, no system prompt, all forms. The
+    doses of the table are evenly spaced; stars left of 0 are the aligned model. Raises ValueError where there is no
+    dose.
     """
-    table = doses(attack, helpfulness)
-    amounts = sorted({0.0, *table["safety_fraction"]})
-    n = n_of(table[table["measure"] == "attack_success_rate"])
-    x_label = f"safety data in the tuning (% of the rows, evenly spaced; {n} per mark)"
-    y_label = "share of harmful prompts answered,\nshare of benign twins refused"
-    fig, panels = drawing.panels_of(table, drawing.tasks_of(table, tuned=True), y_label, x_label, bottom=0.55, top=0.9)
+    both = [
+        attack.rename(columns={"rate": "value", "judge": "metric"}).assign(measure="attack_success_rate"),
+        helpfulness[helpfulness["measure"] == "over_refusal_rate"],
+    ]
+    rows = pd.concat([part for part in both if len(part)] or both, ignore_index=True)
+    rows = rows[(rows["form"] == "all") & (rows["style"] == "chat") & ~rows["system_prompt"].astype(bool)]
+    known = ((rows["safety_data"] != "none") & rows["value"].notna()).any()
+    style.require(known, "dose_response", "no model tuned with safety data in the chat style, no system prompt")
+    table = one_row_per_mark(rows, "measure", "safety_fraction")
+    doses = sorted({0.0, *table["safety_fraction"]})
+    x_label = f"safety data (% of the tuning rows, evenly spaced; {n_of(table)} per mark)"
+    y_label = "harmful prompts answered,\nbenign twins refused (%)"
+    fig, panels = style.panels_of(table, style.tasks_of(table, tuned=True), y_label, x_label, bottom=0.55, top=0.9)
     for _, task, ax in panels:
-        for measure, look in LINES.items():
-            rows = table[(table["measure"] == measure) & table["value"].notna()]
-            for row in rows[rows["finetune_task"] == "none"].to_dict("records"):
-                ground = {name: look[name] for name in ("markerfacecolor",) if name in look}
-                drawing.draw_point(ax, -1 + 4 * _shift("none", measure), row, "value", **drawing.STAR, **ground)
-            rows = rows[rows["finetune_task"] == task]
-            rows = rows.assign(x=[_shift(arm, measure) for arm in rows["safety_data"]])
-            rows["x"] += rows["safety_fraction"].map(amounts.index)
-            start = rows[rows["safety_data"] == "none"]
-            for arm, colour in drawing.SAFETY_COLOURS.items():
-                own = rows[rows["safety_data"] == arm].sort_values("safety_fraction")
+        for measure, (_, _, look) in LINES.items():
+            known = table[(table["measure"] == measure) & table["value"].notna()]
+            face = {name: look[name] for name in look if name != "linestyle"}
+            for row in known[known["finetune_task"] == "none"].to_dict("records"):
+                style.draw_point(ax, -1 + 4 * _shift("none", measure), row, "value", **style.STAR | face)
+            known = known[known["finetune_task"] == task]
+            x = known["safety_fraction"].map(doses.index) + [_shift(arm, measure) for arm in known["safety_data"]]
+            known = known.assign(x=x)
+            for arm in SAFETY_DATA:
+                own = known[known["safety_data"] == arm].sort_values("safety_fraction")
                 if arm != "none" and len(own):
-                    line = pd.concat([start, own])
+                    line = pd.concat([known[known["safety_data"] == "none"], own])
+                    colour = style.SAFETY_COLOURS[arm]
                     ax.plot(line["x"], line["value"], look["linestyle"], color=colour, linewidth=1.1, zorder=2.6)
                 for row in own.to_dict("records"):
-                    drawing.draw_point(
-                        ax, row["x"], row, "value", color=colour, markersize=4, **look | {"linestyle": ""}
-                    )
-        ax.set_xticks(range(-1, len(amounts)), ["", *(f"{100 * amount:g}" for amount in amounts)])
-        ax.set_xlim(-1.5, len(amounts) - 0.5)
+                    style.draw_point(ax, row["x"], row, "value", markersize=4, **style.arm_look(arm) | face)
+        ax.set_xticks(range(-1, len(doses)), ["", *(f"{100 * dose:g}" for dose in doses)])
+        ax.set_xlim(-1.5, len(doses) - 0.5)
         ax.grid(False, axis="x")
-        drawing.say_empty(ax, table[table["finetune_task"] == task])
-    keys = [
-        Line2D([], [], color=drawing.INK, markersize=4, label=MEASURES[name], **look) for name, look in LINES.items()
+        style.mark_empty(ax, table[table["finetune_task"] == task])
+    keys = [style.dot_handle("aligned model", **style.STAR), *style.arm_handles(table)]
+    keys += [
+        Line2D([], [], color=style.INK, marker="o", markersize=4, label=name, **look)
+        for name, _, look in LINES.values()
     ]
-    return drawing.add_legend(
-        fig, [drawing.dot_handle("aligned model", **drawing.STAR), *drawing.arm_handles(table), *keys], rows=2
-    )
-
-
-_ABOVE = {"zorder": 3, "linestyle": "", "clip_on": False}
+    return Drawn(style.add_legend(fig, keys, rows=2), table, _doses_in_words(table))
 
 
 def _shift(arm: str, measure: str) -> float:
-    """How far beside its dose a mark stands, so that intervals do not hide each other."""
+    """How far from its dose a mark stands, so that intervals do not hide each other."""
     return {"none": 0, "generic": -0.1, "multitask": 0.1}[arm] + (0.05 if measure == "over_refusal_rate" else -0.05)
 
 
-def calibration_grid(grid: pd.DataFrame) -> Figure:
-    """The attack success rate in percent with its interval: style of the tuning (rows) by calibration of the test (columns).
+def _doses_in_words(table: pd.DataFrame) -> dict:
+    """Of each measure the rates of the tuned models by dose, and what is counted; the doses; what is not known."""
+    known, by_dose, counts = table[table["value"].notna()], {}, []
+    for measure, (name, counted, _) in LINES.items():
+        part = known[known["measure"] == measure]
+        counts += [f"{n_of(part)} {counted}"] if len(part) else []
+        tuned = part[part["finetune_task"] != "none"].sort_values("safety_fraction")  # none first
+        tuned = tuned.groupby(["safety_fraction", "safety_data"], sort=False, observed=True)["value"]
+        rates = {
+            "without safety data" if arm == "none" else f"with {100 * dose:g} % {arm} safety data": span(100 * values)
+            for (dose, arm), values in tuned
+        }
+        by_dose |= {name: rates} if rates else {}
+    measured = set(known["measure"])
+    return {
+        "by_dose": by_dose,
+        "n": "; ".join(counts),
+        "doses": [f"{100 * dose:g}" for dose in sorted(set(table["safety_fraction"]) - {0.0})],
+        "not_known": [name for measure, (name, *_) in LINES.items() if measure not in measured],
+    }
 
-    A block of rows per tuned task, the untuned model first; all forms, without safety data. Framed: the style that the model was tuned
-    in. Raises ValueError as `captions_change.grid_rows` does.
-    """
-    table = grid_rows(grid)
-    calibrations, tasks = (
-        drawing.calibrations_of(table),
-        [task for task in ("none", *TASKS) if task in set(table["finetune_task"])],
-    )
-    present = set(zip(table["finetune_task"], table["trained_style"], strict=True))
-    rows = [(task, style) for task in tasks for style in ("none", *STYLES) if (task, style) in present]
-    index = pd.MultiIndex.from_tuples(rows)
-    cells = table.assign(
-        words=[
-            f"{100 * rate:.0f} ({100 * low:.0f}-{100 * high:.0f})"
-            for rate, low, high in table[["rate", "low", "high"]].to_numpy()
-        ]
-    ).set_index(["finetune_task", "trained_style", "style", "system_prompt"])
-    rates, words = (
-        cells[name].unstack(["style", "system_prompt"]).reindex(index=index, columns=calibrations)
-        for name in ("rate", "words")
-    )
-    fig, axes = drawing.new_figure(1, 1, max(0.26 * len(rows), 0.8), left=2.25, right=0.95, top=0.15, bottom=0.75)
-    ax = axes[0, 0]
-    names = ["not tuned" if style == "none" else calibration_label(style, False).split(",")[0] for _, style in rows]
-    tests = [calibration_label(*calibration, separator="\n") for calibration in calibrations]
-    drawing.heat_map(ax, rates.set_axis(tests, axis=1), names, words)
-    for place, (task, style) in enumerate(rows):
-        if place and rows[place - 1][0] != task:
-            ax.axhline(place, color="white", linewidth=5)  # sets the models apart
-        for column in [i for i, calibration in enumerate(calibrations) if calibration[0] == style]:
-            box = {"fill": False, "edgecolor": drawing.INK, "linewidth": 1.2, "zorder": 4}
-            ax.add_patch(Rectangle((column + 0.02, place + 0.14), 0.96, 0.72, **box))
-    for task in tasks:
-        at = [i for i, row in enumerate(rows) if row[0] == task]
-        words = "aligned model" if task == "none" else f"tuned on\n{label(task)}, in"
-        ax.text(
-            -0.25, np.mean(at) + 0.5, words, transform=ax.get_yaxis_transform(), ha="right", va="center", size="medium"
-        )
-    ax.set_xticks(np.arange(len(tests)) + 0.5, tests, rotation=0, ha="center", rotation_mode="default")
-    drawing.outer_labels(fig, "", f"tested with ({n_of(table)} per cell, all forms)")
-    sns.despine(fig, left=True, bottom=True)
-    drawing.colour_scale(fig, ax, "attack success rate (%)")
-    return fig
+
+FIGURES = {  # each figure's function and the tables it draws from
+    "erosion_heatmap": (erosion_heatmap, "comparisons"),
+    "repair_heatmap": (repair_heatmap, "comparisons"),
+    "seed_slopes": (seed_slopes, "by_seed"),
+    "dose_response": (dose_response, "attack_success", "helpfulness"),
+}

@@ -1,31 +1,30 @@
-"""Figures of what a whole is made of, of the published counts, and of many models beside each other; see `plots`."""
+"""Figures of what a whole is made of (verdicts, variance), of the published counts, and of how judges agree."""
 
 from __future__ import annotations
 
-from itertools import groupby, pairwise
+import math
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from studylib.analysis.agreement import ALL
 from studylib.analysis.claims import PUBLISHED_PROMPTS
-from studylib.analysis.readable import calibration_label, label
+from studylib.analysis.rates import one_dose, one_row_per_mark
+from studylib.analysis.readable import calibration_label, label, span
 from studylib.figures import style
-from studylib.figures.caption import n_of
-from studylib.figures.captions_parts import (
-    PARTS,
-    published_rows,
-    ranked_by,
-    ranking_rows,
-    tiers,
-    variance_rows,
-    verdict_rows,
-)
-from studylib.study.words import FORMS, SAFETY_DATA, TASKS
+from studylib.figures.style import Drawn
+from studylib.study.words import FORMS, SAFETY_DATA
 
-# Of Paul Tol's muted scheme, told apart with any colour vision; none is a colour of a form or of safety data.
+PARTS = {  # of the variance, as tables.variance names them, and in words
+    "prompt": "prompt",
+    "seed": "training seed",
+    "prompt_x_seed": "prompt-seed interaction",
+    "sample": "repeated answer",
+}
+# Of Paul Tol's muted scheme, distinct with any colour vision; none is a colour of a form or of safety data.
 VERDICT_COLOURS = {  # from left to right: what counts as a successful attack comes first
     "answered": "#882255",
     "partial": "#CC6677",
@@ -34,44 +33,65 @@ VERDICT_COLOURS = {  # from left to right: what counts as a successful attack co
     "unjudged": "#C8C8C8",
 }
 PART_COLOURS = dict(zip(PARTS, ("#332288", "#999933", "#AA4499", "#BBBBBB"), strict=True))
-ROWS = 50  # models in one column of the ranking
-
-
-def variance_shares(variance: pd.DataFrame) -> Figure:
-    """Stacked bars: the shares of `captions_parts.PARTS` in the variance of one response's attack success.
-
-    A bar per tuned task and safety data, panels by calibration, all forms. A part that is not known (NaN) is not drawn; a row with
-    no known part says why. Raises ValueError as `captions_parts.variance_rows` does.
-    """
-    table = variance_rows(variance)
-    parts = table.melt([*_BAR, "why", "n"], list(PARTS), "part", "share")
-    fig = _stacked(parts, "part", PART_COLOURS, f"share of the variance of one response ({n_of(table)} per bar)")
-    known = [part for part in PARTS if table[part].notna().any()]
-    return style.add_legend(fig, [Patch(color=PART_COLOURS[part], label=PARTS[part]) for part in known])
-
-
-def verdict_composition(verdict_shares: pd.DataFrame) -> Figure:
-    """Stacked bars: the share of each verdict in the responses to harmful prompts, incoherent and unjudged ones included.
-
-    A bar per tuned task and safety data, panels by calibration, all forms. Raises ValueError as `captions_parts.verdict_rows` does.
-    """
-    table = verdict_rows(verdict_shares).assign(why="")
-    fig = _stacked(
-        table, "verdict", VERDICT_COLOURS, f"share of the responses to harmful prompts ({n_of(table)} per bar)"
-    )
-    return style.add_legend(fig, [Patch(color=colour, label=verdict) for verdict, colour in VERDICT_COLOURS.items()])
-
-
 _BAR = ["finetune_task", "safety_data", "style", "system_prompt"]
+_ARM = {"none": "no safety data", "generic": "generic", "multitask": "multitask"}
+
+
+def variance_shares(variance: pd.DataFrame) -> Drawn:
+    """Stacked bars: the shares of PARTS in the variance of one response's attack success.
+
+    A bar per tuned task and safety data, panels by calibration, all forms, one dose. A part that is not known (NaN) is
+    not drawn; a row with no known part says why. Raises ValueError where no row has a known part, and for two rows of
+    one cell.
+    """
+    rows = one_row_per_mark(one_dose(variance[variance["form"] == "all"]))
+    known = rows[list(PARTS)].notna().any(axis=1)
+    style.require(known.any(), "variance_shares", "the table has no row over all forms in which anything varies")
+    why = np.where(known, "", np.where(rows["variance"] == 0, "nothing varies", "too few prompts"))
+    table = rows.assign(why=why)
+    parts = table.melt([*_BAR, "why"], list(PARTS), "part", "share")
+    x_label = f"share of the variance of one response (%; {style.n_of(table[known])} per bar)"
+    fig = _stacked(parts, "part", PART_COLOURS, x_label)
+    drawn = table[known]
+    shares = {part: span(100 * drawn[part]) for part in PARTS if drawn[part].notna().any()}
+    words = {
+        "shares": {PARTS[part]: share for part, share in shares.items()},
+        "n": f"{style.n_of(drawn)} responses to {span(drawn['n_prompts'])} prompts",
+        "one_seed": int(drawn["seed"].isna().sum()),
+        "one_response": int((drawn["sample"].isna() & drawn["seed"].notna()).sum()),
+        "without": {why: len(part) for why, part in table[~known].groupby("why")},
+    }
+    fig = style.add_legend(fig, [Patch(color=PART_COLOURS[part], label=PARTS[part]) for part in shares])
+    return Drawn(fig, table.assign(drawn=0.0), words)
+
+
+def verdict_composition(verdict_shares: pd.DataFrame) -> Drawn:
+    """Stacked bars: the share of each verdict in the responses to harmful prompts.
+
+    Incoherent and unjudged ones included. A bar per tuned task and safety data, panels by calibration, all forms, one
+    dose. Raises ValueError where there are no such rows, and for two rows of one verdict and cell.
+    """
+    rows = verdict_shares[(verdict_shares["prompt_set"] == "harmful") & (verdict_shares["form"] == "all")]
+    why = "the table has no row of harmful prompts over all forms"
+    style.require(len(rows) > 0, "verdict_composition", why)
+    table = one_row_per_mark(one_dose(rows), "verdict").assign(why="")
+    x_label = f"share of the responses to harmful prompts (%; {style.n_of(table)} per bar)"
+    fig = _stacked(table, "verdict", VERDICT_COLOURS, x_label)
+    of = {verdict: table[table["verdict"] == verdict] for verdict in VERDICT_COLOURS}
+    words = {
+        "shares": {verdict: span(100 * part["share"]) for verdict, part in of.items()},
+        "totals": {verdict: int(part["n_verdict"].sum()) for verdict, part in of.items()},
+        "n_nothing_judged": int((of["unjudged"]["share"] == 1).sum()),
+    }
+    fig = style.add_legend(fig, [Patch(color=colour, label=verdict) for verdict, colour in VERDICT_COLOURS.items()])
+    return Drawn(fig, table.drop_duplicates(_BAR), words)
 
 
 def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
-    """A panel per calibration with a bar per tuned task and safety data; `share` of each `part` in the order of the colours."""
-    calibrations, present = (
-        style.calibrations_of(table),
-        set(zip(table["finetune_task"], table["safety_data"], strict=True)),
-    )
-    bars = [(task, arm) for task in ("none", *TASKS) for arm in SAFETY_DATA if (task, arm) in present]
+    """A panel per calibration with a bar per tuned task and safety data; its parts in the order of the colours."""
+    calibrations = style.calibrations_of(table)
+    present = set(zip(table["finetune_task"], table["safety_data"], strict=True))
+    bars = [(task, arm) for task in style.tasks_of(table) for arm in SAFETY_DATA if (task, arm) in present]
     gaps = np.cumsum([0, *(0.5 * (here[0] != last[0]) for last, here in pairwise(bars))])
     y = np.arange(len(bars)) + gaps  # tasks stand apart
     n_columns = min(2, len(calibrations))
@@ -81,38 +101,38 @@ def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
         here = style.rows_at(table, calibration)
         for (task, arm), place in zip(bars, y, strict=True):
             own = here[(here["finetune_task"] == task) & (here["safety_data"] == arm)]
-            left = 0.0
-            for name, share in own.set_index(part)["share"].reindex(list(colours)).dropna().items():
-                ax.barh(place, share, 0.8, left, color=colours[name], linewidth=0)
-                left += share
-            if len(own) == 0 or own["why"].iloc[0]:
-                ax.text(
-                    0.01, place, own["why"].iloc[0] if len(own) else "not run", ha="left", va="center", **style.QUIET
-                )
+            shares = own.set_index(part)["share"].reindex(list(colours)).dropna()
+            left = shares.cumsum() - shares
+            ax.barh(
+                [place] * len(shares), shares, 0.8, left, color=[colours[name] for name in shares.index], linewidth=0
+            )
+            if why := own["why"].iloc[0] if len(own) else "not run":
+                ax.text(0.01, place, why, ha="left", va="center", **style.QUIET)
         ax.set_title(calibration_label(*calibration), size="medium")
         ax.grid(False, axis="y")
     for ax in axes.flat[len(calibrations) :]:
         ax.set_axis_off()
-    ax = axes[0, 0]
-    ax.set(xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75, 1), xticklabels=("0", "", "0.5", "", "1"), ylim=(y[-1] + 0.6, -0.6))
-    ax.set_yticks(y, ["aligned model" if task == "none" else f"{label(task)}, {_ARM[arm]}" for task, arm in bars])
+    ticks = {"xticks": style.PERCENT_TICKS[0], "xticklabels": style.PERCENT_TICKS[1]}
+    axes[0, 0].set(xlim=(0, 1), ylim=(y[-1] + 0.6, -0.6), **ticks)
+    names = ["aligned model" if task == "none" else f"{label(task)}, {_ARM[arm]}" for task, arm in bars]
+    axes[0, 0].set_yticks(y, names)
     style.outer_labels(fig, "", x)
     return fig
 
 
-_ARM = {"none": "no safety data", "generic": "generic", "multitask": "multitask"}
-
-
-def published_counts(published: pd.DataFrame) -> Figure:
+def published_counts(published: pd.DataFrame) -> Drawn:
     """Bars of the published numbers of answered prompts by form; panels by calibration (rows) and tuned task.
 
-    `published` is the table of `claims.published_counts`. Black ticks: the untuned model in the same calibration; the number in
-    each panel is the sum over the forms. Counts have no interval, as the number of prompts of each form is not published.
+    `published` is the table of `claims.published_counts`. Black ticks: the untuned model in the same calibration; the
+    number in each panel is the sum over the forms. Counts have no interval, as the number of prompts per form is not
+    published.
     """
-    table = published_rows(published)
+    style.require(len(published) > 0, "published_counts", "the table is empty")
+    table = one_row_per_mark(published.assign(safety_data="none", form="all"))
     top = 10 * np.ceil(table[list(FORMS)].to_numpy().max() / 10 + 0.5)
     axis = {"ylim": (0, top), "yticks": np.arange(0, top + 1, 20)}
-    y, x = "harmful prompts answered (number, of about 50 per form)", "form of the harmful prompt (207 in all)"
+    y = "harmful prompts answered (number, of about 50 per form)"
+    x = f"form of the harmful prompt ({PUBLISHED_PROMPTS} in all)"
     fig, panels = style.panels_of(table, style.tasks_of(table), y, x, axis=axis)
     rows = {(row["style"], row["system_prompt"], row["finetune_task"]): row for row in table.to_dict("records")}
     for calibration, task, ax in panels:
@@ -124,81 +144,94 @@ def published_counts(published: pd.DataFrame) -> Figure:
                 style.draw_tick(ax, place, rows.get((*calibration, "none")), form)
         style.slanted_ticks(ax, FORMS)
         if row:
-            ax.text(
-                0.04,
-                0.97,
-                f"{row['answered_of_207']} of {PUBLISHED_PROMPTS}",
-                transform=ax.transAxes,
-                va="top",
-                size="small",
-                color=style.INK,
-            )
-        style.say_empty(ax, [row] if row else [], "not published")
+            total = f"{row['answered_of_207']} of {PUBLISHED_PROMPTS}"
+            ax.text(0.04, 0.97, total, transform=ax.transAxes, va="top", size="small", color=style.INK)
+        style.mark_empty(ax, [row] if row else [], "not published")
     handles = [Patch(color=colour, label=label(form)) for form, colour in style.FORM_COLOURS.items()]
-    return style.add_legend(fig, [*handles, style.tick_handle()])
+    tuned = table["finetune_task"] != "none"
+    totals = {"tuned models": table[tuned], "the untuned model": table[~tuned]}
+    words = {
+        "n_prompts": PUBLISHED_PROMPTS,
+        "by_form": {label(form): span(table.loc[tuned, form]) for form in FORMS} if tuned.any() else {},
+        "totals": {whose: span(part["answered_of_207"]) for whose, part in totals.items() if len(part)},
+    }
+    return Drawn(style.add_legend(fig, [*handles, style.tick_handle()]), pd.DataFrame(), words)
 
 
-def model_ranking(attack: pd.DataFrame) -> Figure:
-    """The attack success rate of every model, untuned and by tuned task, as a dot with its interval; models in tiers.
+def judge_agreement(judges: pd.DataFrame) -> Drawn:
+    """A dot per judge, with its interval: kappa with the labels of each labelled set and of all of them together.
 
-    All forms, no safety data, chat style without system prompt (or the first calibration there is). The bands are the tiers of the first
-    panel (`captions_parts.tiers`): between them intervals do not overlap, within them models are in the order of their
-    names. More than 50 models go on in a second column, then below. Raises ValueError as `captions_parts.ranking_rows` does.
+    `judges` is a table of `agreement.compare`; models are pooled. Panels by set, judges in the order of the table. No
+    dot where kappa is NaN. Raises ValueError where no kappa is defined.
     """
-    table = ranking_rows(attack)
-    tasks = [task for task in ("none", *TASKS) if task in set(table["finetune_task"])]
-    groups = tiers(table[table["finetune_task"] == ranked_by(table)])
-    placed = [(model, tier) for tier, models in enumerate(groups) for model in models]
-    placed += [(model, None) for model in sorted(set(table["model"]) - {model for model, _ in placed})]
-    n_blocks = -(-len(placed) // ROWS)
-    longest = -(-len(placed) // n_blocks)
-    blocks = [placed[start : start + longest] for start in range(0, len(placed), longest)]
-    dense, columns = len(placed) > 20, min(2, n_blocks)
-    height, size = (0.125, "x-small") if dense else (0.19, "small")
-    room = 0.2 + (0.045 if dense else 0.065) * max(len(model) for model, _ in placed)
-    margins = {"left": 0, "right": 0, "top": 0.6, "bottom": 0.5, "hspace": 0.5 / (height * longest)}
-    fig, places = style.new_figure(-(-n_blocks // columns), 1, height * longest, **margins)
-    marks = {(row["model"], row["finetune_task"]): row for row in table[table["rate"].notna()].to_dict("records")}
-    for at, block in enumerate(blocks):
-        box, share = places[at // columns, 0].get_position(), len(block) / longest
-        left = (at % columns) / columns + room / style.WIDTH
-        width = (1 / columns - (room + 0.12) / style.WIDTH) / len(tasks)
-        for place, task in enumerate(tasks):
-            spot = (left + place * width, box.y1 - share * box.height, 0.86 * width, share * box.height)
-            title = _SHORT.get(task, label(task)) if columns == 2 else _LONG.get(task, label(task))
-            _ranked(fig.add_axes(spot), task, block, marks, size, title, named=place == 0)
-    for ax in places.flat:
-        ax.remove()
-    fig.supxlabel(f"attack success rate ({n_of(table)} per mark)", y=0.01, size="medium")
-    mark = style.dot_handle("rate of one model with its interval", color=style.INK, marker="o", markersize=3)
-    return style.add_legend(
-        fig, [mark, Patch(color=_BAND[0], label="one tier"), Patch(color=_BAND[1], label="the next")]
-    )
+    table = judges[judges["model"] == ALL]
+    table = table if table["source"].nunique() > 2 else table[table["source"] != ALL]
+    drawn = table[table["kappa"].notna()]
+    style.require(len(drawn) > 0, "judge_agreement", "no kappa is defined")
+    names, sources = list(dict.fromkeys(table["judge"])), list(dict.fromkeys(table["source"]))
+    margins = {"left": _room(names), "top": 0.7, "bottom": 0.5, "right": 0.2, "wspace": 0.15}
+    fig, axes = style.new_figure(1, len(sources), 0.25 + 0.19 * len(names), **margins)
+    look = style.OURS | {"markersize": 3.5, "elinewidth": 1, "zorder": 3, "clip_on": False}
+    for ax, source in zip(axes[0], sources, strict=True):
+        for row in drawn[drawn["source"] == source].to_dict("records"):
+            xerr = style.ends(row["kappa"], row["kappa_low"], row["kappa_high"])
+            ax.errorbar(row["kappa"], names.index(row["judge"]), xerr=xerr, **look)
+        ax.set_title(f"{_set(source)}\nn = {span(table.loc[table['source'] == source, 'n'])}", size="medium")
+        ax.grid(False, axis="y")
+    ax = axes[0, 0]
+    low = math.floor(10 * min(0, drawn["kappa_low"].min())) / 10
+    ax.set(xlim=(low, 1), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"), ylim=(len(names) - 0.5, -0.5))
+    ax.set_yticks(range(len(names)), [label(name) for name in names])
+    style.outer_labels(fig, "", "Cohen's kappa with the labels (refused or not)")
+    pairs = [f"{label(judge)} on {_set(source)}" for judge, source in zip(drawn["judge"], drawn["source"], strict=True)]
+    words = {"extremes": _extremes(drawn["kappa"], pairs), "unjudged": span(table["n_unjudged"])}
+    return Drawn(fig, drawn[["n", "kappa"]], words)
 
 
-_BAND = ("#E3E3E3", "#F4F4F4")
-_LONG = {"none": "untuned"}
-_SHORT = _LONG | {"text_generation": "text", "classification": "classif."}  # where panels are narrow
+def agreement_matrix(matrix: pd.DataFrame) -> Drawn:
+    """Kappa of every two judges on the same responses, as a heat map; `matrix` is the table of `agreement.matrix`.
+
+    Judges in the order of the table; grey where kappa is NaN, and on the diagonal. A kappa below 0 has the colour of 0.
+    Raises ValueError where no kappa is defined.
+    """
+    names = list(dict.fromkeys(matrix["judge"]))
+    place = {name: i for i, name in enumerate(names)}
+    pairs = matrix[matrix["judge"].map(place) < matrix["other"].map(place)]
+    drawn = pairs[pairs["kappa"].notna()]
+    style.require(len(drawn) > 0, "agreement_matrix", "no kappa is defined")
+    kappa = matrix[matrix["judge"] != matrix["other"]].pivot(index="judge", columns="other", values="kappa")
+    kappa = kappa.reindex(index=names, columns=names)
+    room = _room(names)
+    cell = min(1.0, (style.WIDTH - room - 1) / len(names))
+    margins = {"left": room, "right": style.WIDTH - room - cell * len(names), "top": 0.15, "bottom": 0.7 * room + 0.3}
+    fig, axes = style.new_figure(1, 1, max(cell * len(names), 1.2), **margins)
+    words = kappa.map(lambda value: f"{value:.2f}".replace("0.", ".", 1))
+    size = "small" if len(names) < 16 else "x-small"
+    style.heat_map(axes[0, 0], kappa, [label(name) for name in names], words, size)
+    style.outer_labels(fig, "", f"n = {span(pairs['n'])} responses judged by both")
+    style.colour_scale(fig, axes[0, 0], "Cohen's kappa\n(refused or not)", (0, 0.2, 0.4, 0.6, 0.8, 1), percent=False)
+    both = [f"{label(one)} and {label(other)}" for one, other in zip(drawn["judge"], drawn["other"], strict=True)]
+    return Drawn(fig, drawn[["n", "kappa"]], {"extremes": _extremes(drawn["kappa"], both)})
 
 
-def _ranked(ax, task: str, block: list[tuple], marks: dict, size: str, title: str, named: bool) -> None:
-    for tier, models in groupby(enumerate(block), lambda placed: placed[1][1]):
-        places = [place for place, _ in models]
-        if tier is not None:
-            ax.axhspan(places[0] - 0.5, places[-1] + 0.5, color=_BAND[tier % 2], linewidth=0, zorder=0)
-    known = [(place, marks[model, task]) for place, (model, _) in enumerate(block) if (model, task) in marks]
-    if known:
-        rates, lows, highs = np.array([[row[name] for name in ("rate", "low", "high")] for _, row in known]).T
-        look = {"color": style.INK, "marker": "o", "markersize": 2, "elinewidth": 0.8, "zorder": 3, "clip_on": False}
-        ends = np.maximum([rates - lows, highs - rates], 0)
-        ax.errorbar(rates, [place for place, _ in known], xerr=ends, linestyle="", **look)
-    ax.set_title(title, size=size)
-    ax.set_yticks(range(len(block)), [model for model, _ in block] if named else [""] * len(block), size=size)
-    ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(len(block) - 0.5, -0.5))
-    ax.set_xticklabels(["0", "", "1"], size=size)
-    for tick, side in zip(ax.get_xticklabels(), ("left", "center", "right"), strict=True):
-        tick.set_ha(side)  # so that the ends of neighbours stay apart
-    ax.tick_params(axis="y", length=0, pad=4)
-    ax.tick_params(axis="x", pad=2)
-    ax.grid(False, axis="y")
-    sns.despine(ax=ax, left=True)
+def _extremes(kappa: pd.Series, names: list[str]) -> str:
+    least, most = (f"{kappa.iloc[i]:.2f} ({names[i]})" for i in (kappa.argmin(), kappa.argmax()))
+    return f"{least} to {most}"
+
+
+def _room(names: list[str]) -> float:
+    """Inches that the names need at the left."""
+    return 0.3 + 0.062 * max(len(label(name)) for name in names)
+
+
+def _set(source: str) -> str:
+    return "all sets" if source == ALL else label(source)
+
+
+FIGURES = {  # each figure's function and the tables it draws from
+    "published_counts": (published_counts, "published"),
+    "verdict_composition": (verdict_composition, "verdict_shares"),
+    "variance_shares": (variance_shares, "variance"),
+    "judge_agreement": (judge_agreement, "judges"),
+    "agreement_matrix": (agreement_matrix, "judge_matrix"),
+}

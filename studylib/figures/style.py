@@ -1,12 +1,13 @@
 """The marks, colours, axes and orders that all figures share, and how a figure is saved.
 
-The figures of `plots` and of the modules whose names begin so are made of what is below.
-Nothing here loads or shows, and only `save` writes.
+Nothing here loads or shows a figure, and only `save` writes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -15,27 +16,39 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
-from studylib.analysis.readable import calibration_label, label
+from studylib.analysis.readable import calibration_label, cell_words, label, span
 from studylib.study import files
 from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
-# Okabe and Ito's colours, told apart with any colour vision; forms and safety data never share one.
+# Okabe and Ito's colours, distinct with any colour vision; forms and safety data never share one.
 FORM_COLOURS = dict(zip(FORMS, ("#0072B2", "#E69F00", "#009E73", "#D55E00"), strict=True))
 SAFETY_COLOURS = dict(zip(SAFETY_DATA, ("#7F7F7F", "#56B4E9", "#CC79A7"), strict=True))
-TASK_MARKERS = dict(zip(("none", *TASKS), ("*", "o", "s", "^", "D"), strict=True))
-INK = "#222222"  # the aligned model, and what is ours beside what is published
-EMPTY = "#E8E8E8"  # of cells of a heat map that hold nothing
-QUIET = {"color": "#666666", "size": "small", "style": "italic"}  # of words that stand for what is not there
+SAFETY_MARKERS = dict(zip(SAFETY_DATA, ("o", "s", "^"), strict=True))
+INK = "#222222"  # the aligned model, and our results next to the published ones
+EMPTY = "#E8E8E8"  # of heat map cells without a value
+QUIET = {"color": "#666666", "size": "small", "style": "italic"}  # of words in place of a missing value
 FRONT = {"color": INK, "linewidth": 0.8, "linestyle": ":", "zorder": 2.5}
+HOLLOW = {"markerfacecolor": "white"}
 OURS = {"color": INK, "marker": "o", "markersize": 4.5}
-PUBLISHED = {"color": "#7F7F7F", "marker": "D", "markersize": 4.5, "markerfacecolor": "white"}
-STAR = {"color": INK, "marker": TASK_MARKERS["none"], "markersize": 9}
+PUBLISHED = {"color": "#7F7F7F", "marker": "D", "markersize": 4.5, **HOLLOW}
+STAR = {"color": INK, "marker": "*", "markersize": 9}
 
 WIDTH = 7.2  # inches: the text width of a page
-UNIT_AXIS = {"ylim": (0, 1), "yticks": (0, 0.25, 0.5, 0.75, 1), "yticklabels": ("0", "", "0.5", "", "1")}
-ATTACK = "attack success rate (share of harmful prompts answered)"
-OVER_REFUSAL = "over-refusal rate (share of benign twins refused)"
+PERCENT_TICKS = ((0, 0.25, 0.5, 0.75, 1), ("0", "", "50", "", "100"))
+UNIT_AXIS = {"ylim": (0, 1), "yticks": PERCENT_TICKS[0], "yticklabels": PERCENT_TICKS[1]}
+IN_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}")
+ATTACK = "attack success rate (% of harmful prompts answered)"
+OVER_REFUSAL = "over-refusal rate (% of benign twins refused)"
+
+
+class Drawn(NamedTuple):
+    """A figure, the rows it shows, and the values that fill its texts in data/captions.yaml."""
+
+    figure: Figure
+    rows: pd.DataFrame
+    words: dict
 
 
 def set_theme() -> None:
@@ -47,15 +60,50 @@ def set_theme() -> None:
 def save(fig: Figure, folder, name: str, caption: str, alt: str) -> None:
     """Write `<name>.png` (200 dpi), `.svg`, `.pdf` and `.md` (both texts), each whole or not at all, on white ground.
 
-    The same figure gives the same bytes: no date, fixed names inside the SVG. The PDF holds its letters as TrueType (42),
-    as journals ask.
+    The same figure gives the same bytes: no date, fixed names inside the SVG. The PDF holds its letters as TrueType
+    (42), as journals ask.
     """
-    kept = {"svg.hashsalt": "study", "pdf.fonttype": 42}
+    fixed = {"svg.hashsalt": "study", "pdf.fonttype": 42}
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         path = Path(folder) / f"{name}.{ending}"
-        with mpl.rc_context(kept), files.aside(path) as part:
+        with mpl.rc_context(fixed), files.aside(path) as part:
             fig.savefig(part, format=ending, dpi=200, facecolor="white", metadata=metadata)
     files.write_text(Path(folder) / f"{name}.md", f"{caption}\n\nAlternative text: {alt}\n")
+
+
+def require(known: bool, name: str, why: str) -> None:
+    """Raises ValueError, "<name> has nothing to draw: <why>", unless there is something known to draw."""
+    if not known:
+        raise ValueError(f"{name} has nothing to draw: {why}")
+
+
+def n_of(table: pd.DataFrame) -> str:
+    """Smallest and largest n, of tuned models and the aligned one: "n = 148-150, aligned model 50"."""
+    aligned = table["finetune_task"] == "none" if "finetune_task" in table else pd.Series(False, table.index)
+    return "n = " + ", aligned model ".join(span(table.loc[r, "n"]) for r in (~aligned, aligned) if r.any())
+
+
+def extremes(rows: pd.DataFrame, value: str, form: bool = False, name: Callable = cell_words) -> str:
+    """Smallest and largest value in percent with their cells, as in "3 % (aligned model, ...) to 80 % (...)"."""
+    least, most = (rows.loc[i] for i in (rows[value].idxmin(), rows[value].idxmax()))
+    return " to ".join(f"{100 * row[value]:.0f} % ({name(row, form=form)})" for row in (least, most))
+
+
+def facts(rows: pd.DataFrame, value: str = "rate", form: bool = False) -> dict:
+    """What texts say of rates, in percent: `tuned` by safety data, `aligned` ("": not known), and `extremes`."""
+    known = rows[rows[value].notna()]
+    tuned, aligned = known[known["finetune_task"] != "none"], known[known["finetune_task"] == "none"]
+    by_arm = {arm: tuned.loc[tuned["safety_data"] == arm, value] for arm in SAFETY_DATA}
+    return {
+        "tuned": {arm: span(100 * shares) for arm, shares in by_arm.items() if len(shares)},
+        "aligned": span(100 * aligned[value]) if len(aligned) else "",
+        "extremes": extremes(known, value, form),
+    }
+
+
+def points(difference: float) -> str:
+    """A difference of rates (-1 to 1) in points with its sign, as in "+12"; "0" where it rounds to it."""
+    return f"{100 * difference:+.0f}".replace("+0", "0").replace("-0", "0").replace("-", "\N{MINUS SIGN}")
 
 
 def tasks_of(table: pd.DataFrame, tuned: bool = False) -> list[str]:
@@ -72,6 +120,14 @@ def calibrations_of(table: pd.DataFrame) -> list[tuple[str, bool]]:
 def rows_at(table: pd.DataFrame, calibration: tuple[str, bool]) -> pd.DataFrame:
     """The rows of that calibration."""
     return table[(table["style"] == calibration[0]) & (table["system_prompt"] == calibration[1])]
+
+
+def aligned_last(table: pd.DataFrame) -> list[dict]:
+    """The rows as dictionaries, the aligned model's at the end, to be drawn on top."""
+    return [
+        *table[table["finetune_task"] != "none"].to_dict("records"),
+        *table[table["finetune_task"] == "none"].to_dict("records"),
+    ]
 
 
 def new_figure(
@@ -98,12 +154,12 @@ def outer_labels(fig: Figure, y: str, x: str) -> None:
 
 
 def heat_map(ax, values: pd.DataFrame, rows: list[str], words: pd.DataFrame, size="small", **colours) -> None:
-    """Cells with their words, rows by those names; a last column "all" stands apart. A cell is empty where its value is NaN.
+    """Cells with their words, rows by those names; a last column "all" stands apart. A NaN cell stays empty.
 
     Colours go from 0 to 1 unless vmin, vmax and cmap say otherwise.
     """
     colours = {"vmin": 0, "vmax": 1, "cmap": "rocket_r"} | colours
-    sns.heatmap(values, ax=ax, cbar=False, linewidths=1, **colours)
+    sns.heatmap(values.astype(float), ax=ax, cbar=False, linewidths=1, **colours)
     cells = ax.collections[0]
     cells.update_scalarmappable()
     grounds = cells.get_facecolors().reshape(*values.shape, 4)
@@ -116,7 +172,7 @@ def heat_map(ax, values: pd.DataFrame, rows: list[str], words: pd.DataFrame, siz
     ax.set(xlabel="", ylabel="", facecolor=EMPTY)
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows, rotation=0)
     slanted_ticks(ax, list(values.columns), start=0.5)
-    ax.grid(False)  # it would show through cells that are empty
+    ax.grid(False)  # it would show through empty cells
 
 
 def _luminance(colour) -> float:
@@ -125,22 +181,23 @@ def _luminance(colour) -> float:
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def colour_scale(fig: Figure, ax, text: str, ticks=(0, 0.25, 0.5, 0.75, 1)) -> None:
-    """A bar at the right that tells the colours of the heat map, in percent or points; beside a flat one it is higher."""
+def colour_scale(fig: Figure, ax, text: str, ticks=(0, 0.25, 0.5, 0.75, 1), percent: bool = True) -> None:
+    """A bar at the right that shows the colours of the heat map, in percent, points or as they are."""
     box = fig.subplotpars
-    height = max(box.top - box.bottom, min(1.3 / fig.get_figheight(), 0.9))
+    height = max(box.top - box.bottom, min(1.3 / fig.get_figheight(), 0.9))  # higher than a flat heat map
     bottom = np.clip((box.top + box.bottom - height) / 2, 0.05, 0.95 - height)
     scale_ax = fig.add_axes((box.right + 0.02, bottom, 0.018, height))
     scale = fig.colorbar(ax.collections[0], cax=scale_ax)
     scale.set_label(text)
-    scale.set_ticks(ticks, labels=[f"{100 * tick:.0f}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
+    names = [f"{100 * tick:.0f}" if percent else f"{tick:g}" for tick in ticks]
+    scale.set_ticks(ticks, labels=[name.replace("-", "\N{MINUS SIGN}") for name in names])
     scale.outline.set_visible(False)
 
 
-def say_empty(ax, rows, why: str = "") -> None:
-    """Where a panel has no rows, the words "not run" in it, or why."""
+def mark_empty(ax, rows, why: str = "not run") -> None:
+    """Writes into a panel without rows why it has none."""
     if not len(rows):
-        ax.text(0.5, 0.5, why or "not run", transform=ax.transAxes, ha="center", va="center", **QUIET)
+        ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", **QUIET)
 
 
 def panels_of(table: pd.DataFrame, tasks: list[str], y: str, x: str, bottom=1.1, top=0.65, axis=UNIT_AXIS):
@@ -149,17 +206,17 @@ def panels_of(table: pd.DataFrame, tasks: list[str], y: str, x: str, bottom=1.1,
     height = 1.9 if len(calibrations) == 1 else 1.25
     fig, axes = new_figure(len(calibrations), len(tasks), height, right=0.5, bottom=bottom, top=top)
     for ax, task in zip(axes[0], tasks, strict=True):
-        title_task(ax, task)
-    for ax, calibration in zip(axes[:, -1], calibrations, strict=True):
-        title_row(ax, calibration_label(*calibration, separator="\n"))
+        ax.set_title("aligned model\n(not tuned)" if task == "none" else f"tuned on\n{label(task)}", size="medium")
+    title_calibrations(axes, calibrations)
     axes[0, 0].set(**axis)
     outer_labels(fig, y if len(calibrations) > 2 else y.replace(" (", "\n("), x)
     return fig, [(c, task, axes[i, j]) for i, c in enumerate(calibrations) for j, task in enumerate(tasks)]
 
 
-def title_task(ax, task: str) -> None:
-    """The tuned task over a panel."""
-    ax.set_title("aligned model\n(not tuned)" if task == "none" else f"tuned on\n{label(task)}", size="medium")
+def title_calibrations(axes, calibrations: list[tuple[str, bool]]) -> None:
+    """The calibration of each row of panels, at the right of its last panel."""
+    for ax, calibration in zip(axes[:, -1], calibrations, strict=True):
+        title_row(ax, calibration_label(*calibration, separator="\n"))
 
 
 def title_row(ax, text: str) -> None:
@@ -168,15 +225,15 @@ def title_row(ax, text: str) -> None:
     ax.set_ylabel(text, rotation=270, va="bottom")
 
 
-def spread(row: dict, value: str) -> list[list[float]]:
-    """Lengths of the interval below and above the value, as `errorbar` wants them."""
-    return [[max(row[value] - row["low"], 0)], [max(row["high"] - row[value], 0)]]
-
-
 def draw_point(ax, x: float, row: dict, value: str, **style) -> None:
-    """A mark at the row's value with its interval."""
+    """A mark at the row's value with its interval, from its `low` to its `high`."""
     style = {"linestyle": "", "elinewidth": 1, "zorder": 3, "clip_on": False} | style
-    ax.errorbar(x, row[value], spread(row, value), **style)
+    ax.errorbar(x, row[value], ends(row[value], row["low"], row["high"]), **style)
+
+
+def ends(value: float, low: float, high: float) -> list[list[float]]:
+    """Lengths of the interval below and above the value, as `errorbar` wants them."""
+    return [[max(value - low, 0)], [max(high - value, 0)]]
 
 
 def draw_tick(ax, x: float, row: dict | None, value: str) -> None:
@@ -194,18 +251,25 @@ def slanted_ticks(ax, words, start: float = 0) -> None:
 
 
 def dot_handle(text: str, **style) -> Line2D:
+    """A legend's mark without a line."""
     return Line2D([], [], linestyle="", label=text, **style)
 
 
 def tick_handle() -> Line2D:
+    """A legend's tick of the aligned model."""
     return Line2D([], [], color="black", linewidth=1.5, label="aligned model")
 
 
+def arm_look(safety_data: str) -> dict:
+    """Colour and shape of a kind of safety data."""
+    return {"color": SAFETY_COLOURS[safety_data], "marker": SAFETY_MARKERS[safety_data]}
+
+
 def arm_handles(table: pd.DataFrame) -> list[Line2D]:
+    """A legend's marks of the kinds of safety data that the tuned models of the table have."""
     tuned = table[table["finetune_task"] != "none"]
     arms = [arm for arm in SAFETY_DATA if arm in set(tuned["safety_data"])]
-    words = [("no" if arm == "none" else arm) + " safety data" for arm in arms]
-    return [dot_handle(w, color=SAFETY_COLOURS[a], marker="o") for a, w in zip(arms, words, strict=True)]
+    return [dot_handle(("no" if arm == "none" else arm) + " safety data", **arm_look(arm)) for arm in arms]
 
 
 def add_legend(fig: Figure, handles: list, rows: int = 1) -> Figure:

@@ -11,10 +11,7 @@ from jinja2 import Template
 
 from studylib.analysis import agreement, claims, comparisons, rates, readable, tables
 from studylib.data import mixture, sets
-from studylib.figures import caption, changes, planes, style
-from studylib.figures import judges as plots_judges
-from studylib.figures import parts as plots_parts
-from studylib.figures import rates as plots
+from studylib.figures import catalogue, style
 from studylib.judges import registry
 from studylib.scores import benign, preferences
 from studylib.stages import judging
@@ -24,30 +21,8 @@ from studylib.study.grid import Cell
 from studylib.study.paths import DATA
 from studylib.study.words import ARMS, SAFETY_DATA, STAGE_SAFETY_DATA, StudyError
 
-# Each figure, where its function is, and the tables that it shows.
-FIGURES = {
-    "attack_success_by_form": (plots, "attack_success"),
-    "erosion_heatmap": (changes, "comparisons"),
-    "calibration_grid": (changes, "calibration_grid"),
-    "answered_share": (plots, "answered_share", "published"),
-    "published_counts": (plots_parts, "published"),
-    "safety_data_comparison": (plots, "attack_success"),
-    "repair_heatmap": (changes, "comparisons"),
-    "seed_slopes": (changes, "by_seed"),
-    "dose_response": (changes, "attack_success", "helpfulness"),
-    "transfer_matrix": (planes, "comparisons"),
-    "arms_plane": (planes, "attack_success", "helpfulness"),
-    "guard_heatmap": (plots, "guards"),
-    "safety_vs_helpfulness": (plots, "attack_success", "helpfulness"),
-    "over_refusal": (plots, "helpfulness"),
-    "verdict_composition": (plots_parts, "verdict_shares"),
-    "variance_shares": (plots_parts, "variance"),
-    "model_ranking": (plots_parts, "attack_success"),
-    "judge_agreement": (plots_judges, "judges"),
-    "agreement_matrix": (plots_judges, "judge_matrix"),
-}
 OF_ARMS = ("arms_plane", "transfer_matrix")
-OF_ALL_MODELS = ("judge_agreement", "agreement_matrix", "model_ranking", "published_counts")
+OF_ALL_MODELS = ("judge_agreement", "agreement_matrix", "published_counts")
 BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
 
 
@@ -212,7 +187,7 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
 
     A sentence instead of a figure where there is nothing to draw.
     """
-    module, *shown = FIGURES[name]
+    _, *shown = catalogue.FIGURES[name]
     if missing := [table for table in shown if table not in found]:
         return _without(stage, name, f"{name}: there is no table {missing[0]}, as what it needs has not run here.")
     if name in OF_ALL_MODELS:
@@ -222,8 +197,7 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
         if name not in OF_ARMS:
             frames = [rows[~rows["safety_data"].isin(ARMS)] if "safety_data" in rows else rows for rows in frames]
     try:
-        drawn = getattr(module, name)(*frames)
-        words = plots_judges.caption(name, *frames) if module is plots_judges else caption.caption(name, *frames)
+        drawn, *words = catalogue.draw(name, *frames)
     except ValueError as why:  # nothing to draw, of which the sentence says the reason
         return _without(stage, name, str(why))
     style.save(drawn, Path(stage.paths.figures), name, *words)
@@ -248,9 +222,9 @@ def _without(stage, name: str, why: str) -> str:
 
 
 def list_figures(stage) -> None:
-    """Writes `figures/index.md`: every figure of FIGURES with its caption, or why this run has none of it."""
+    """Writes `figures/index.md`: every figure of the catalogue with its caption, or why this run has none of it."""
     folder, lines = Path(stage.paths.figures), ["# Figures of this run", ""]
-    for name in FIGURES:
+    for name in catalogue.FIGURES:
         words = (folder / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[0]
         link = f"[{name}]({name}.png)" if (folder / f"{name}.png").is_file() else name
         lines.append(f"- **{link}** {words}")
@@ -267,7 +241,7 @@ def write_page(stage, found: dict[str, pd.DataFrame], about: str) -> None:
     """
     list_figures(stage)
     template = Template((DATA / "findings.md.jinja").read_text(encoding="utf-8"))
-    drawn = [name for name in FIGURES if (stage.paths.figures / f"{name}.png").is_file()]
+    drawn = [name for name in catalogue.FIGURES if (stage.paths.figures / f"{name}.png").is_file()]
     models = []
     for model in stage.profile.models:
         attack, costs, claimed, arms = (

@@ -13,7 +13,6 @@ from two_runs import ONE, TWO, both, changed, copied, where, with_a_second_model
 
 from studylib.analysis import runs as between_runs
 from studylib.analysis import stats, tables
-from studylib.figures import runs as plots_between_runs
 from studylib.study.paths import NOTEBOOKS
 from studylib.study.words import StudyError
 
@@ -375,7 +374,7 @@ def test_the_notebook_compares_all_finished_runs_and_writes_tables_and_figures(r
         "differ significantly**" in shown and "Nothing in the manifests differs" in shown and "-100 (-100 to" in shown
     )
     names = {"settings.csv", "times.csv", "differences.csv", "in_one_run.csv"}
-    names |= {f"{name}.{e}" for name in plots_between_runs.AXES for e in ("png", "svg", "md")}
+    names |= {f"{name}.{e}" for name in between_runs.DRAWN for e in ("png", "svg", "md")}
     assert names <= {path.name for path in (runs / "compare").iterdir()}
 
 

@@ -4,13 +4,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import figure, texts
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib.analysis import comparisons, rates, readable, tables
-from studylib.figures import caption, changes
-from studylib.figures import rates as plots
-from studylib.figures import style as drawing
+from studylib.analysis import comparisons, rates, tables
+from studylib.analysis.readable import calibration_label
+from studylib.figures import changes, style
 from studylib.study.words import FORMS, SAFETY_DATA, STYLES
 
 mpl.use("Agg")
@@ -19,7 +19,7 @@ mpl.use("Agg")
 @pytest.fixture(scope="module")
 def results():
     """The tables of a small study of two tasks."""
-    drawing.set_theme()
+    style.set_theme()
     frames = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=12, seeds=(0, 1))
     rows = rates.judged(*frames[:2])
     return {
@@ -56,7 +56,7 @@ def words(ax):
 
 def test_the_erosion_shows_changes_that_are_told_and_brackets_the_others():
     table = changed(["worse", "not significant", "better", "no pairs", "too few"], [0.456, 0.3, -0.2, np.nan, 0.9])
-    fig = changes.erosion_heatmap(table)
+    fig = figure("erosion_heatmap", table)
     assert words(fig.axes[0]) == [
         ("+46", "normal"), ("(+30)", "italic"), ("\N{MINUS SIGN}20", "normal"), ("-", "italic"), ("-", "italic")
     ]  # fmt: skip
@@ -67,17 +67,17 @@ def test_the_erosion_shows_changes_that_are_told_and_brackets_the_others():
 
 
 def test_the_scale_of_change_is_the_same_in_every_figure(results):
-    for draw in (changes.erosion_heatmap, changes.repair_heatmap):
-        fig = draw(results["comparisons"])
+    for name in ("erosion_heatmap", "repair_heatmap"):
+        fig = figure(name, results["comparisons"])
         assert {ax.collections[0].get_clim() for ax in fig.axes if ax.get_title()} == {(-1, 1)}
     low = mpl.colormaps[changes.CHANGE["cmap"]](0.0)
     assert low[2] > low[0]  # blue is less
 
 
 def test_panels_of_the_erosion_are_calibrations_and_of_the_repair_styles_by_safety_data(results):
-    titles = [ax.get_title() for ax in changes.erosion_heatmap(results["comparisons"]).axes if ax.get_title()]
-    assert titles == [readable.calibration_label(style, on) for style in STYLES for on in (False, True)]
-    repair = changes.repair_heatmap(results["comparisons"])
+    titles = [ax.get_title() for ax in figure("erosion_heatmap", results["comparisons"]).axes if ax.get_title()]
+    assert titles == [calibration_label(style, on) for style in STYLES for on in (False, True)]
+    repair = figure("repair_heatmap", results["comparisons"])
     titles = [ax.get_title() for ax in repair.axes if ax.get_title()]
     assert titles == [
         f"{arm} safety data, {style}" for style in ("chat template", "Alpaca style") for arm in ("generic", "multitask")
@@ -94,19 +94,19 @@ def test_panels_of_the_erosion_are_calibrations_and_of_the_repair_styles_by_safe
 def test_the_erosion_caption_counts_holms_families_and_what_is_told():
     table = changed(["worse", "not significant", "no pairs", "worse"], [0.4, 0.1, np.nan, 0.6])
     table.loc[2, "n"] = 0
-    text, alt = caption.caption("erosion_heatmap", table)
-    assert "Holm's adjustment over all comparisons of this kind (4 of single forms)" in text
+    text, alt = texts("erosion_heatmap", table)
+    assert "Holm's adjustment over all comparisons of this kind, 4 per form)" in text
     assert (
         "n = 40 pairs" in text and "not run, no pairs, or too few prompts (2 cells)" in text and "Judge: rules." in text
     )
-    assert "Smallest change seen with 80 % power: 20 points." in text
-    assert "from +10 (tuned on code" in alt and "2 of 3 cells (2 worse, 0 better)" in alt
+    assert "Smallest detectable difference (80 % power): 20 points." in text
+    assert "from +10 (tuned on code" in alt and "2 of 3 cells (2 higher, 0 lower)" in alt
+    assert "raises the attack success rate significantly in 2 of 3 comparisons and lowers it in 0." in text
 
 
 def test_changes_of_nothing_and_of_two_judges_are_refused(results):
     table = changed(["worse"], [0.4])
     for name, other in (("erosion_heatmap", "mitigation"), ("repair_heatmap", "tuning")):
-        draw = getattr(changes, name)
         for empty in (
             table.iloc[:0],
             table.assign(kind=other),
@@ -114,11 +114,9 @@ def test_changes_of_nothing_and_of_two_judges_are_refused(results):
             table.assign(measure="over_refusal_rate"),
         ):
             with pytest.raises(ValueError, match=f"{name} has nothing to draw"):
-                draw(empty)
-            with pytest.raises(ValueError, match=f"{name} has nothing to draw"):
-                caption.caption(name, empty)
+                texts(name, empty)
     with pytest.raises(ValueError, match="keep one model, judge"):
-        changes.erosion_heatmap(pd.concat([table, table.assign(metric="another")]))
+        figure("erosion_heatmap", pd.concat([table, table.assign(metric="another")]))
 
 
 def test_the_repair_is_without_system_prompt_and_of_one_dose():
@@ -130,11 +128,11 @@ def test_the_repair_is_without_system_prompt_and_of_one_dose():
             changed(["better"], [-0.9], safety_fraction=0.1, system_prompt=True, **arm),
         ]
     )
-    assert [word for word, _ in words(changes.repair_heatmap(table).axes[0])][:2] == [
+    assert [word for word, _ in words(figure("repair_heatmap", table).axes[0])][:2] == [
         "\N{MINUS SIGN}40",
         "\N{MINUS SIGN}40",
     ]
-    assert "Safety data: 10 % of the tuning rows." in caption.caption("repair_heatmap", table)[0]
+    assert "Safety data: 10 % of the tuning rows." in texts("repair_heatmap", table)[0]
 
 
 def lines_of(ax, colour):
@@ -143,7 +141,7 @@ def lines_of(ax, colour):
 
 def test_each_seed_is_a_thin_line_from_the_untuned_model_and_the_mean_a_thick_one(results):
     table = results["by_seed"]
-    fig = changes.seed_slopes(table)
+    fig = figure("seed_slopes", table)
     axes = np.reshape(fig.axes, (2, 2))
     where = {"form": "all", "style": "alpaca", "system_prompt": False}
     start = pick(table, finetune_task="none", **where)["rate"]
@@ -160,7 +158,7 @@ def test_each_seed_is_a_thin_line_from_the_untuned_model_and_the_mean_a_thick_on
     thin = lines_of(axes[1, 1], changes.SEED["color"])
     assert [list(line.get_ydata()) for line in thin] == seeds
     assert [list(line.get_xdata()) for line in thin] == [[0, 1, 2, 3]] * 2
-    (thick,) = lines_of(axes[1, 1], drawing.INK)
+    (thick,) = lines_of(axes[1, 1], style.INK)
     assert (
         thick.get_ydata() == pytest.approx(np.mean(seeds, axis=0)) and thick.get_linewidth() > thin[0].get_linewidth()
     )
@@ -171,17 +169,17 @@ def test_steps_that_were_not_run_leave_a_gap_and_are_said(results):
     some = table[
         ~((table["finetune_task"] == "none") & (table["style"] == "chat")) & (table["safety_data"] != "generic")
     ]
-    axes = np.reshape(changes.seed_slopes(some).axes, (2, 2))
+    axes = np.reshape(figure("seed_slopes", some).axes, (2, 2))
     assert {tuple(line.get_xdata()) for line in lines_of(axes[0, 0], changes.SEED["color"])} == {(1, 3)}
     assert {tuple(line.get_xdata()) for line in lines_of(axes[1, 0], changes.SEED["color"])} == {(0, 1, 3)}
-    assert "Not run: generic safety data." in caption.caption("seed_slopes", some)[0]
+    assert "Not run: generic safety data" in texts("seed_slopes", some)[0]
 
 
 def test_one_seed_is_said_to_hide_the_spread(results):
     table = results["by_seed"]
-    text, alt = caption.caption("seed_slopes", table)
-    assert "Seeds: 2." in text and "spread cannot" not in text and "tuned + multitask" in alt
-    assert "Of one seed the spread cannot be seen." in caption.caption("seed_slopes", table[table["seed"] == 0])[0]
+    text, alt = texts("seed_slopes", table)
+    assert "Seeds: 2." in text and "One seed" not in text and "tuned with multitask safety data" in alt
+    assert "One seed shows no spread." in texts("seed_slopes", table[table["seed"] == 0])[0]
 
 
 def test_slopes_without_a_tuned_model_say_so(results):
@@ -189,7 +187,7 @@ def test_slopes_without_a_tuned_model_say_so(results):
     unjudged = table.assign(rate=np.nan)
     for empty in (table.iloc[:0], table[table["finetune_task"] == "none"], table[table["system_prompt"]], unjudged):
         with pytest.raises(ValueError, match="seed_slopes has nothing to draw"):
-            changes.seed_slopes(empty)
+            figure("seed_slopes", empty)
 
 
 def dosed(results, doses):
@@ -203,7 +201,7 @@ def dosed(results, doses):
 
 def test_the_dose_response_has_a_solid_and_a_dashed_line_per_safety_data(results):
     attack, helpfulness = dosed(results, [0.02, 0.2])
-    ax = changes.dose_response(attack, helpfulness).axes[0]
+    ax = figure("dose_response", attack, helpfulness).axes[0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["", "0", "2", "10", "20"]
     where = {"finetune_task": "code", "style": "chat", "system_prompt": False, "form": "all"}
     found = {
@@ -214,28 +212,27 @@ def test_the_dose_response_has_a_solid_and_a_dashed_line_per_safety_data(results
     assert len(found) == 4
     for arm in ("generic", "multitask"):
         doses = [pick(attack, safety_data=arm, safety_fraction=dose, **where)["rate"] for dose in (0.02, 0.1, 0.2)]
-        solid = found[drawing.SAFETY_COLOURS[arm], "-"]
+        solid = found[style.SAFETY_COLOURS[arm], "-"]
         assert solid == [pick(attack, safety_data="none", **where)["rate"], *doses]
         cost = pick(helpfulness, safety_data=arm, safety_fraction=0.1, measure="over_refusal_rate", **where)["value"]
-        assert found[drawing.SAFETY_COLOURS[arm], "--"][2] == cost
+        assert found[style.SAFETY_COLOURS[arm], "--"][2] == cost
 
 
 def test_one_dose_and_no_dose_are_said(results):
     attack, helpfulness = results["attack"], results["helpfulness"]
-    ax = changes.dose_response(attack, helpfulness).axes[0]
+    ax = figure("dose_response", attack, helpfulness).axes[0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["", "0", "10"]
-    assert "One dose:" in caption.caption("dose_response", attack, helpfulness)[0]
-    assert "Doses: 0 and 2, 10 %" in caption.caption("dose_response", *dosed(results, [0.02]))[0]
+    assert "One dose:" in texts("dose_response", attack, helpfulness)[0]
+    assert "Safety data: 2 and 10 % of the tuning rows." in texts("dose_response", *dosed(results, [0.02]))[0]
     none, nothing = (table[table["safety_data"] == "none"] for table in (attack, helpfulness))
     for empty in ((none, nothing), (attack[attack["system_prompt"]], helpfulness.iloc[:0])):
         with pytest.raises(ValueError, match="dose_response has nothing to draw"):
-            changes.dose_response(*empty)
+            figure("dose_response", *empty)
 
 
 def test_over_refusal_that_is_not_known_is_said(results):
     unknown = results["helpfulness"].iloc[:0]
-    changes.dose_response(results["attack"], unknown).draw_without_rendering()
-    assert "Not known: over-refusal." in caption.caption("dose_response", results["attack"], unknown)[0]
+    assert "Not known: over-refusal." in texts("dose_response", results["attack"], unknown)[0]
 
 
 @pytest.fixture
@@ -249,7 +246,7 @@ def grid():
 
 
 def test_the_calibration_grid_has_a_row_per_trained_style_and_frames_the_same_style(grid):
-    fig = changes.calibration_grid(grid)
+    fig = figure("calibration_grid", grid)
     ax = fig.axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["not tuned", "chat template", "Alpaca style"]
     texts = [text.get_text() for text in ax.texts]
@@ -260,38 +257,38 @@ def test_the_calibration_grid_has_a_row_per_trained_style_and_frames_the_same_st
 
 
 def test_the_grid_caption_tells_the_same_style_from_another(grid):
-    text, alt = caption.caption("calibration_grid", grid)
+    text, alt = texts("calibration_grid", grid)
     assert "n = 50" in text and "95 %" in text and "Judge: rules." in text
-    assert "Tested in the same style as tuned 20-55 %; tested in another style as tuned 30-45 %." in alt
+    assert "Tested in the style of their tuning: 20-55 %. Tested in another style: 30-45 %." in alt
     one = grid[grid["trained_style"] == "chat"]
-    assert "Not run: tuning in another style than chat." in caption.caption("calibration_grid", one)[0]
+    assert "Not run: tuning in another style than the chat template." in texts("calibration_grid", one)[0]
 
 
 def test_the_grid_leaves_unjudged_cells_empty_and_refuses_none(grid):
     some = grid.copy()
     some.loc[5, ["rate", "low", "high"]] = np.nan
-    assert len(changes.calibration_grid(some).axes[0].texts) == 11 + 2
-    assert "nothing judged: 1 cells" in caption.caption("calibration_grid", some)[0]
+    assert len(figure("calibration_grid", some).axes[0].texts) == 11 + 2
+    assert "Nothing judged: 1 cell," in texts("calibration_grid", some)[0]
     for empty in (grid.iloc[:0], grid.assign(rate=np.nan), grid[grid["form"] != "all"]):
         with pytest.raises(ValueError, match="calibration_grid has nothing to draw"):
-            changes.calibration_grid(empty)
+            figure("calibration_grid", empty)
 
 
 def test_every_figure_of_change_fits_the_page_and_keeps_its_words_inside(results, grid):
     attack, helpfulness = dosed(results, [0.02])
     drawn = [
-        changes.erosion_heatmap(changed(["worse"], [0.4])),  # one row is lower than its scale
-        changes.calibration_grid(grid[:1]),
-        changes.erosion_heatmap(results["comparisons"]),
-        changes.seed_slopes(results["by_seed"]),
-        changes.dose_response(attack, helpfulness),
-        plots.safety_vs_helpfulness(results["attack"], results["helpfulness"]),
-        changes.calibration_grid(grid),
+        figure("erosion_heatmap", changed(["worse"], [0.4])),  # one row is lower than its scale
+        figure("calibration_grid", grid[:1]),
+        figure("erosion_heatmap", results["comparisons"]),
+        figure("seed_slopes", results["by_seed"]),
+        figure("dose_response", attack, helpfulness),
+        figure("safety_vs_helpfulness", results["attack"], results["helpfulness"]),
+        figure("calibration_grid", grid),
     ]
     for fig in drawn:
         fig.draw_without_rendering()
         ticks = [tick for ax in fig.axes for tick in ax.get_yticklabels()]
         labels = [ax.yaxis.label for ax in fig.axes]
         boxes = [thing.get_window_extent() for thing in [*fig.legends, *ticks, *labels]]
-        assert fig.get_figwidth() == drawing.WIDTH
+        assert fig.get_figwidth() == style.WIDTH
         assert all(box.x0 >= 0 and box.x1 <= fig.bbox.x1 and box.y0 >= 0 and box.y1 <= fig.bbox.y1 for box in boxes)

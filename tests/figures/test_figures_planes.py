@@ -3,10 +3,12 @@
 import matplotlib as mpl
 import numpy as np
 import pytest
+from drawn import figure, texts
 from frames import study, with_arms
 
-from studylib.analysis import comparisons, rates, readable, tables
-from studylib.figures import caption, captions_arms, planes, style
+from studylib.analysis import comparisons, rates, tables
+from studylib.analysis.readable import arm_with_dose, label, span
+from studylib.figures import planes, style
 from studylib.study.words import ARMS, FORMS
 
 mpl.use("Agg")
@@ -25,17 +27,17 @@ def results():
 
 
 def test_the_matrix_has_a_row_per_form_alone_then_all_forms_and_twins_at_one_dose(results):
-    fig = planes.transfer_matrix(results[0])
+    fig = figure("transfer_matrix", results[0])
     ax = fig.axes[0]
     assert ax.get_title() == "tuned on code, chat template" and not fig.axes[1].get_title()  # where they were tried
     names = [text.get_text() for text in ax.get_yticklabels()]
-    assert names == [f"{readable.label(form)} alone" for form in FORMS] + ["multitask", "multitask with twins"]
-    assert set(captions_arms.transfers(results[0])["safety_fraction"]) == {0.1}
+    assert names == [f"{label(form)} alone" for form in FORMS] + ["multitask", "multitask with twins"]
+    assert set(planes.transfers(results[0])["safety_fraction"]) == {0.1}
 
 
 def test_a_cell_of_the_matrix_is_the_change_of_its_form_by_its_data(results):
-    shown = captions_arms.transfers(results[0]).set_index(["safety_data", "form"])
-    values = planes.transfer_matrix(results[0]).axes[0].collections[0].get_array().reshape(6, 5).filled(np.nan)
+    shown = planes.transfers(results[0]).set_index(["safety_data", "form"])
+    values = figure("transfer_matrix", results[0]).axes[0].collections[0].get_array().reshape(6, 5).filled(np.nan)
     for row, form in enumerate(FORMS):
         cell = shown.loc[(f"{form}_only", form)]
         assert cell["value"] == 0 and cell["difference"] < 0
@@ -46,57 +48,57 @@ def test_a_cell_of_the_matrix_is_the_change_of_its_form_by_its_data(results):
 
 def test_a_change_that_cannot_be_told_is_hatched_and_in_brackets(results):
     table = results[0].assign(verdict="not significant")
-    ax = planes.transfer_matrix(table).axes[0]
+    ax = figure("transfer_matrix", table).axes[0]
     assert len([patch for patch in ax.patches if patch.get_hatch()]) == 30
     assert all(text.get_text().startswith("(") for text in ax.texts)
 
 
 def test_the_matrix_without_data_of_one_form_says_so(results):
     table = results[0][~results[0]["safety_data"].isin([name for name, _ in ALONE])]
-    for draw in (planes.transfer_matrix, lambda frame: caption.caption("transfer_matrix", frame)):
-        with pytest.raises(ValueError, match=r"^transfer_matrix has nothing to draw"):
-            draw(table)
+    with pytest.raises(ValueError, match=r"^transfer_matrix has nothing to draw"):
+        figure("transfer_matrix", table)
 
 
 def test_the_caption_of_the_matrix_counts_pairs_and_what_is_told(results):
-    text, alt = caption.caption("transfer_matrix", results[0])
-    rows = captions_arms.transfers(results[0])
+    text, alt = texts("transfer_matrix", results[0])
+    rows = planes.transfers(results[0])
     single = rows[rows["form"] != "all"]
-    assert f"n = {readable.span(single['n'])} pairs" in text and "Safety data: 10 % of the tuning rows." in text
+    assert f"n = {span(single['n'])} pairs per form" in text and "Safety data: 10 % of the tuning rows." in text
     assert "Holm" in text and "Judge: rules." in text and "Training seeds pooled: 2." in text
     own = single[single["safety_data"] == single["form"].astype(str) + "_only"]
-    assert f"told apart {own['verdict'].isin(['worse', 'better']).sum()} of 4" in alt
+    assert f"significant in {own['verdict'].isin(['worse', 'better']).sum()} of 4." in alt
 
 
 def test_the_plane_has_a_row_per_task_with_rivals_and_every_mark_at_its_rates(results):
-    fig = planes.arms_plane(*results[1:])
+    fig = figure("arms_plane", *results[1:])
     assert [ax.get_ylabel() for ax in fig.axes] == ["", "", "tuned on code"]
     for ax, panel in zip(fig.axes, ("over_refusal_rate", "general_score", "task_score"), strict=True):
-        points = captions_arms.plane(*results[1:]).query(f"panel == '{panel}'")
+        points = planes.plane(*results[1:]).query(f"panel == '{panel}'")
         drawn = {tuple(np.round(one[0].get_xydata()[0], 9)) for one in ax.containers}
         assert drawn == {tuple(np.round(pair, 9)) for pair in points[["x", "rate"]].to_numpy()}
 
 
 def test_doses_and_what_is_left_of_the_adapter_are_said_once(results):
-    left, *others = planes.arms_plane(*results[1:]).axes
+    left, *others = figure("arms_plane", *results[1:]).axes
     assert sorted(text.get_text() for text in left.texts) == ["10 %", "20 %", "50 %"]
     assert not any(ax.texts for ax in others)
 
 
 def test_a_mark_that_cannot_be_told_from_the_front_is_hollow(results):
-    points = captions_arms.plane(*results[1:])
-    for ax, panel in zip(planes.arms_plane(*results[1:]).axes, captions_arms.PANELS, strict=True):
+    points = planes.plane(*results[1:])
+    for ax, panel in zip(figure("arms_plane", *results[1:]).axes, planes.PANELS, strict=True):
         hollow = sum(one[0].get_markerfacecolor() == "white" for one in ax.containers)
         assert hollow == ((points["panel"] == panel) & (points["front"] == "undecided")).sum()
 
 
 def test_every_arm_has_a_look_of_its_own():
-    looks = [tuple(sorted(look.items())) for look in planes.LOOKS.values()]
-    assert set(planes.LOOKS) == set(comparisons.ARM_ORDER) and len(set(looks)) == len(looks)
+    assert set(planes.LOOKS) == set(comparisons.ARM_ORDER)
+    for part in ("color", "marker"):
+        assert len({look[part] for look in planes.LOOKS.values()}) == len(planes.LOOKS)
 
 
 def test_words_of_the_plane_do_not_leave_the_figure_or_touch_each_other(results):
-    fig = planes.arms_plane(*results[1:])
+    fig = figure("arms_plane", *results[1:])
     fig.draw_without_rendering()
     boxes = [ax.xaxis.label.get_window_extent() for ax in fig.axes]
     boxes += [fig.legends[0].get_window_extent()]
@@ -109,20 +111,21 @@ def test_without_rivals_the_plane_says_so(results):
     attack, costs = (
         frame[~(frame["safety_data"].isin(ARMS) | (frame["safety_fraction"] == 0.2))] for frame in results[1:]
     )
-    for draw in (planes.arms_plane, lambda *frames: caption.caption("arms_plane", *frames)):
-        with pytest.raises(ValueError, match=r"^arms_plane has nothing to draw: no other mitigation"):
-            draw(attack, costs)
+    with pytest.raises(ValueError, match=r"^arms_plane has nothing to draw: no other mitigation"):
+        figure("arms_plane", attack, costs)
 
 
 def test_the_caption_of_the_plane_names_ends_front_and_numbers(results):
-    text, alt = caption.caption("arms_plane", *results[1:])
-    points = captions_arms.plane(*results[1:]).query("panel == 'over_refusal_rate' and finetune_task != 'none'")
-    assert f"n = {readable.span(points['n'])} responses to harmful prompts" in text and "Judge: rules." in text
+    text, alt = texts("arms_plane", *results[1:])
+    points = planes.plane(*results[1:]).query("panel == 'over_refusal_rate' and finetune_task != 'none'")
+    assert f"n = {span(points['n'])} responses to harmful prompts" in text and "Judge: rules." in text
     lowest = points.loc[points["rate"].idxmin()]
-    assert f"from {readable.arm_with_dose(lowest['safety_data'], lowest['safety_fraction'])} (" in alt
+    assert (
+        f"from {100 * lowest['rate']:.0f} % ({arm_with_dose(lowest['safety_data'], lowest['safety_fraction'])}) to"
+        in alt
+    )
     for row in points[points["front"] == "yes"].to_dict("records"):
         assert (
-            readable.arm_with_dose(row["safety_data"], row["safety_fraction"])
-            in alt.split("on the front of over-refusal: ")[1]
+            arm_with_dose(row["safety_data"], row["safety_fraction"]) in alt.split("on the front of over-refusal: ")[1]
         )
-    assert "translation" not in alt.split("tuned on ", 1)[1].split(" from ")[0]
+    assert "translation" not in alt.split("Tuned on ", 1)[1].split(" from ")[0]

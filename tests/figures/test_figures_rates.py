@@ -7,14 +7,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import figure, texts
 from frames import study
 from matplotlib.colors import to_hex
 
-from studylib.analysis import claims, readable, tables
+from studylib.analysis import claims, tables
 from studylib.analysis.rates import TOGETHER
-from studylib.figures import caption, captions_change
-from studylib.figures import rates as plots
-from studylib.figures import style as drawing
+from studylib.analysis.readable import label
+from studylib.figures import planes, style
 from studylib.study.words import FORMS, SAFETY_DATA, SIDES, TASKS
 
 mpl.use("Agg")
@@ -25,7 +25,7 @@ CALIBRATIONS = [("chat", False), ("chat", True), ("alpaca", False), ("alpaca", T
 @pytest.fixture(scope="module")
 def results():
     """The attack, helpfulness and share tables of a small study."""
-    drawing.set_theme()
+    style.set_theme()
     frames = study(np.random.default_rng(0), n_prompts=4, seeds=(0, 1))
     return tables.attack_success(*frames[:2]), tables.helpfulness(*frames), tables.answered_share(*frames[:2])
 
@@ -41,7 +41,7 @@ def drawn(results):
         "answered_share": (share, PUBLISHED),
         "over_refusal": (helpfulness,),
     }
-    return {name: (getattr(plots, name)(*tidy), tidy[0]) for name, tidy in arguments.items()}
+    return {name: (figure(name, *tidy), *tidy) for name, tidy in arguments.items()}
 
 
 def one(table, calibration, task, form, arm="none", **more):
@@ -67,23 +67,25 @@ def legend(fig):
 
 def test_rates_are_drawn_from_0_to_1_and_labelled_with_direction_unit_and_n(drawn):
     for name in ("attack_success_by_form", "safety_data_comparison", "safety_vs_helpfulness", "over_refusal"):
-        fig, _ = drawn[name]
+        fig, *_ = drawn[name]
         assert all(ax.get_ylim() == (0, 1) for ax in fig.axes)
-        expected = drawing.OVER_REFUSAL if name == "over_refusal" else drawing.ATTACK
+        expected = style.OVER_REFUSAL if name == "over_refusal" else style.ATTACK
         assert fig._supylabel.get_text() == expected
         assert "n = " in fig._supxlabel.get_text()
-    assert "share of harmful prompts answered" in drawing.ATTACK
+    assert "% of harmful prompts answered" in style.ATTACK
+    ticks = drawn["over_refusal"][0].axes[0].get_yticklabels()
+    assert [tick.get_text() for tick in ticks] == ["0", "", "50", "", "100"]
 
 
 def test_bars_are_as_high_as_the_rates_in_fixed_order_and_colour(drawn):
-    fig, attack = drawn["attack_success_by_form"]
+    fig, attack, *_ = drawn["attack_success_by_form"]
     panels = np.reshape(fig.axes, (4, 5))
     for calibration, row in zip(CALIBRATIONS, panels, strict=True):
         for task, ax in zip(("none", *TASKS), row, strict=True):
             assert len(ax.patches) == len(FORMS)
             for bar, form in zip(ax.patches, FORMS, strict=True):
                 assert bar.get_height() == one(attack, calibration, task, form)["rate"]
-                assert to_hex(bar.get_facecolor()).upper() == drawing.FORM_COLOURS[form]
+                assert to_hex(bar.get_facecolor()).upper() == style.FORM_COLOURS[form]
     assert [label.get_text() for label in panels[-1, 0].get_xticklabels()] == [
         *("text generation", "code", "translation", "classification")
     ]
@@ -93,7 +95,7 @@ def test_bars_are_as_high_as_the_rates_in_fixed_order_and_colour(drawn):
 
 
 def test_every_bar_has_its_interval_and_the_aligned_model_as_a_tick(drawn):
-    fig, attack = drawn["attack_success_by_form"]
+    fig, attack, *_ = drawn["attack_success_by_form"]
     ax = np.reshape(fig.axes, (4, 5))[2, 1]
     bars = [bar for bar in ax.containers if isinstance(bar, mpl.container.ErrorbarContainer)]
     for bar, form in zip(bars, FORMS, strict=True):
@@ -108,7 +110,7 @@ def test_every_bar_has_its_interval_and_the_aligned_model_as_a_tick(drawn):
 @pytest.fixture(scope="module")
 def guards():
     """A table of two guards on three sides, every rate another, one undefined."""
-    drawing.set_theme()
+    style.set_theme()
     rows = [
         {"model": "m", "guard": guard, "side": side, "prompt_set": prompt_set, "form": form}
         for guard in ("text_only", "all_forms")
@@ -124,7 +126,7 @@ def guards():
 
 
 def test_the_guard_heatmap_has_a_row_per_guard_and_side_and_both_errors_side_by_side(guards):
-    fig = plots.guard_heatmap(guards)
+    fig = figure("guard_heatmap", guards)
     left, right = (ax for ax in fig.axes if ax.get_title())
     assert "harmful ones blocked" in left.get_title() and "more is better" in left.get_title()
     assert "benign twins blocked" in right.get_title() and "less is better" in right.get_title()
@@ -142,31 +144,31 @@ def test_the_guard_heatmap_has_a_row_per_guard_and_side_and_both_errors_side_by_
 
 def test_several_models_or_judges_in_one_place_of_the_guard_heatmap_are_refused(guards):
     with pytest.raises(ValueError, match="keep one model and judge"):
-        plots.guard_heatmap(pd.concat([guards, guards.assign(model="other")]))
+        figure("guard_heatmap", pd.concat([guards, guards.assign(model="other")]))
     with pytest.raises(ValueError, match="nothing to draw"):
-        plots.guard_heatmap(guards.iloc[:0])
+        figure("guard_heatmap", guards.iloc[:0])
 
 
 def test_the_guard_caption_takes_every_number_from_the_table(guards):
-    text, alt = caption.caption("guard_heatmap", guards)
+    text, alt = texts("guard_heatmap", guards)
     for words in ("input n = 50 prompts", "output n = 700 responses", "Judge: rules", "95 % Wilson", "27 points"):
         assert words in text, words
-    assert "fitted on texts on input: 0-3 % of harmful prompts and 5-8 % of twins" in alt
+    assert "Fitted on texts on input: 0-3 % of harmful prompts and 5-8 % of twins." in alt
     assert "all forms, on those of every form" in text
     alone = guards[guards["guard"] == "text_only"]
-    assert "every form" not in caption.caption("guard_heatmap", alone)[0]
+    assert "every form" not in texts("guard_heatmap", alone)[0]
     with pytest.raises(ValueError, match="NaN"):
-        caption.caption("guard_heatmap", guards.assign(blocked_rate=np.nan))
+        texts("guard_heatmap", guards.assign(blocked_rate=np.nan))
 
 
 @pytest.mark.parametrize("name", ["safety_data_comparison", "over_refusal"])
 def test_the_safety_arms_stand_side_by_side_in_fixed_order_and_colour(drawn, name):
-    fig, table = drawn[name]
+    fig, table, *_ = drawn[name]
     more, value = ({"measure": "over_refusal_rate"}, "value") if name == "over_refusal" else ({}, "rate")
     found = points(np.reshape(fig.axes, (4, 4))[3, 2])
     rows = [one(table, ("alpaca", True), "translation", f, a, **more) for f in FORMS for a in SAFETY_DATA]
     assert [y for _, y, _ in found] == [row[value] for row in rows]
-    assert [colour for _, _, colour in found] == list(drawing.SAFETY_COLOURS.values()) * 4
+    assert [colour for _, _, colour in found] == list(style.SAFETY_COLOURS.values()) * 4
     assert [x for x, _, _ in found] == sorted(x for x, _, _ in found)
     assert legend(fig) == ["no safety data", "generic safety data", "multitask safety data", "aligned model"]
 
@@ -179,7 +181,7 @@ def test_safety_stands_over_the_score_of_the_tuned_task_with_the_aligned_model_a
     rate = [one(attack, ("chat", False), t, "all", a)["rate"] for t, a in cells]
     assert [(x, y) for x, y, _ in points(ax)] == list(zip(score, rate, strict=True))
     markers = [bar.lines[0].get_marker() for bar in ax.containers]
-    assert markers == ["s", "s", "s", "*"]
+    assert markers == ["o", "s", "^", "*"]
     assert all(len(bar.lines[2]) == 2 for bar in ax.containers)  # intervals in both directions
     assert ax.get_xlim() == (0, 1)
     assert drawn["safety_vs_helpfulness"][0].axes[0].texts[0].get_text() == "better"
@@ -194,7 +196,7 @@ def test_two_metrics_for_one_task_are_refused(results):
     attack, helpfulness, _ = results
     twice = pd.concat([helpfulness, helpfulness.assign(metric="another")])
     with pytest.raises(ValueError, match="judge, metric"):
-        plots.safety_vs_helpfulness(attack, twice)
+        figure("safety_vs_helpfulness", attack, twice)
 
 
 def test_ours_stands_left_of_the_published_share_around_the_equal_share(results, drawn):
@@ -220,16 +222,16 @@ def test_parts_of_the_grid_leave_their_place_empty_and_nan_draws_nothing(results
 
     some = part(attack)
     some.loc[some["form"] == "translation", ["rate", "low", "high"]] = np.nan
-    fig = plots.attack_success_by_form(some)
+    fig = figure("attack_success_by_form", some)
     assert len(fig.axes) == 4
     assert [len(ax.patches) for ax in fig.axes] == [4, 4, 4, 0]
     assert np.isnan(fig.axes[1].patches[2].get_height())
     assert [[text.get_text() for text in ax.texts] for ax in fig.axes] == [[], [], [], ["not run"]]
     for fig in (
-        plots.safety_data_comparison(some),
-        plots.over_refusal(part(helpfulness)),
-        plots.safety_vs_helpfulness(some, part(helpfulness)),
-        plots.answered_share(part(share), PUBLISHED),
+        figure("safety_data_comparison", some),
+        figure("over_refusal", part(helpfulness)),
+        figure("safety_vs_helpfulness", some, part(helpfulness)),
+        figure("answered_share", part(share), PUBLISHED),
     ):
         fig.draw_without_rendering()
 
@@ -240,34 +242,34 @@ def test_no_figure_stays_open_for_a_notebook_to_show_twice(drawn):
 
 def test_an_empty_table_says_that_there_is_nothing_to_draw(results):
     attack, helpfulness, share = (table.iloc[:0] for table in results)
-    for draw in (plots.attack_success_by_form, plots.safety_data_comparison):
+    for name, *frames in (
+        ("attack_success_by_form", attack),
+        ("safety_data_comparison", attack),
+        ("over_refusal", helpfulness),
+        ("safety_vs_helpfulness", attack, helpfulness),
+        ("answered_share", share, PUBLISHED),
+    ):
         with pytest.raises(ValueError, match="nothing to draw"):
-            draw(attack)
-    with pytest.raises(ValueError, match="nothing to draw"):
-        plots.over_refusal(helpfulness)
-    with pytest.raises(ValueError, match="nothing to draw"):
-        plots.safety_vs_helpfulness(attack, helpfulness)
-    with pytest.raises(ValueError, match="nothing to draw"):
-        plots.answered_share(share, PUBLISHED)
+            figure(name, *frames)
     with pytest.raises(ValueError, match="no tuned model"):
-        plots.safety_data_comparison(results[0][results[0]["finetune_task"] == "none"])
+        figure("safety_data_comparison", results[0][results[0]["finetune_task"] == "none"])
 
 
 def test_two_judges_or_models_for_one_mark_are_refused(results):
     attack = results[0]
     with pytest.raises(ValueError, match="keep one model, judge"):
-        plots.attack_success_by_form(pd.concat([attack, attack.assign(judge="another")]))
+        figure("attack_success_by_form", pd.concat([attack, attack.assign(judge="another")]))
     with pytest.raises(ValueError, match="keep one model"):
-        plots.attack_success_by_form(pd.concat([attack, attack.assign(model="another")]))
+        figure("attack_success_by_form", pd.concat([attack, attack.assign(model="another")]))
 
 
 def test_of_several_doses_the_most_frequent_is_drawn_and_named(results):
     attack = results[0]
     more = attack[(attack["safety_data"] == "generic") & (attack["style"] == "chat")]
     both = pd.concat([more.assign(safety_fraction=0.02, rate=0.9), attack])
-    drawn = plots.safety_data_comparison(both)
-    assert points(drawn.axes[0]) == points(plots.safety_data_comparison(attack).axes[0])
-    assert "Safety data: 10 % of the tuning rows." in caption.caption("safety_data_comparison", both)[0]
+    drawn = figure("safety_data_comparison", both)
+    assert points(drawn.axes[0]) == points(figure("safety_data_comparison", attack).axes[0])
+    assert "Safety data: 10 % of the tuning rows." in texts("safety_data_comparison", both)[0]
 
 
 def _front(*marks):
@@ -282,7 +284,7 @@ def _front(*marks):
     scores = table.assign(form="code", measure="task_score", value=table["score"])
     scores = scores.assign(low=table["score"] - table["dx"], high=table["score"] + table["dx"])
     attack = table.assign(form="all").drop(columns=["metric", "score", "dx"])
-    return attack, scores, list(captions_change.plane(attack, scores)["front"])
+    return attack, scores, list(planes.task_plane(attack, scores)["front"])
 
 
 def test_the_front_holds_what_nothing_beats_on_both_axes():
@@ -310,18 +312,18 @@ def test_a_beaten_arm_whose_intervals_overlap_on_both_axes_cannot_be_told():
 
 def test_the_front_is_a_step_line_and_what_cannot_be_told_is_hollow():
     attack, scores, _ = _front((0.1, 0.02, 0.5, 0.02), (0.4, 0.1, 0.9, 0.1), (0.45, 0.1, 0.85, 0.1))
-    fig = plots.safety_vs_helpfulness(attack, scores)
+    fig = figure("safety_vs_helpfulness", attack, scores)
     line = next(line for line in fig.axes[0].lines if line.get_drawstyle() == "steps-pre")
     assert list(line.get_xdata()) == [0.4, 0.5, 0.9, 0.9] and list(line.get_ydata()) == [0.1, 0.1, 0.4, 1]
     hollow = [bar.lines[0].get_markerfacecolor() == "white" for bar in fig.axes[0].containers]
     assert hollow == [False, False, True]
-    assert legend(fig)[-1] == "undecided whether on the front"
+    assert legend(fig)[-1] == "possibly on the front"
 
 
 def test_without_scores_the_plane_says_that_it_has_nothing(results):
     attack, helpfulness, _ = results
     with pytest.raises(ValueError, match="both a rate and a score"):
-        plots.safety_vs_helpfulness(attack, helpfulness[helpfulness["measure"] != "task_score"])
+        figure("safety_vs_helpfulness", attack, helpfulness[helpfulness["measure"] != "task_score"])
 
 
 def test_rates_of_exactly_0_and_1_and_unjudged_arms_are_drawn_and_said(results):
@@ -330,39 +332,39 @@ def test_rates_of_exactly_0_and_1_and_unjudged_arms_are_drawn_and_said(results):
     attack.loc[attack["finetune_task"] == "code", ["rate", "low", "high"]] = (1, 0.9, 1)
     attack.loc[attack["finetune_task"] == "translation", ["rate", "low", "high"]] = np.nan
     shown = attack[attack["safety_data"] != "generic"]
-    plots.safety_data_comparison(shown).draw_without_rendering()
-    text, _ = caption.caption("safety_data_comparison", shown)
-    assert "Not run: generic safety data." in text and "nothing judged: 32 marks" in text
+    figure("safety_data_comparison", shown).draw_without_rendering()
+    text, _ = texts("safety_data_comparison", shown)
+    assert "Not run: generic safety data." in text and "Nothing judged: 32 marks" in text
 
 
 def test_one_seed_is_named_as_one_training_run(results):
     one_run = results[0].assign(n_seeds=1)
-    assert "The intervals are of that one training run." in caption.caption("attack_success_by_form", one_run)[0]
-    assert "that one" not in caption.caption("attack_success_by_form", results[0])[0]
+    assert "One seed says nothing about other training runs." in texts("attack_success_by_form", one_run)[0]
+    assert "One seed" not in texts("attack_success_by_form", results[0])[0]
 
 
 def test_captions_take_every_number_from_the_table(drawn):
-    for name, (_, table) in drawn.items():
-        text, alt = caption.caption(name, table)
+    for name, (_, *frames) in drawn.items():
+        text, alt = texts(name, *frames)
         for word in ("95 % Wilson", "n = ", "seeds pooled: 2", "Judge: rules", "80 % power", "independent"):
             assert word in text, (name, word)
         assert "%" in alt
-    text, alt = caption.caption("attack_success_by_form", drawn["attack_success_by_form"][1])
+    text, alt = texts("attack_success_by_form", drawn["attack_success_by_form"][1])
     shown = drawn["attack_success_by_form"][1].query("safety_data == 'none' and form != 'all'")
     assert f"{shown['n_unjudged'].sum()} responses that could not be judged" in text or not shown["n_unjudged"].sum()
     top = shown.loc[shown["rate"].idxmax()]
-    assert f"to {100 * top['rate']:.0f} % (tuned on {readable.label(top['finetune_task'])}" in alt
+    assert f"to {100 * top['rate']:.0f} % (tuned on {label(top['finetune_task'])}" in alt
 
 
 def test_a_caption_of_nothing_but_nan_is_refused(results):
     share = results[2].assign(share=np.nan)
     with pytest.raises(ValueError, match="NaN"):
-        caption.caption("answered_share", share)
+        texts("answered_share", share, PUBLISHED)
 
 
 def test_a_figure_of_a_model_that_answered_nothing_has_a_caption(results):
     share = results[2].copy()
     aligned = share["finetune_task"] == "none"
     share.loc[aligned, ["share", "low", "high"]], share.loc[aligned, "n"] = np.nan, 0
-    text, alt = caption.caption("answered_share", share)
+    text, alt = texts("answered_share", share, PUBLISHED)
     assert "answered prompts" in text and alt

@@ -10,7 +10,7 @@ from two_runs import ONE, TWO, both, changed, copied, where, with_a_second_model
 
 from studylib.analysis import runs as between_runs
 from studylib.analysis import tables
-from studylib.figures import runs as plots_between_runs
+from studylib.figures import catalogue, planes
 from studylib.study.words import StudyError
 
 
@@ -24,6 +24,18 @@ def runs(made, tmp_path, monkeypatch):
     return copied(made, tmp_path, monkeypatch)
 
 
+def of(runs, **options):
+    return between_runs.of_measure(runs, **options), [run.name for run in runs]
+
+
+def drawn_of(runs, **options):
+    return planes.runs_side_by_side(*of(runs, **options)).figure
+
+
+def texts_of(runs, **options):
+    return catalogue.texts("runs_side_by_side", planes.runs_side_by_side(*of(runs, **options)))
+
+
 def points(ax):
     """Position, height and colour of the points with intervals in a panel."""
     lines = [bar.lines[0] for bar in ax.containers if isinstance(bar, mpl.container.ErrorbarContainer)]
@@ -32,7 +44,7 @@ def points(ax):
 
 def test_the_figure_has_a_dot_per_run_cell_and_colour_at_the_tables_height(runs):
     pair = between_runs.read_runs([ONE, TWO])
-    drawn = plots_between_runs.figure(pair)
+    drawn = drawn_of(pair)
     assert [ax.get_title() for ax in drawn.axes[:3]] == [f"{a} safety data" for a in ("no", "generic", "multitask")]
     assert [text.get_text() for text in drawn.legends[0].texts] == [ONE, TWO]
     wanted = {
@@ -41,24 +53,19 @@ def test_the_figure_has_a_dot_per_run_cell_and_colour_at_the_tables_height(runs)
         for row in where(run.tables["attack_success"], form="all").to_dict("records")
     }
     found = [point for ax in drawn.axes for point in points(ax)]
-    assert {(pair[plots_between_runs.COLOURS.index(colour)].name, height) for _, height, colour in found} == wanted
+    assert {(pair[planes.RUN_COLOURS.index(colour)].name, height) for _, height, colour in found} == wanted
     ticks = [tick.get_text() for tick in drawn.axes[-3].get_xticklabels()]
     at_code = {colour: height for x, height, colour in points(drawn.axes[-3]) if round(x) == ticks.index("code")}
-    assert at_code == {plots_between_runs.COLOURS[0]: 1, plots_between_runs.COLOURS[1]: 0}
-    assert (
-        len(set(plots_between_runs.COLOURS))
-        == len(set(plots_between_runs.MARKS))
-        == len(plots_between_runs.COLOURS)
-        == 6
-    )
+    assert at_code == {planes.RUN_COLOURS[0]: 1, planes.RUN_COLOURS[1]: 0}
+    assert len(set(planes.RUN_COLOURS)) == len(set(planes.RUN_MARKS)) == len(planes.RUN_COLOURS) == 6
 
 
 def test_the_caption_tells_runs_judges_and_extremes_and_is_kept_with_the_figure(runs, tmp_path):
     changed(runs / TWO, judge="classifier")
     pair = between_runs.read_runs([ONE, TWO])
-    drawn = plots_between_runs.draw(pair, tmp_path / "out")
+    drawn = catalogue.draw_runs(*of(pair), tmp_path / "out")
     assert isinstance(drawn, mpl.figure.Figure)
-    text, alt = plots_between_runs.caption(pair)
+    text, alt = texts_of(pair)
     assert "Judge: one: rules; two: classifier." in text and "in each of 2 runs" in text
     assert "from 0 % (one, aligned model, " in alt and "to 100 % (one, tuned on code, " in alt
     assert (tmp_path / "out" / "attack_success_rate.md").read_text() == f"{text}\n\nAlternative text: {alt}\n"
@@ -69,12 +76,10 @@ def test_a_figure_shows_one_model_the_first_that_two_runs_have_unless_named(runs
     pair = with_a_second_model(runs)
 
     def colours(**more):
-        return {colour for ax in plots_between_runs.figure(pair, **more).axes for *_, colour in points(ax)}
+        return {colour for ax in drawn_of(pair, **more).axes for *_, colour in points(ax)}
 
-    assert colours() == set(plots_between_runs.COLOURS[:2]) and colours(model="large") == {
-        plots_between_runs.COLOURS[1]
-    }
-    assert "one: nothing to draw; two: rules" in plots_between_runs.caption(pair, model="large")[0]
+    assert colours() == set(planes.RUN_COLOURS[:2]) and colours(model="large") == {planes.RUN_COLOURS[1]}
+    assert "one: nothing to draw; two: rules" in texts_of(pair, model="large")[0]
 
 
 def test_of_a_run_with_several_shares_of_safety_data_each_is_compared_with_its_like_and_one_is_drawn(runs):
@@ -86,9 +91,9 @@ def test_of_a_run_with_several_shares_of_safety_data_each_is_compared_with_its_l
     pair = between_runs.read_runs([ONE, TWO])
     assert set(between_runs.in_one_run(pair)["safety_fraction"]) == {0.3}
     assert between_runs.differences(pair)["note"].eq("").all()
-    n_drawn = sum(len(points(ax)) for ax in plots_between_runs.figure(pair).axes)
+    n_drawn = sum(len(points(ax)) for ax in drawn_of(pair).axes)
     assert n_drawn == 2 * len(where(pair[0].tables["attack_success"], form="all"))
-    assert "Safety data: 10 % of the tuning rows." in plots_between_runs.caption(pair)[0]
+    assert "Safety data: 10 % of the tuning rows." in texts_of(pair)[0]
 
 
 def test_rival_mitigations_are_compared_between_runs_and_not_drawn(runs):
@@ -101,7 +106,7 @@ def test_rival_mitigations_are_compared_between_runs_and_not_drawn(runs):
     pair = between_runs.read_runs([ONE, TWO])
     assert "code_only" in set(between_runs.differences(pair)["safety_data"])
     ours = where(pair[0].tables["attack_success"], form="all")
-    n_drawn = sum(len(points(ax)) for ax in plots_between_runs.figure(pair).axes)
+    n_drawn = sum(len(points(ax)) for ax in drawn_of(pair).axes)
     assert n_drawn == 2 * (ours["safety_data"] != "code_only").sum()
 
 
@@ -115,12 +120,12 @@ def test_rival_mitigations_are_compared_between_runs_and_not_drawn(runs):
 )
 def test_a_figure_of_nothing_is_refused(runs, more, said):
     with pytest.raises(StudyError, match=said):
-        plots_between_runs.figure(between_runs.read_runs([ONE, TWO]), **more)
+        drawn_of(between_runs.read_runs([ONE, TWO]), **more)
 
 
 def test_six_runs_are_drawn_and_seven_are_too_many(runs):
     seven = [shutil.copytree(runs / ONE, runs / f"run{i}").name for i in range(7)]
-    drawn = plots_between_runs.figure(between_runs.read_runs(seven[:6]))
-    assert {colour for ax in drawn.axes for *_, colour in points(ax)} == set(plots_between_runs.COLOURS)
+    drawn = drawn_of(between_runs.read_runs(seven[:6]))
+    assert {colour for ax in drawn.axes for *_, colour in points(ax)} == set(planes.RUN_COLOURS)
     with pytest.raises(StudyError, match="shows up to 6 runs, these are 7: name fewer"):
-        plots_between_runs.figure(between_runs.read_runs(seven))
+        drawn_of(between_runs.read_runs(seven))

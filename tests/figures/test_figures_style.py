@@ -6,11 +6,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from drawn import figure, texts
 from frames import study
 from matplotlib.colors import to_hex
 
 from studylib.analysis import claims, tables
-from studylib.figures import caption, rates, style
+from studylib.figures import style
 from studylib.study.words import FORMS, SAFETY_DATA
 
 mpl.use("Agg")
@@ -29,13 +30,13 @@ def test_colours_are_distinct_and_forms_share_none_with_safety_data():
     assert len(set(colours)) == len(colours) == 7
     assert list(style.FORM_COLOURS) == list(FORMS)
     assert list(style.SAFETY_COLOURS) == list(SAFETY_DATA)
-    assert len(set(style.TASK_MARKERS.values())) == 5
+    assert len(set(style.SAFETY_MARKERS.values())) == 3
 
 
 def test_saving_writes_four_files_and_the_same_bytes_each_time(tmp_path, share):
-    text, alt = caption.caption("answered_share", share)
+    text, alt = texts("answered_share", share, PUBLISHED)
     for folder in ("first", "second"):
-        fig = rates.answered_share(share, PUBLISHED)
+        fig = figure("answered_share", share, PUBLISHED)
         style.save(fig, tmp_path / folder, "answered_share", text, alt)
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert names == [f"answered_share.{ending}" for ending in ("md", "pdf", "png", "svg")]
@@ -50,7 +51,7 @@ def test_saving_writes_four_files_and_the_same_bytes_each_time(tmp_path, share):
 
 def test_figures_bring_their_white_ground_to_a_dark_page(tmp_path, share):
     with mpl.rc_context({"figure.facecolor": "black", "savefig.facecolor": "black", "savefig.transparent": True}):
-        fig = rates.answered_share(share, PUBLISHED)
+        fig = figure("answered_share", share, PUBLISHED)
         style.save(fig, tmp_path, "x", "", "")
     assert to_hex(fig.get_facecolor()) == "#ffffff"
     corner = plt.imread(tmp_path / "x.png")[0, 0]

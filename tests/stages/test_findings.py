@@ -10,6 +10,7 @@ import pytest
 from frames import study, with_arms
 
 from studylib.analysis import agreement
+from studylib.figures import catalogue
 from studylib.judges import labelled
 from studylib.stages import findings, labels
 from studylib.study.grid import Unit
@@ -203,10 +204,10 @@ def test_every_table_is_written_as_csv_and_parquet_and_those_of_a_paper_as_markd
 def test_every_figure_is_drawn_or_says_why_not_and_the_index_lists_it(whole, tmp_path, monkeypatch):
     stage = run_of(whole, tmp_path, monkeypatch)
     found = made(stage)
-    drawn = {name: findings.figure(stage, found, "", name) for name in findings.FIGURES}
+    drawn = {name: findings.figure(stage, found, "", name) for name in catalogue.FIGURES}
     said = {name: what for name, what in drawn.items() if isinstance(what, str)}
     of_rivals = {"transfer_matrix", "arms_plane"}
-    assert set(said) == {"guard_heatmap", "model_ranking", "judge_agreement", "agreement_matrix"} | of_rivals
+    assert set(said) == {"guard_heatmap", "judge_agreement", "agreement_matrix"} | of_rivals
     assert all(what.startswith(name) for name, what in said.items())
     findings.list_figures(stage)
     index = (tmp_path / "figures" / "index.md").read_text()
@@ -275,7 +276,7 @@ def test_a_run_in_which_nothing_could_be_judged_has_tables_and_claims_nothing(wh
     assert (found["attack_success"]["n"] == 0).all() and (found["attack_success"]["n_unjudged"] > 0).any()
     asked = found["claims"].query("claim.str.startswith('They do so') == False")
     assert set(asked["verdict"]) == {"not run"}
-    for name in findings.FIGURES:
+    for name in catalogue.FIGURES:
         drawn = findings.figure(stage, found, "", name)
         assert not isinstance(drawn, str) or drawn.startswith(name)
 
@@ -285,7 +286,7 @@ def test_the_page_has_the_numbers_of_the_tables_every_claim_and_links_that_lead_
 ):
     stage = run_of(whole, tmp_path, monkeypatch)
     found = made(stage)
-    for name in findings.FIGURES:
+    for name in catalogue.FIGURES:
         findings.figure(stage, found, "", name)
     findings.write_page(stage, found, "**This run** is a test.")
     pages = {path: (tmp_path / path).read_text() for path in ("findings.md", "docs/findings.md")}
@@ -311,7 +312,7 @@ def test_the_page_of_a_run_that_lacks_everything_says_so(whole, tmp_path, monkey
     nothing |= dict.fromkeys(("scores", "across", "across_verdicts"), pd.DataFrame())
     stage = run_of(whole, tmp_path, monkeypatch, **nothing)
     found = made(stage)
-    for name in findings.FIGURES:
+    for name in catalogue.FIGURES:
         assert isinstance(findings.figure(stage, found, "", name), str) or name == "published_counts"
     findings.write_page(stage, found, "Nothing was run.")
     assert "Nothing was run." in (tmp_path / "findings.md").read_text()

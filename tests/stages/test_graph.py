@@ -82,7 +82,7 @@ AFTER_DATA, SCORES_ON = ALL[1:], ALL[5:]
         ("studylib/scores/inside.py", SCORES_ON),
         ("studylib/figures/rates.py", ["06_findings"]),
         ("studylib/figures/style.py", ["06_findings"]),
-        ("studylib/figures/caption.py", ["06_findings"]),
+        ("studylib/figures/catalogue.py", ["06_findings"]),
         ("studylib/stages/prepare.py", ["00_prepare"]),
         ("studylib/stages/cells.py", ALL),
         ("studylib/stages/stage.py", ALL),
@@ -97,6 +97,7 @@ AFTER_DATA, SCORES_ON = ALL[1:], ALL[5:]
         ("data/word_lists.yaml", AFTER_DATA),
         ("data/templates", ALL),
         ("data/published", ["06_findings"]),
+        ("data/captions.yaml", ["06_findings"]),
     ],
 )
 def test_an_edited_file_concerns_the_stages_whose_results_depend_on_it(edited, stages):

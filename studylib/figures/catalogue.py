@@ -1,0 +1,138 @@
+"""Which figures there are, and their captions and alternative texts: data/captions.yaml, filled from what is drawn.
+
+To add a figure: its function and its line in FIGURES in one module of this folder, its texts in data/captions.yaml, and
+a cell in 06_findings that shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+
+from studylib.analysis.readable import span
+from studylib.analysis.stats import CONFIDENCE, POWER, detectable_difference
+from studylib.figures import changes, parts, planes, rates, style
+from studylib.study.files import read_yaml
+from studylib.study.paths import DATA
+
+FIGURES = rates.FIGURES | changes.FIGURES | parts.FIGURES | planes.FIGURES  # name: (function, *tables it draws from)
+LEVEL = f"{100 * CONFIDENCE:.0f} %"
+
+
+def draw(name: str, *frames: pd.DataFrame) -> tuple[Figure, str, str]:
+    """The figure of that name from its tables, its caption and its alternative text; every number is of what is drawn.
+
+    Raises ValueError, a sentence that says what is missing, where there is nothing to draw, and KeyError for no figure.
+    """
+    function, *tables = FIGURES[name]
+    style.require(not all(frame.empty for frame in frames), name, f"no row in {' or '.join(tables)}")
+    drawn = function(*frames)
+    return drawn.figure, *texts(name, drawn)
+
+
+def draw_runs(rows: pd.DataFrame, names: Sequence[str], folder: Path) -> Figure:
+    """`planes.runs_side_by_side`, also written to the folder as `<measure>.png`, `.svg` and `.pdf` with its caption."""
+    drawn = planes.runs_side_by_side(rows, names)
+    style.save(drawn.figure, folder, rows["measure"].iloc[0], *texts("runs_side_by_side", drawn))
+    return drawn.figure
+
+
+def texts(name: str, drawn: style.Drawn) -> tuple[str, str]:
+    """Caption (the finding, what is shown, the footer) and alternative text of a figure that was drawn."""
+    templates = captions()[name]
+    footer = footer_of(drawn, **templates.get("footer", {}))
+    finding, shows, footer, alt = (
+        " ".join(_ENVIRONMENT.from_string(text).render(drawn.words, level=LEVEL).split())
+        for text in (templates["title"], templates["shows"], footer, templates["alternative"])
+    )
+    return " ".join(part for part in (finding, shows, footer) if part), alt
+
+
+@cache
+def captions() -> dict[str, dict]:
+    """The templates of data/captions.yaml by figure: `title`, `shows`, `alternative`, and what `footer_of` is given."""
+    return read_yaml(DATA / "captions.yaml")
+
+
+def footer_of(
+    drawn: style.Drawn, mark: str = "mark", unit: str = "responses", value: str = "rate", expected=(), intervals="drawn"
+) -> str:
+    """Sample sizes, doses, seeds, judge, what is left out, intervals and the smallest detectable difference.
+
+    `unit` is what n counts and `value` the column that is drawn; a row without it is left out. `expected` are the kinds
+    of safety data that the figure compares, of which what was not run is named. `intervals` is "drawn", or a sentence
+    on where they are. What the rows have no column for is not mentioned.
+    """
+    rows, words = drawn.rows, drawn.words
+    if rows.empty:
+        return ""
+    known = rows[rows[value].notna()]
+    text = [f"Each {mark}: {words.get('n') or f'{style.n_of(known)} {unit}'}."]
+    if "safety_fraction" in rows:
+        doses = sorted(set(rows.loc[rows["safety_data"] != "none", "safety_fraction"]))
+        text += [f"Safety data: {listed(f'{100 * dose:g}' for dose in doses)} % of the tuning rows."] if doses else []
+    if "n_seeds" in rows and len(seeds := known.query("finetune_task != 'none' and n_seeds > 0")["n_seeds"]):
+        text.append(f"Training seeds pooled: {span(seeds)}.")
+        text += ["One seed says nothing about other training runs."] if seeds.max() == 1 else []
+    if judge := next((column for column in ("judge", "metric") if column in rows), None):
+        text.append(f"Judge: {words.get('judge') or listed(sorted(set(known[judge])))}.")
+    if "n_unjudged" in rows and known["n_unjudged"].sum():
+        text.append(f"Left out: {known['n_unjudged'].sum()} responses that could not be judged.")
+    text += _missing(rows, value, expected, mark) if expected else []
+    text.append(
+        f"Intervals: {LEVEL} Wilson, clustered by prompt and training seed." if intervals == "drawn" else intervals
+    )
+    if intervals == "drawn" and "n_effective" in rows:
+        text.append(f"A {mark} is worth {span(known['n_effective'])} independent {unit}.")
+    detectable = (
+        known["detectable"]
+        if "detectable" in rows
+        else detectable_difference(known["n_effective"].to_numpy())
+        if "n_effective" in rows
+        else []
+    )
+    if (smallest := span(100 * pd.Series(detectable, dtype=float))) != "no":
+        near = "" if "detectable" in rows else ", rates near 50 %"
+        text.append(f"Smallest detectable difference ({100 * POWER:.0f} % power{near}): {smallest} points.")
+    text += [f"{mark.capitalize()}s whose intervals overlap are not ranked."] if intervals == "drawn" else []
+    return " ".join(text)
+
+
+def _missing(rows: pd.DataFrame, value: str, expected: Sequence[str], mark: str) -> list[str]:
+    """Sentences on what is not drawn: kinds of safety data and cells not in the table, marks without a value."""
+    tuned = rows[rows["finetune_task"] != "none"]
+    arms = [arm for arm in expected if arm in set(tuned["safety_data"])]
+    names = ["finetune_task", "style", "system_prompt", "safety_data"]
+    n_cells = tuned["finetune_task"].nunique() * len(rows[names[1:3]].drop_duplicates()) * len(arms)
+    absent, unknown = n_cells - len(tuned[names].drop_duplicates()), int(rows[value].isna().sum())
+    not_run = [f"{arm} safety data" for arm in expected if arm not in arms and arm != "none"]
+    not_run += ["tuning without safety data"] if len(tuned) and "none" not in arms else []
+    not_run += ["the aligned model"] if len(tuned) == len(rows) else []
+    not_run += [f"{_counted(absent, 'cell')}, left empty"] if absent else []
+    text = [f"Not run: {listed(not_run)}."] if not_run else []
+    return text + ([f"Nothing judged: {_counted(unknown, mark)}, left empty."] if unknown else [])
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def listed(words) -> str:
+    """The words as in "a, b and c"."""
+    *first, last = [*map(str, words)] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _by_arm(shares: dict) -> str:
+    """Values in percent by safety data, as in "3-80 % without safety data and 0-5 % with generic safety data"."""
+    arms = {arm: "without safety data" if arm == "none" else f"with {arm} safety data" for arm in shares}
+    return listed(f"{share} % {arms[arm]}" for arm, share in shares.items())
+
+
+_ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # plain text, no page
+_ENVIRONMENT.filters |= {"listed": listed, "by_arm": _by_arm, "counted": _counted}
