@@ -2,7 +2,6 @@ import json
 import shutil
 import time
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -57,6 +56,21 @@ def test_a_tweak_is_kept_apart_and_shown_beside_the_run(in_runs):
     assert len(made) and sorted(p.name for p in (in_runs / "smoke" / "adapters").iterdir()) == before
 
 
+def test_the_comparison_names_arm_and_dose_and_says_what_has_not_run(in_runs, tmp_path, caplog):
+    paths, profile = RunPaths.of("smoke"), load_profile("smoke")
+    rows, verdicts = (graph.collect(paths, profile, kind, ["04_mitigation"]) for kind in ("responses", "verdicts"))
+    rows = rows[rows["finetune_task"] == "code"]
+    cells = grid.cells(profile, "multitask", "code", ["chat"], [0])
+    table = tables.attack_success(rows, verdicts[verdicts["judge"] == profile.judges[0]])
+    beside = stage.Stage("04_mitigation", "code", profile, paths, cells).compare(table)
+    assert set(beside.index.get_level_values("who")) == {"this", "untuned"} and beside.index.is_unique
+    assert beside.xs("this").index.to_frame()[["safety_data", "safety_fraction"]].drop_duplicates().shape[0] > 5
+    caplog.set_level("INFO", "studylib")
+    alone = stage.Stage("04_mitigation", "code", profile, RunPaths(tmp_path, tmp_path), cells).compare(table)
+    assert set(alone.index.get_level_values("who")) == {"this"}
+    assert "01_baseline has not run yet: nothing of it is shown here. Run it" in caplog.text
+
+
 def tweak_of_code(**overrides):
     """A small notebook run apart from the smoke run, on its data and models."""
     changes = {"task": "code", "styles": ["chat"], "seeds": [0], "overrides": {"tuning.steps": 2} | overrides}
@@ -66,17 +80,11 @@ def tweak_of_code(**overrides):
 def test_the_first_judge_is_shown_and_the_verdicts_of_all_are_kept(in_runs):
     begun = tweak_of_code()
     made = begun.answer()
-    words, rng = " ".join(made["prompt"]).split(), np.random.default_rng(0)
-    babble = made.head(20).assign(response=[" ".join(rng.choice(words, 20)) for _ in range(20)], form="text_generation")
-    asked = pd.concat([babble, made.iloc[20:]], ignore_index=True)
-    shown = begun.judge(asked)
-    assert shown["response_id"].tolist() == asked["response_id"].tolist() and set(shown["judge"]) == {"classifier"}
+    shown = begun.judge(made)
+    assert shown["response_id"].tolist() == made["response_id"].tolist() and set(shown["judge"]) == {"classifier"}
     kept = pd.read_parquet(begun.paths.table_of_unit("verdicts", begun.name, begun.unit))
-    assert kept.groupby("judge")["response_id"].nunique().to_dict() == dict.fromkeys(begun.profile.judges, len(asked))
+    assert kept.groupby("judge")["response_id"].nunique().to_dict() == dict.fromkeys(begun.profile.judges, len(made))
     assert begun.clock["judging"] > 0
-    # the untuned miniature's perplexity tells words in no order
-    said = kept[kept["judge"] == "coherence"].set_index("response_id")["reason"].str.startswith("perplexity")
-    assert said[babble["response_id"]].mean() > 0.5 > said[asked["response_id"].iloc[20:]].mean()
 
 
 def test_another_first_judge_of_a_tweak_decides_and_what_it_has_not_judged_is_not_shown(in_runs, capsys):
@@ -252,7 +260,7 @@ def test_models_tuned_without_safety_data_are_asked_in_the_style_they_were_not_t
 def test_no_model_is_asked_in_another_style_where_that_is_off_or_there_is_one_style(in_runs, change):
     profile, paths = load_profile("smoke", change), RunPaths.of("smoke")
     cells = grid.cells(profile, "none", "code", ["chat"], [0])
-    begun = stage.Stage("02_finetune", "code", profile, paths, cells)
+    begun = stage.Stage("02_finetune", "code-alone", profile, paths, cells)
     across = begun.answer(across=True)
     assert across.empty and list(across) == [*stage.COLUMNS, "trained_style"]
     responses = begun.answer()
