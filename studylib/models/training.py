@@ -185,7 +185,8 @@ def fit_with_trainer(
 ) -> list[dict]:
     """As `fit`, of any model and by transformers' Trainer: trains in place what of the model needs gradients.
 
-    `collate` makes a batch of examples (`hub.collator`). Raises StudyError for `matrix_learning_rate`, which Trainer would leave out.
+    `collate` makes a batch of examples (`hub.collator`). Raises StudyError for `matrix_learning_rate`, which Trainer
+    would leave out.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 

@@ -250,7 +250,7 @@ def asked_in(style: str, tokenizer) -> list[list[int]]:
 
 
 def notebook(folder: Path, style: str, barrier, seconds_of) -> None:
-    """One of two notebooks side by side: answers all test prompts on one thread, once to warm up, then once with the other."""
+    """One of two notebooks at a time: answers all test prompts on one thread, once to warm up, then with the other."""
     torch.set_num_threads(1)
     weights, shape = small_llama.load(folder)
     tokenizer = hub.load_tokenizer(folder, PROFILE.miniature)

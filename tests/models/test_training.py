@@ -39,7 +39,7 @@ def fitted(rows, changed, seed=0):
 
 
 def test_pretraining_takes_the_steps_of_transformers_trainer():
-    """Same batches, micro-batches, schedule, decay, clipping and optimizer: the same losses, and weights up to rounding."""
+    """The same batches, micro-batches, schedule, decay, clipping and optimizer give the same losses and weights."""
     rows = features("train_code", 20) + features("train_classification", 12)
     changed = {"steps": 6, "learning_rate": 1e-3, "micro_batch_size": 4, "weight_decay": 0.1, "warmup_ratio": 0.3}
     ours, weights = fitted(rows, changed)
