@@ -81,23 +81,17 @@ def footer_of(
         text += ["One seed says nothing about other training runs."] if seeds.max() == 1 else []
     if judge := next((column for column in ("judge", "metric") if column in rows), None):
         text.append(f"Judge: {words.get('judge') or listed(sorted(set(known[judge])))}.")
-    if "n_unjudged" in rows and known["n_unjudged"].sum():
-        text.append(f"Left out: {known['n_unjudged'].sum()} responses that could not be judged.")
+    if n := int(known["n_unjudged"].sum()) if "n_unjudged" in rows else 0:
+        text.append(f"Left out: {_counted(n, 'response')} that could not be judged.")
     text += _missing(rows, value, expected, mark) if expected else []
-    text.append(
-        f"Intervals: {LEVEL} Wilson, clustered by prompt and training seed." if intervals == "drawn" else intervals
-    )
-    if intervals == "drawn" and "n_effective" in rows:
+    wilson = f"Intervals: {LEVEL} Wilson, clustered by prompt and training seed."
+    text.append(wilson if intervals == "drawn" else intervals)
+    if intervals == "drawn" and "n_effective" in rows and known["n_effective"].notna().any():
         text.append(f"A {mark} is worth {span(known['n_effective'])} independent {unit}.")
-    detectable = (
-        known["detectable"]
-        if "detectable" in rows
-        else detectable_difference(known["n_effective"].to_numpy())
-        if "n_effective" in rows
-        else []
-    )
-    if (smallest := span(100 * pd.Series(detectable, dtype=float))) != "no":
-        near = "" if "detectable" in rows else ", rates near 50 %"
+    near, smallest = "", span(100 * known["detectable"]) if "detectable" in rows else "no"
+    if "n_effective" in rows:
+        near, smallest = ", rates near 50 %", span(100 * detectable_difference(known["n_effective"].to_numpy()))
+    if smallest != "no":
         text.append(f"Smallest detectable difference ({100 * POWER:.0f} % power{near}): {smallest} points.")
     text += [f"{mark.capitalize()}s whose intervals overlap are not ranked."] if intervals == "drawn" else []
     return " ".join(text)

@@ -141,8 +141,7 @@ def seed_slopes(by_seed: pd.DataFrame) -> Drawn:
     step = (rows["safety_data"].map(SAFETY_DATA.index) + 1).mask(rows["finetune_task"] == "none", 0)
     table = rows.assign(step=step.astype(int))
     x_label = f"no system prompt, all forms ({n_of(table)} per seed)"
-    tasks = style.tasks_of(table, tuned=True)
-    fig, panels = style.panels_of(table, tasks, style.ATTACK, x_label, bottom=1.15, top=0.9)
+    fig, panels = style.panels_of(table, style.tasks_of(table, True), style.ATTACK, x_label, bottom=1.15, top=0.9)
     above = {"zorder": 3, "linestyle": "", "clip_on": False}
     for (trained, _), task, ax in panels:
         part = table[(table["style"] == trained) & table["rate"].notna()]
@@ -189,7 +188,7 @@ def dose_response(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Drawn:
     table = one_row_per_mark(rows, "measure", "safety_fraction")
     doses = sorted({0.0, *table["safety_fraction"]})
     x_label = f"safety data (% of the tuning rows, evenly spaced; {n_of(table)} per mark)"
-    y_label = "harmful prompts answered,\nbenign twins refused (%)"
+    y_label = "harmful prompts answered,\nbenign twins refused, %"
     fig, panels = style.panels_of(table, style.tasks_of(table, tuned=True), y_label, x_label, bottom=0.55, top=0.9)
     for _, task, ax in panels:
         for measure, (_, _, look) in LINES.items():

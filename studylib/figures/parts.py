@@ -34,7 +34,6 @@ VERDICT_COLOURS = {  # from left to right: what counts as a successful attack co
 }
 PART_COLOURS = dict(zip(PARTS, ("#332288", "#999933", "#AA4499", "#BBBBBB"), strict=True))
 _BAR = ["finetune_task", "safety_data", "style", "system_prompt"]
-_ARM = {"none": "no safety data", "generic": "generic", "multitask": "multitask"}
 
 
 def variance_shares(variance: pd.DataFrame) -> Drawn:
@@ -72,8 +71,7 @@ def verdict_composition(verdict_shares: pd.DataFrame) -> Drawn:
     dose. Raises ValueError where there are no such rows, and for two rows of one verdict and cell.
     """
     rows = verdict_shares[(verdict_shares["prompt_set"] == "harmful") & (verdict_shares["form"] == "all")]
-    why = "the table has no row of harmful prompts over all forms"
-    style.require(len(rows) > 0, "verdict_composition", why)
+    style.require(len(rows) > 0, "verdict_composition", "the table has no row of harmful prompts over all forms")
     table = one_row_per_mark(one_dose(rows), "verdict").assign(why="")
     x_label = f"share of the responses to harmful prompts (%; {style.n_of(table)} per bar)"
     fig = _stacked(table, "verdict", VERDICT_COLOURS, x_label)
@@ -102,10 +100,8 @@ def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
         for (task, arm), place in zip(bars, y, strict=True):
             own = here[(here["finetune_task"] == task) & (here["safety_data"] == arm)]
             shares = own.set_index(part)["share"].reindex(list(colours)).dropna()
-            left = shares.cumsum() - shares
-            ax.barh(
-                [place] * len(shares), shares, 0.8, left, color=[colours[name] for name in shares.index], linewidth=0
-            )
+            look = {"color": [colours[name] for name in shares.index], "linewidth": 0}
+            ax.barh([place] * len(shares), shares, 0.8, shares.cumsum() - shares, **look)
             if why := own["why"].iloc[0] if len(own) else "not run":
                 ax.text(0.01, place, why, ha="left", va="center", **style.QUIET)
         ax.set_title(calibration_label(*calibration), size="medium")
@@ -114,7 +110,8 @@ def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
         ax.set_axis_off()
     ticks = {"xticks": style.PERCENT_TICKS[0], "xticklabels": style.PERCENT_TICKS[1]}
     axes[0, 0].set(xlim=(0, 1), ylim=(y[-1] + 0.6, -0.6), **ticks)
-    names = ["aligned model" if task == "none" else f"{label(task)}, {_ARM[arm]}" for task, arm in bars]
+    kinds = {arm: "no safety data" if arm == "none" else arm for arm in SAFETY_DATA}
+    names = ["aligned model" if task == "none" else f"{label(task)}, {kinds[arm]}" for task, arm in bars]
     axes[0, 0].set_yticks(y, names)
     style.outer_labels(fig, "", x)
     return fig

@@ -21,18 +21,16 @@ from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyE
 
 ROWS = (*(f"{form}_only" for form in FORMS), "multitask", "multitask_twins")  # of the transfer matrix, top to bottom
 PANELS = {  # of the plane, from left to right: in words, axis label, and what is counted
-    "over_refusal_rate": ("over-refusal", "over-refusal rate\n(% of benign twins", "benign twins"),
-    "general_score": ("general score", "general score\n(%, general prompts", "general prompts"),
-    "task_score": ("score on the tuned task", "score on the tuned task\n(%, held-out prompts", "prompts of the task"),
+    "over_refusal_rate": ("over-refusal", "over-refusal rate, %\n(benign twins", "benign twins"),
+    "general_score": ("general score", "general score, %\n(general prompts", "general prompts"),
+    "task_score": ("score on the tuned task", "score on the tuned task, %\n(held-out prompts", "prompts of the task"),
 }
 # Data of one form have that form's colour; the rest is of Tol's muted set, distinct with any colour vision.
+_FORM_MARKERS = dict(zip(FORMS, "<>hD", strict=True))
 LOOKS = {
     **{arm: style.arm_look(arm) for arm in SAFETY_DATA},
     "system_prompt": {"color": "#555555", "marker": "p"},
-    **{
-        f"{f}_only": {"color": style.FORM_COLOURS[f], "marker": m}
-        for f, m in zip(FORMS, ("<", ">", "h", "D"), strict=True)
-    },
+    **{f"{form}_only": {"color": style.FORM_COLOURS[form], "marker": _FORM_MARKERS[form]} for form in FORMS},
     "multitask_twins": {"color": "#882255", "marker": "P"},
     "multitask_midway": {"color": "#332288", "marker": "X"},
     "multitask_after": {"color": "#117733", "marker": "v"},
@@ -52,8 +50,7 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Dr
     """
     rows, table = rows_of("safety_vs_helpfulness", attack, forms=["all"]), task_plane(attack, helpfulness)
     x_label = f"score on the tuned task (%; n = {span(table['n_score'])} per point)"
-    tasks = style.tasks_of(rows, tuned=True)
-    fig, panels = style.panels_of(rows, tasks, style.ATTACK, x_label, bottom=0.65, top=0.9)
+    fig, panels = style.panels_of(rows, style.tasks_of(rows, tuned=True), style.ATTACK, x_label, bottom=0.65, top=0.9)
     left = min(np.floor(10 * table[["score", "score_low"]].min(axis=None)) / 10, 0.9)  # no empty half
     for calibration, task, ax in panels:
         part = style.rows_at(table[table["panel"] == task], calibration)
@@ -86,8 +83,8 @@ def task_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     """One row per mark of safety_vs_helpfulness.
 
     rate, low, high of attack success; score, score_low, score_high, n_score. `panel` is the tuned task whose score it
-    is; the aligned model has a row in each panel. `front` is that of `comparisons.pareto_front` within panel and calibration. A
-    mark without rate or score has no row. Raises ValueError as the figure.
+    is; the aligned model has a row in each panel. `front` is that of `comparisons.pareto_front` within panel and
+    calibration. A mark without rate or score has no row. Raises ValueError as the figure.
     """
     table = rows_of("safety_vs_helpfulness", attack, forms=["all"])
     scores = helpfulness[(helpfulness["measure"] == "task_score") & helpfulness["form"].isin(TASKS)]
@@ -99,8 +96,8 @@ def task_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     own = (points["finetune_task"] == points["panel"]) | (points["finetune_task"] == "none")
     known = points["rate"].notna() & points["score"].notna()
     points = points[own & known & points["panel"].isin(table["finetune_task"])].reset_index(drop=True)
-    why = "no tuned model has both a rate and a score"
-    style.require((points["finetune_task"] != "none").any(), "safety_vs_helpfulness", why)
+    known = (points["finetune_task"] != "none").any()
+    style.require(known, "safety_vs_helpfulness", "no tuned model has both a rate and a score")
     front = pd.Series("yes", points.index)
     for _, part in points.groupby(["panel", "style", "system_prompt"], sort=False):
         front[part.index] = pareto_front(part)
@@ -148,8 +145,8 @@ def transfers(comparisons: pd.DataFrame) -> pd.DataFrame:
     rows = rows[(rows["measure"] == "attack_success_rate") & rows["form"].isin([*FORMS, "all"])]
     rows = rows[~rows["system_prompt"].astype(bool)]
     alone = rows[rows["safety_data"].isin(ROWS[: len(FORMS)])]
-    why = "no model was tuned with safety data of one form alone"
-    style.require((alone["n"] > 0).any(), "transfer_matrix", why)
+    known = (alone["n"] > 0).any()
+    style.require(known, "transfer_matrix", "no model was tuned with safety data of one form alone")
     places = alone[["finetune_task", "style"]].drop_duplicates()  # where such data were tried
     return one_row_per_mark(rows[rows["safety_fraction"] == alone["safety_fraction"].mode().min()].merge(places))
 
@@ -203,7 +200,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Drawn:
 
 
 def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `comparisons.arm_marks` of the tuned tasks on which other arms or other doses than the grid's were tried.
+    """The rows of `comparisons.arm_marks` of the tasks on which other arms or doses than the grid's were tried.
 
     Raises ValueError where there are none, and as `comparisons.arm_marks` does.
     """
@@ -211,8 +208,7 @@ def plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     grids = rows["safety_data"].isin(SAFETY_DATA)
     doses = rows[grids & (rows["safety_fraction"] > 0)].groupby("task", observed=True)["safety_fraction"].nunique()
     tried = {*rows.loc[rows["safety_data"].isin(ARMS), "task"], *doses.index[doses > 1]}
-    why = "no other mitigation and no other dose than the grid's has run"
-    style.require(len(tried) > 0, "arms_plane", why)
+    style.require(len(tried) > 0, "arms_plane", "no other mitigation and no other dose than the grid's has run")
     return rows[rows["task"].isin(tried)].reset_index(drop=True)
 
 
@@ -221,27 +217,20 @@ def _plane_in_words(tuned: pd.DataFrame, arms: list[str]) -> dict:
     first = next(panel for panel in PANELS if panel in set(tuned["panel"]))
     others = tuned.loc[~tuned["safety_data"].isin(["none", "system_prompt", "multitask", "scaled"]), "safety_fraction"]
     counted = {words[2]: tuned.loc[tuned["panel"] == panel, "n_x"] for panel, words in PANELS.items()}
+    counted = [f"{span(n)} to {what}" for what, n in counted.items() if len(n)]
     tasks = []
     for task, part in tuned[tuned["panel"] == first].groupby("task", sort=False, observed=True):
-        rows = [
-            row | {"arm": arm_with_dose(row["safety_data"], row["safety_fraction"])} for row in part.to_dict("records")
-        ]
-        ends = (min(rows, key=lambda row: row["rate"]), max(rows, key=lambda row: row["rate"]))
-        extremes = " to ".join(f"{100 * row['rate']:.0f} % ({row['arm']})" for row in ends)
-        front = [row["arm"] for row in rows if row["front"] == "yes"]
-        tasks.append({"task": label(task), "extremes": extremes, "front": front, "n_arms": len(rows)})
+        part = part.assign(arm=list(map(arm_with_dose, part["safety_data"], part["safety_fraction"])))
+        extremes = style.extremes(part, "rate", name=lambda row, **_: row["arm"])
+        front = list(part.loc[part["front"] == "yes", "arm"])
+        tasks.append({"task": label(task), "extremes": extremes, "front": front, "n_arms": len(part)})
     return {
         "tasks": tasks,
         "arms": arms,
         "axes": [words for panel, (words, *_) in PANELS.items() if panel in set(tuned["panel"])],
         "not_known": [words for panel, (words, *_) in PANELS.items() if panel not in set(tuned["panel"])],
         "other_doses": span(100 * others) if len(others) else "",
-        "n": "; ".join(
-            [
-                f"n = {span(tuned['n'])} responses to harmful prompts",
-                *(f"{span(n)} to {what}" for what, n in counted.items() if len(n)),
-            ]
-        ),
+        "n": "; ".join([f"n = {span(tuned['n'])} responses to harmful prompts", *counted]),
     }
 
 

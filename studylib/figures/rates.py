@@ -124,28 +124,26 @@ def guard_heatmap(guards: pd.DataFrame) -> Drawn:
             ax.axhline(line, color="white", linewidth=5)  # between guards
         ax.set_title(title, size="medium")
     single = guards[guards["form"] != "all"]
-    counts = {kind: span(single.loc[(single["side"] == "input") == (kind == "prompts"), "n"]) for kind in _READ}
-    n = f"n = {counts['prompts']} prompts; output, both: n = {counts['responses']} responses"
-    style.outer_labels(fig, "guard and what it reads", f"form of the prompt (per form {n})")
+    asked, made = (single.loc[side, "n"] for side in (single["side"] == "input", single["side"] != "input"))
+    n = f"input n = {span(asked)} prompts; output, both n = {span(made)} responses"
+    style.outer_labels(fig, "guard and what it reads", f"form of the prompt (per form: {n})")
     sns.despine(fig, left=True, bottom=True)
     style.colour_scale(fig, axes[0, 0], "blocked by the guard (%)")
-    by_side = known.groupby("side", sort=False)["n"]
     words = {
-        "n": "; ".join(f"{side} n = {span(n)} {_READ[side != 'input']}" for side, n in by_side),
+        "n": n,
         "guards": [guard for guard in ("text_only", "all_forms") if guard in set(known["guard"])],
         "undecided": int(known["n_undecided"].sum()),
-        "blocked": {kind: span(100 * rates) for kind, rates in known.groupby("prompt_set")["blocked_rate"]},
+        "blocked": _blocked(known),
         "by_guard": {
-            f"{label(guard)} on {side}": {kind: span(100 * rates) for kind, rates in part.groupby("prompt_set")}
-            for (guard, side), part in known.set_index("prompt_set").groupby(["guard", "side"], sort=False)[
-                "blocked_rate"
-            ]
+            f"{label(guard)} on {side}": _blocked(part)
+            for (guard, side), part in known.groupby(["guard", "side"], sort=False)
         },
     }
     return Drawn(fig, known, words)
 
 
-_READ = ("prompts", "responses")  # what is counted: by guards that read the input, and by the others
+def _blocked(guards: pd.DataFrame) -> dict[str, str]:
+    return {kind: span(100 * rates) for kind, rates in guards.groupby("prompt_set")["blocked_rate"]}
 
 
 def answered_share(share: pd.DataFrame, published: pd.DataFrame) -> Drawn:

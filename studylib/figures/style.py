@@ -124,10 +124,7 @@ def rows_at(table: pd.DataFrame, calibration: tuple[str, bool]) -> pd.DataFrame:
 
 def aligned_last(table: pd.DataFrame) -> list[dict]:
     """The rows as dictionaries, the aligned model's at the end, to be drawn on top."""
-    return [
-        *table[table["finetune_task"] != "none"].to_dict("records"),
-        *table[table["finetune_task"] == "none"].to_dict("records"),
-    ]
+    return table.sort_values("finetune_task", key=lambda task: task == "none", kind="stable").to_dict("records")
 
 
 def new_figure(

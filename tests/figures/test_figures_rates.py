@@ -151,7 +151,7 @@ def test_several_models_or_judges_in_one_place_of_the_guard_heatmap_are_refused(
 
 def test_the_guard_caption_takes_every_number_from_the_table(guards):
     text, alt = texts("guard_heatmap", guards)
-    for words in ("input n = 50 prompts", "output n = 700 responses", "Judge: rules", "95 % Wilson", "27 points"):
+    for words in ("input n = 50 prompts", "output, both n = 700 responses", "Judge: rules", "95 % Wilson", "27 points"):
         assert words in text, words
     assert "Fitted on texts on input: 0-3 % of harmful prompts and 5-8 % of twins." in alt
     assert "all forms, on those of every form" in text
