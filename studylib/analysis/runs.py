@@ -241,7 +241,8 @@ def in_words(runs: Sequence[Run]) -> str:
         said.append(
             f"The largest significant difference: {100 * row['difference']:+.0f} percentage points ({low:+.0f} to "
             f"{high:+.0f}), {label(row['measure'])}, {cell_words(row, form=True)}, "
-            f"{100 * row['value']:.0f} % in {row['run']} against {100 * row['value_against']:.0f} % in {row['run_against']}."
+            f"{100 * row['value']:.0f} % in {row['run']} against {100 * row['value_against']:.0f} % in "
+            f"{row['run_against']}."
         )
     if notes := {note for row in found["note"] if row for note in row.split("; ")}:
         said.append(f"Caveats: {'; '.join(sorted(notes))}.")
