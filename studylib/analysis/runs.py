@@ -216,7 +216,8 @@ def in_percent(runs: Sequence[Run], measure: str = ATTACK, form: str = "all") ->
     keys = [key for key in keys if key != "metric" or rows[key].any()]
     shown = rows.assign(shown=readable.percent(rows, "value", *rates.INTERVAL))
     shown = shown.pivot_table(index=keys, columns="run", values="shown", aggfunc="first", sort=False)
-    return shown.reindex(columns=pd.Index([run.name for run in runs], name="run")).fillna("-")
+    columns = pd.Index([run.name for run in runs], name="run")
+    return shown.reindex(columns=columns).astype(object).fillna("-")  # a run without any value has no text
 
 
 def in_words(runs: Sequence[Run]) -> str:

@@ -36,7 +36,7 @@ def rows_of(name: str, table: pd.DataFrame, value: str = "rate", forms=FORMS, sa
     style.require(len(rows) > 0, name, "the table has no rows of the kind it shows")
     tuned = (rows["finetune_task"] != "none").any()
     style.require(len(safety_data) == 1 or tuned, name, "the table has no tuned model")
-    style.require(rows[value].notna().any(), name, "all values are NaN")
+    style.require(rows[value].notna().any(), name, "nothing of what it shows could be judged or scored")
     return one_row_per_mark(one_dose(rows))
 
 
@@ -106,7 +106,7 @@ def guard_heatmap(guards: pd.DataFrame) -> Drawn:
     """
     keys, forms = ["guard", "side", "prompt_set", "form"], [*FORMS, "all"]
     known = guards[guards["blocked_rate"].notna() & (guards["form"] != "all")]
-    style.require(len(known) > 0, "guard_heatmap", "the table has no rows, or all values are NaN")
+    style.require(len(known) > 0, "guard_heatmap", "no guard could decide on anything")
     if len(twice := guards[guards.duplicated(keys)]):
         first = ", ".join(map(str, twice.iloc[0][keys]))
         raise ValueError(f"several rows for one mark ({first}): keep one model and judge")
