@@ -1,19 +1,21 @@
 """The README is what a newcomer follows: its commands, paths and numbers have to be true."""
 
+import json
 import re
+from functools import partial
 
-import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
 
-from studylib.analysis import rates
+from studylib.analysis.claims import CLAIMS
 from studylib.figures import catalogue
 from studylib.study.profile import load_profile, profile_names
-from studylib.study.words import SAFETY_DATA, STAGES
+from studylib.study.words import STAGES
 
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
+HEADLINE = json.loads((ROOT / "figures" / "headline.json").read_text())
 
 
 def test_every_make_target_named_exists():
@@ -43,44 +45,62 @@ def test_the_overrides_shown_are_possible():
 
 def test_every_dependency_is_explained():
     direct = re.findall(r'^    "([A-Za-z0-9_-]+)[><=]', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert direct and all(name in README for name in direct), [name for name in direct if name not in README]
+    settings = (ROOT / "docs" / "settings.md").read_text()
+    assert direct and all(name in settings for name in direct), [name for name in direct if name not in settings]
 
 
-def test_the_numbers_shown_are_those_of_the_shipped_tables():
-    table = pd.read_csv(ROOT / "figures" / "attack_success.csv", keep_default_na=False)
-    table = table[(table["style"] == "chat") & ~table["system_prompt"]].astype(
-        {"rate": float, "low": float, "high": float}
-    )
-    table = rates.one_dose(table[table["safety_data"].isin(SAFETY_DATA)].astype({"safety_fraction": float}))
-    forms = ["text_generation", "code", "translation", "classification", "all"]
-    for (task, safety_data), rows in table.groupby(["finetune_task", "safety_data"]):
-        rows = rows.set_index("form").loc[forms]
-        wanted = [
-            f"{100 * r:.0f} ({100 * low:.0f}-{100 * high:.0f})"
-            for r, low, high in rows[["rate", "low", "high"]].to_numpy()
-        ]
+def shipped(task: str, safety_data: str, measure: str, form: str = "all") -> dict:
+    """That number of the shipped run, in percent."""
+    wanted = {"finetune_task": task, "safety_data": safety_data, "measure": measure, "form": form}
+    return next(row for row in HEADLINE if wanted.items() <= row.items())
+
+
+def test_the_table_shown_is_that_of_the_shipped_run():
+    cells = {(row["finetune_task"], row["safety_data"]) for row in HEADLINE}
+    for task, safety_data in cells:
         line = next(line for line in README.splitlines() if re.match(rf"{task} +{safety_data} ", line))
-        assert re.findall(r"\d+ \(\d+-\d+\)", line) == wanted  # column by column
+        attack = shipped(task, safety_data, "attack_success_rate")
+        costs = [shipped(task, safety_data, measure)["percent"] for measure in ("over_refusal_rate", "general_score")]
+        costs.append(shipped(task, safety_data, "task_score", task)["percent"] if task != "none" else "-")
+        assert line.split()[2:] == [str(attack["percent"]), f"({attack['low']}-{attack['high']})", *map(str, costs)]
 
 
-def test_what_stands_beside_the_rates_and_what_is_said_of_the_rivals_is_in_the_shipped_table():
-    arms = pd.read_csv(ROOT / "figures" / "arms.csv")
-    percent = lambda values: [f"{100 * value:.0f}" for value in values]  # noqa: E731
-    grid = rates.one_dose(arms[arms["safety_data"].isin(SAFETY_DATA)])
-    for row in grid.to_dict("records"):
-        line = next(
-            one for one in README.splitlines() if re.match(rf"{row['finetune_task']} +{row['safety_data']} ", one)
-        )
-        assert line.split()[-3:] == percent(row[name] for name in ("over_refusal", "general", "task")), line
-    code = arms[arms["finetune_task"] == "code"]
-    doses = code[code["safety_data"] == "multitask"].sort_values("safety_fraction")
-    said = f"leave {', '.join(percent(doses['attack_success']))} % answered and {', '.join(percent(doses['over_refusal']))} %"
-    assert said in README
-    rivals = code[code["safety_data"] != "none"]
-    lower = rivals[rivals["verdict"].str.startswith("lowers")]
-    n_costs = lower["verdict"].str.contains("costs: ").sum()
-    assert f"{len(lower)} of {len(rivals)} arms are told to lower attack success, {n_costs} of them at a cost" in README
-    assert not rivals["verdict"].str.startswith("ship").any() and not (rivals["alike_verdict"] == "better").any()
+def test_the_numbers_of_the_findings_are_those_of_the_shipped_run():
+    said = " ".join(README.split())
+    attack = partial(shipped, measure="attack_success_rate")
+    interval = lambda row: f"{row['percent']} % ({row['low']}-{row['high']})"  # noqa: E731
+    none, code, repaired = attack("none", "none"), attack("code", "none"), attack("code", "multitask")
+    twins = [shipped("code", arm, "over_refusal_rate")["percent"] for arm in ("multitask", "none")]
+    general = [shipped("code", arm, "general_score")["percent"] for arm in ("none", "multitask")]
+    forms = {form: attack("code", "generic", form=form)["percent"] for form in ("text_generation", "code")}
+    for words in (
+        f"answers from {none['percent']} % to {code['percent']} %; a tenth",
+        f"brings it to {repaired['percent']} %, and the model then refuses {twins[0]} %",
+        f"instead of {twins[1]} %",
+        f"rises from {none['percent']} % to {interval(code)}",
+        f"translation tuning it is {interval(attack('translation', 'none'))}",
+        f"{interval(attack('none', 'none', form='translation'))} of the translated harmful prompts are answered, "
+        f"{attack('none', 'none', form='text_generation')['percent']} % of the texts",
+        f"{forms['text_generation']} % of the texts are answered, but {forms['code']} % of the code requests",
+        f"{interval(repaired)} after code tuning",
+        f"from {twins[1]} % to {twins[0]} % after code tuning",
+        f"falls from {general[0]} % to {general[1]} %",
+    ):
+        assert words in said, words
+
+
+def test_the_verdicts_on_the_claims_are_those_of_the_shipped_findings():
+    findings = (ROOT / "docs" / "findings.md").read_text()
+    rows = re.findall(r"^\| (RQ\d) \| (.+?) \| ([a-z ]+) \|$", README, re.M)
+    assert len(rows) == len(CLAIMS)
+    for _, claim, verdict in rows:
+        assert f"**{claim}** {verdict.capitalize()}." in findings, claim
+
+
+def test_the_readme_is_short_and_its_lines_are_too():
+    assert len(README.split()) <= 1400
+    wide = [line for line in README.splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert not wide, wide
 
 
 def test_the_shipped_figures_are_those_that_a_run_makes():
