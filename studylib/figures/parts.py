@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from studylib.analysis.agreement import ALL
@@ -71,18 +72,20 @@ def verdict_composition(verdict_shares: pd.DataFrame) -> Drawn:
     dose. Raises ValueError where there are no such rows, and for two rows of one verdict and cell.
     """
     rows = verdict_shares[(verdict_shares["prompt_set"] == "harmful") & (verdict_shares["form"] == "all")]
-    style.require(len(rows) > 0, "verdict_composition", "the table has no row of harmful prompts over all forms")
+    known = rows["share"].notna().any()
+    style.require(known, "verdict_composition", "the table has no share of harmful prompts over all forms")
     table = one_row_per_mark(one_dose(rows), "verdict").assign(why="")
     x_label = f"share of the responses to harmful prompts (%; {style.n_of(table)} per bar)"
     fig = _stacked(table, "verdict", VERDICT_COLOURS, x_label)
-    of = {verdict: table[table["verdict"] == verdict] for verdict in VERDICT_COLOURS}
+    drawn = table[table["share"].notna()]
+    of = {verdict: part for verdict in VERDICT_COLOURS if len(part := drawn[drawn["verdict"] == verdict])}
     words = {
         "shares": {verdict: span(100 * part["share"]) for verdict, part in of.items()},
         "totals": {verdict: int(part["n_verdict"].sum()) for verdict, part in of.items()},
-        "n_nothing_judged": int((of["unjudged"]["share"] == 1).sum()),
+        "n_nothing_judged": int((drawn.loc[drawn["verdict"] == "unjudged", "share"] == 1).sum()),
     }
     fig = style.add_legend(fig, [Patch(color=colour, label=verdict) for verdict, colour in VERDICT_COLOURS.items()])
-    return Drawn(fig, table.drop_duplicates(_BAR), words)
+    return Drawn(fig, drawn.drop_duplicates(_BAR), words)
 
 
 def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
@@ -108,11 +111,10 @@ def _stacked(table: pd.DataFrame, part: str, colours: dict, x: str) -> Figure:
         ax.grid(False, axis="y")
     for ax in axes.flat[len(calibrations) :]:
         ax.set_axis_off()
-    ticks = {"xticks": style.PERCENT_TICKS[0], "xticklabels": style.PERCENT_TICKS[1]}
-    axes[0, 0].set(xlim=(0, 1), ylim=(y[-1] + 0.6, -0.6), **ticks)
     kinds = {arm: "no safety data" if arm == "none" else arm for arm in SAFETY_DATA}
     names = ["aligned model" if task == "none" else f"{label(task)}, {kinds[arm]}" for task, arm in bars]
-    axes[0, 0].set_yticks(y, names)
+    axes[0, 0].set(xlim=(0, 1), ylim=(y[-1] + 0.6, -0.6), yticks=y, yticklabels=names)
+    axes[0, 0].set_xticks(*style.PERCENT_TICKS)
     style.outer_labels(fig, "", x)
     return fig
 
@@ -152,7 +154,7 @@ def published_counts(published: pd.DataFrame) -> Drawn:
         "by_form": {label(form): span(table.loc[tuned, form]) for form in FORMS} if tuned.any() else {},
         "totals": {whose: span(part["answered_of_207"]) for whose, part in totals.items() if len(part)},
     }
-    return Drawn(style.add_legend(fig, [*handles, style.tick_handle()]), pd.DataFrame(), words)
+    return Drawn(style.add_legend(fig, [*handles, Line2D([], [], **style.TICK)]), pd.DataFrame(), words)
 
 
 def judge_agreement(judges: pd.DataFrame) -> Drawn:

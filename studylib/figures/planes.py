@@ -44,9 +44,8 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Dr
     """The attack success rate over all forms (y) against the score on the tuned task (x), with the Pareto front.
 
     Both with intervals; panels by calibration (rows) and tuned task, as each task has its own metric. The star is the
-    aligned model, its x the score on the same task. Hollow: whether the mark is on the front, the step line, is
-    undecided (`task_plane`). Raises ValueError where no tuned model has both, and when a task has several metrics: keep
-    one.
+    aligned model, its x the score on the same task. Hollow: possibly on the front, the step line (`task_plane`).
+    Raises ValueError where no tuned model has both, and when a task has several metrics: keep one.
     """
     rows, table = rows_of("safety_vs_helpfulness", attack, forms=["all"]), task_plane(attack, helpfulness)
     x_label = f"score on the tuned task (%; n = {span(table['n_score'])} per point)"
@@ -62,7 +61,7 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Dr
             width = style.ends(row["score"], row["score_low"], row["score_high"])
             style.draw_point(ax, row["score"], row, "rate", xerr=width, **look | _hollow(row))
         ax.set(xlim=(left, 1), xticks=(left, (left + 1) / 2, 1))
-        ax.xaxis.set_major_formatter(style.IN_PERCENT)
+        ax.xaxis.set_major_formatter(style.in_percent)
         if ax.get_subplotspec().is_last_row():
             for place, end in (("left", 0), ("right", -1)):  # apart from the next panel's
                 ax.get_xticklabels()[end].set_ha(place)
@@ -187,7 +186,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Drawn:
             ax.set_xlim(min(np.floor(4 * of["x_low"].min()) / 4, 0.75), 1)
         prune = None if panel == shown[0] else "lower"
         ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], prune=prune))
-        ax.xaxis.set_major_formatter(style.IN_PERCENT)
+        ax.xaxis.set_major_formatter(style.in_percent)
         ax.set_xlabel(f"{PANELS[panel][1]}, n = {span(of['n_x'])})")
     tuned = table[table["finetune_task"] != "none"]
     style.outer_labels(fig, f"attack success rate (%, all forms, n = {span(tuned['n'])})", "")

@@ -1,8 +1,7 @@
 """Figures of rates by tuned task, calibration, form and safety data, of guards, and of the laboratory's experiments.
 
 Each function takes tidy tables of `studylib.analysis` and returns what is drawn (`style.Drawn`). Cells that were not
-run leave their place empty and say so. Of several safety fractions one is shown (`one_dose`). An empty table, or one
-with several models, judges or metrics for one mark, is a ValueError.
+run stay empty and say so. An empty table, or one with several models, judges or metrics for one mark, is a ValueError.
 """
 
 from __future__ import annotations
@@ -59,7 +58,8 @@ def attack_success_by_form(attack: pd.DataFrame) -> Drawn:
         style.slanted_ticks(ax, FORMS)
         style.mark_empty(ax, [key for key in marks if key[:3] == (*calibration, task)])
     keys = [Patch(color=colour, label=label(form)) for form, colour in style.FORM_COLOURS.items()]
-    return Drawn(style.add_legend(fig, [*keys, style.tick_handle()]), table, style.facts(table, form=True))
+    fig = style.add_legend(fig, [*keys, Line2D([], [], **style.TICK)])
+    return Drawn(fig, table, style.facts(table, form=True))
 
 
 def safety_data_comparison(attack: pd.DataFrame) -> Drawn:
@@ -88,7 +88,7 @@ def _arms_by_form(table: pd.DataFrame, value: str, y: str, prompt: str) -> Drawn
                     style.draw_point(ax, x + shift, mark, value, markersize=4, **style.arm_look(arm))
         style.slanted_ticks(ax, FORMS)
         style.mark_empty(ax, [key for key in marks if key[:3] == (*calibration, task)])
-    fig = style.add_legend(fig, [*style.arm_handles(table), style.tick_handle()])
+    fig = style.add_legend(fig, [*style.arm_handles(table), Line2D([], [], **style.TICK)])
     return Drawn(fig, table, style.facts(table, value, form=True))
 
 
@@ -124,8 +124,8 @@ def guard_heatmap(guards: pd.DataFrame) -> Drawn:
             ax.axhline(line, color="white", linewidth=5)  # between guards
         ax.set_title(title, size="medium")
     single = guards[guards["form"] != "all"]
-    asked, made = (single.loc[side, "n"] for side in (single["side"] == "input", single["side"] != "input"))
-    n = f"input n = {span(asked)} prompts; output, both n = {span(made)} responses"
+    read = single["side"].map({"input": "input n = {} prompts"}).fillna("output, both n = {} responses")
+    n = "; ".join(words.format(span(counts)) for words, counts in single.groupby(read, sort=False)["n"])
     style.outer_labels(fig, "guard and what it reads", f"form of the prompt (per form: {n})")
     sns.despine(fig, left=True, bottom=True)
     style.colour_scale(fig, axes[0, 0], "blocked by the guard (%)")
@@ -249,7 +249,7 @@ def dial(frame: pd.DataFrame, x: str, x_label: str, y_label: str) -> Figure:
         ax.set_xlim(frame[x].min(), frame[x].max())
         ax.xaxis.set_major_locator(MaxNLocator(4))  # labels of neighbouring panels stay apart
         if frame[x].max() <= 1:
-            ax.xaxis.set_major_formatter(style.IN_PERCENT)
+            ax.xaxis.set_major_formatter(style.in_percent)
     axes[0, 0].set(**style.UNIT_AXIS)
     style.outer_labels(fig, y_label, f"{x_label} (n = {span(frame['n'])} prompts per point)")
     look = {"marker": "o", "markersize": 3}

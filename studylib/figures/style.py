@@ -16,7 +16,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 
 from studylib.analysis.readable import calibration_label, cell_words, label, span
 from studylib.study import files
@@ -33,12 +32,12 @@ FRONT = {"color": INK, "linewidth": 0.8, "linestyle": ":", "zorder": 2.5}
 HOLLOW = {"markerfacecolor": "white"}
 OURS = {"color": INK, "marker": "o", "markersize": 4.5}
 PUBLISHED = {"color": "#7F7F7F", "marker": "D", "markersize": 4.5, **HOLLOW}
+TICK = {"color": "black", "linewidth": 1.5, "label": "aligned model"}  # a line across a mark
 STAR = {"color": INK, "marker": "*", "markersize": 9}
 
 WIDTH = 7.2  # inches: the text width of a page
 PERCENT_TICKS = ((0, 0.25, 0.5, 0.75, 1), ("0", "", "50", "", "100"))
 UNIT_AXIS = {"ylim": (0, 1), "yticks": PERCENT_TICKS[0], "yticklabels": PERCENT_TICKS[1]}
-IN_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}")
 ATTACK = "attack success rate (% of harmful prompts answered)"
 OVER_REFUSAL = "over-refusal rate (% of benign twins refused)"
 
@@ -99,6 +98,11 @@ def facts(rows: pd.DataFrame, value: str = "rate", form: bool = False) -> dict:
         "aligned": span(100 * aligned[value]) if len(aligned) else "",
         "extremes": extremes(known, value, form),
     }
+
+
+def in_percent(share: float, _=None) -> str:
+    """A share (0-1) in percent, for the ticks of an axis."""
+    return f"{100 * share:.4g}"
 
 
 def points(difference: float) -> str:
@@ -236,7 +240,7 @@ def ends(value: float, low: float, high: float) -> list[list[float]]:
 def draw_tick(ax, x: float, row: dict | None, value: str) -> None:
     """The aligned model's value, where there is a row, as a line across the mark at x."""
     if row:  # above the axis line at 0, below the points
-        ax.hlines(row[value], x - 0.42, x + 0.42, color="black", linewidth=1.5, zorder=2.7, clip_on=False)
+        ax.hlines(row[value], x - 0.42, x + 0.42, zorder=2.7, clip_on=False, **TICK)
 
 
 def slanted_ticks(ax, words, start: float = 0) -> None:
@@ -250,11 +254,6 @@ def slanted_ticks(ax, words, start: float = 0) -> None:
 def dot_handle(text: str, **style) -> Line2D:
     """A legend's mark without a line."""
     return Line2D([], [], linestyle="", label=text, **style)
-
-
-def tick_handle() -> Line2D:
-    """A legend's tick of the aligned model."""
-    return Line2D([], [], color="black", linewidth=1.5, label="aligned model")
 
 
 def arm_look(safety_data: str) -> dict:
