@@ -21,12 +21,12 @@ PROFILE = load_profile("smoke")
 UNITS = [unit for name in STAGES for unit in units(PROFILE, name)]
 
 
-@pytest.fixture
 def is_complaint(output) -> bool:
     """Whether a cell's output is an error or a warning; a progress line, which begins anew, is neither."""
     return output.output_type == "error" or (output.get("name") == "stderr" and "\r" not in output["text"][:1])
 
 
+@pytest.fixture
 def paths(smoke_runs):
     return RunPaths(smoke_runs / "smoke", smoke_runs / "smoke")
 
