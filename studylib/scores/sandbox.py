@@ -47,7 +47,7 @@ REFUSED = (
     # other processes' memory and files
     *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"),
 )
-GRACE = 1  # seconds in which the sandbox ends by itself when it is told to, before it is killed
+GRACE = 1  # seconds in which the sandbox ends by itself when asked to, before it is killed
 LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/etc/ld.so.cache", "/nix/store")
 ENVIRONMENT = {"HOME": "/sandbox", "TMPDIR": "/sandbox", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0"}
 FLAGS = ("-s", "-S", "-P", "-B")  # no site, no user site, no program's folder on the path, no bytecode written

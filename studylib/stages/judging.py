@@ -149,8 +149,6 @@ def corrected(attack: pd.DataFrame, people: pd.DataFrame, judged: pd.DataFrame, 
     return pd.concat(parts).sort_index()
 
 
-
-
 def against(people: pd.DataFrame, profile: Profile, paths: RunPaths) -> pd.DataFrame | str:
     """How each of the profile's judges agrees with these labelled responses, all models together; or a sentence."""
     if people.empty:

@@ -16,6 +16,18 @@ def features(name, n):
     ]
 
 
+def loss_on_answers(rows):
+    """The untrained model's mean loss over all answer tokens of the rows, each row computed alone."""
+    with torch.no_grad():
+        answer_tokens, loss = 0, 0.0
+        for row in rows:
+            ids, labels = (torch.tensor([row[k]]) for k in ("input_ids", "labels"))
+            n = int((labels != -100).sum())
+            loss += float(model()(input_ids=ids, labels=labels).loss) * n
+            answer_tokens += n
+    return loss / answer_tokens
+
+
 def settings(**changes):
     return TrainSettings(**({"learning_rate": 5e-3, "steps": 12, "batch_size": 8} | changes))
 
@@ -98,14 +110,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch():
 def test_padding_carries_no_loss():
     rows = features("train_text_generation", 1) + features("train_classification", 1)
     whole = fitted(rows, {"steps": 1, "batch_size": 2, "warmup_ratio": 0.0})[0][0]["loss"]
-    with torch.no_grad():
-        answer_tokens, loss = 0, 0.0
-        for row in rows:
-            ids, labels = (torch.tensor([row[k]]) for k in ("input_ids", "labels"))
-            n = int((labels != -100).sum())
-            loss += float(model()(input_ids=ids, labels=labels).loss) * n
-            answer_tokens += n
-    assert whole == pytest.approx(loss / answer_tokens, rel=1e-3)
+    assert whole == pytest.approx(loss_on_answers(rows), rel=1e-3)
 
 
 def test_batches_are_random_sorted_inside_and_hold_every_row_once_an_epoch():
