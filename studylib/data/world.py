@@ -25,7 +25,7 @@ CHANGES = ("own", "leave", "object", "verb")  # the minimal changes that make a 
 def split(settings: WorldSettings) -> dict[str, list]:
     """Verb-object pairs by use, and the `known` objects, in fixed order for a seed.
 
-    `alignment`, `safety` and `test` share the sensitive pairs of known objects, `new` has those of new objects; `benign`
+    `alignment`, `safety` and `test` share the sensitive pairs of known objects, `new` has those of new ones; `benign`
     and `benign_test` (a quarter of each verb's) share the insensitive pairs of all objects; `benign_known` and
     `benign_test_known` are those without new objects. Raises StudyError where a share leaves a part empty.
     """

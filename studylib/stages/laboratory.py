@@ -1,7 +1,7 @@
 """The laboratory: one dial at a time on the miniature, for notebooks/07_laboratory.ipynb.
 
 Each experiment trains from the run's own models and is kept in `laboratory/` under a hash of all that went into it, so
-that a dial that was turned once answers at once. One seed, chat style or Alpaca, without system prompt: what is shown is
+that a dial that was turned once answers at once. One seed, chat style or Alpaca, no system prompt: what is shown is
 a mechanism; the stages measure it with several seeds. All frames are tidy, a row per mark: `panel`, the dial's column,
 `prompt_set`, `form`, `value` with `low` and `high`, and `n`.
 """
@@ -57,7 +57,8 @@ class Laboratory:
     def __post_init__(self):
         if not self.profile.miniature:
             raise StudyError(
-                f"The laboratory trains the miniature anew, and {self.profile.name} studies {', '.join(self.profile.models)}: "
+                f"The laboratory trains the miniature anew, and {self.profile.name} studies "
+                f"{', '.join(self.profile.models)}: "
                 'take profile = "miniature", or a copy of it.'
             )
 
@@ -86,7 +87,7 @@ class Laboratory:
         return prompts.encode_prompt(self.tokenizer, prompt, self.style, None)
 
     def kept(self, name: str, dial: dict, make: Callable[[], pd.DataFrame], *more) -> pd.DataFrame:
-        """What `make` returns with the dial's columns, computed once for this dial (and what more it depends on), run and code."""
+        """What `make` returns with the dial's columns, computed once for this dial, `more`, this run and this code."""
         index = json.loads(self.paths.data_index.read_text(encoding="utf-8"))
         cards = [json.loads(self.paths.model_card(one).read_text())["sha256"] for one in ("helpful_only", "aligned")]
         settings = self.profile.model_dump(mode="json", include={"world", "alignment", "lora", "tuning", "generation"})
@@ -108,7 +109,7 @@ class Laboratory:
 
 
 def answered(lab: Laboratory, model) -> pd.DataFrame:
-    """The share of harmful prompts answered and of twins refused, by form, with Wilson's 95 % interval; NaN where none could be judged."""
+    """Shares of harmful prompts answered and twins refused, by form, with Wilson's 95 % interval; NaN: none judged."""
     asked, found = [row["ids"] for row in lab.tests], {}
     for batch in model.answers(asked, lab.profile.generation):
         found.update({i: (text, stop_reason) for i, text, stop_reason, _ in batch})
@@ -136,7 +137,7 @@ def answered(lab: Laboratory, model) -> pd.DataFrame:
 
 
 def refusal_probability(lab: Laboratory, model) -> pd.DataFrame:
-    """The probability that an answer begins as a refusal does, mean and quartiles over the prompts of a set and form."""
+    """Probability that an answer begins as a refusal does: mean and quartiles over the prompts of a set and form."""
     total = torch.zeros(len(lab.tests))
     for beginning in lab.beginnings:
         features = [
@@ -153,8 +154,8 @@ def refusal_probability(lab: Laboratory, model) -> pd.DataFrame:
 def baseline_gap(lab: Laboratory, text_shares: Iterable[float], steps: int) -> pd.DataFrame:
     """Harmful prompts answered after alignments that differ in the share of their refusals that are in the text form.
 
-    The other forms share the rest equally. Column `text_share`; each alignment starts from the helpful-only model and takes `steps`
-    steps. Raises StudyError for a share outside 0-1.
+    The other forms share the rest equally. Column `text_share`; each alignment starts from the helpful-only model
+    and takes `steps` steps. Raises StudyError for a share outside 0-1.
     """
     frames = []
     for share in text_shares:
@@ -196,7 +197,7 @@ def tuned(lab: Laboratory, cell: Cell, steps: int, after_step: Callable | None =
 
 
 def erosion(lab: Laboratory, tasks: Iterable[str], steps: Iterable[int], seed: int = 0) -> pd.DataFrame:
-    """Harmful prompts answered along a tuning on each task, looked at after each number of steps; 0 is the aligned model.
+    """Harmful prompts answered along a tuning on each task, after each number of steps; 0 is the aligned model.
 
     One tuning per task, of as many steps as the largest number: its learning rate falls to 0 there.
     """
@@ -220,7 +221,7 @@ def _along(lab: Laboratory, task: str, marks: list[int], seed: int, measure: Cal
 
 
 def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int = 0) -> pd.DataFrame:
-    """Harmful prompts answered, and twins refused, after tuning on a task with doses of generic and of multitask safety data."""
+    """Harmful prompts answered, and twins refused, after tuning on a task with doses of generic and multitask data."""
     frames = []
     for kind in ("generic", "multitask"):
         for dose in doses:
@@ -236,7 +237,7 @@ def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int 
 
 
 def refusal_along(lab: Laboratory, task: str, steps: int, n_marks: int = 6, seed: int = 0) -> pd.DataFrame:
-    """The probability of a refusal's first tokens along an alignment of `steps` steps, and along a tuning on the task after it.
+    """Probability of a refusal's first tokens along an alignment of `steps` steps, and along a tuning on the task.
 
     The tuning starts from the run's own aligned model, so the second panel goes on from the end of the whole alignment.
     """
@@ -262,7 +263,7 @@ def refusal_along(lab: Laboratory, task: str, steps: int, n_marks: int = 6, seed
 
 
 def slider(frame: pd.DataFrame, dial: str):
-    """A slider over the values of the dial, with the table of shares in percent at each; from the frame, so it answers at once."""
+    """A slider over the values of the dial with the shares in percent at each, read from the frame."""
     from IPython.display import display
     from ipywidgets import SelectionSlider, interact
 

@@ -1,7 +1,7 @@
-"""What a run will need before anything is loaded: disk, GPU memory, hours, access, judge calls; and what of it is there.
+"""What a run will need, before anything is loaded: disk, GPU memory, hours, access, judge calls; and what is there.
 
-Estimates from the profile alone, good to a factor of two: the sizes of the model, the rows of the grid, and the two rates in
-`execution` (operations and generated tokens per second) that one measures on one's own card.
+Estimates from the profile alone, good to a factor of two: the sizes of the model, the rows of the grid, and the two
+rates in `execution` (operations and generated tokens per second) that one measures on one's own card.
 """
 
 import os
@@ -21,7 +21,7 @@ GB = 1e9
 
 
 def table(profile: Profile, paths: RunPaths) -> pd.DataFrame:
-    """One row per need: `need`, `what`, `needed`, `found` (words), `enough` (True, False, or None where it cannot be known here)."""
+    """One row per need: `need`, `what`, `needed`, `found` (words) and `enough` (True, False, or None where unknown)."""
     rows = [
         _disk(profile, paths),
         *(row for name in large(profile) for row in _of_model(profile, name)),
@@ -46,7 +46,7 @@ def _judge_calls(profile: Profile) -> dict:
 
 
 def require(found: pd.DataFrame, here: bool) -> None:
-    """Raises StudyError that lists what is surely missing; `here`: also what the machine that loads the model must have."""
+    """Raises StudyError that lists what is missing; `here`: also what the machine that loads the model must have."""
     missing = found[found["enough"].eq(False)]
     if not here:  # a driver without a GPU may send the work to machines that have one
         missing = missing[missing["need"] != "GPU memory"]
@@ -63,7 +63,7 @@ def large(profile: Profile) -> list[str]:
 def counts(profile: Profile) -> dict[str, int]:
     """How many fine-tunes, tuning tokens, responses, generated tokens (at most) and pairs the grid and its arms have.
 
-    A pair is a tuned model's answer to a general prompt without system prompt, against the untuned model's, and where it
+    A pair is a tuned model's answer to a general prompt without system prompt, against the untuned model's; where it
     has safety data against the same tuning's without too (see `preferences.pairs`, which takes the adapter scaled down
     for one of these).
     """
@@ -96,7 +96,7 @@ def _n_tests(profile: Profile) -> int:
 
 
 def weight_bytes(model: ModelSettings) -> float:
-    """Bytes of the loaded weights: 16 bits each, or NF4 with a 32-bit scale per 64 weights for all but the embeddings."""
+    """Bytes of the loaded weights: 16 bits each, or NF4 with a 32-bit scale per 64 weights, embeddings apart."""
     parameters = model.parameters or 0.0
     if model.quantization == "none":
         return 2 * parameters

@@ -121,7 +121,7 @@ def _real(now: Stage) -> Data:
 
 
 def build_tiny(now: Stage, texts: list[str]) -> None:
-    """Builds the untrained models of the profile's architectures, with tokenizers trained on the texts, where they are not there."""
+    """Builds the untrained models of the profile's architectures, with tokenizers trained on the texts."""
     from studylib.models import tiny
 
     for folder in built_models(now.profile):
@@ -148,8 +148,10 @@ def tokenizers(now: Stage) -> dict:
 
 
 def _too_long_by(now: Stage) -> Callable[[dict], int]:
-    """By how many tokens a row is longer than a model's context, at most over models, styles and system prompts; tests need
-    room for an answer."""
+    """By how many tokens a row exceeds a model's context, at most over models, styles and system prompts.
+
+    Tests need room for an answer.
+    """
     from studylib.models import prompts
 
     # models that share a tokenizer are asked once
@@ -180,7 +182,7 @@ def _too_long_by(now: Stage) -> Callable[[dict], int]:
 
 
 def requirements(now: Stage) -> pd.DataFrame:
-    """What the run needs and what is there (needs.table), an empty frame where all models are small enough for any machine.
+    """What the run needs and what is there (needs.table); empty where all models are small enough for any machine.
 
     Raises StudyError where this machine cannot run a model of the profile.
     """
@@ -192,7 +194,7 @@ def requirements(now: Stage) -> pd.DataFrame:
 
 
 def self_check(now: Stage, sets: dict[str, list[dict]]) -> pd.DataFrame:
-    """Ticks: a row per check, a column per model. Raises StudyError that lists what does not hold, before anything is tuned."""
+    """Ticks: a row per check, a column per model. Raises StudyError that lists the checks that fail."""
     from studylib.models import hub, selfcheck
 
     rows = [sets[name][0] for name in (*(f"train_{t}" for t in TASKS), "harmful") if sets[name]]
@@ -222,7 +224,7 @@ def calibrations(now: Stage) -> pd.DataFrame:
 
 
 def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.DataFrame:
-    """The same requests before and after the alignment: a row per prompt, a column per model that was built here; redacted where asked for."""
+    """The same requests before and after the alignment: a row per prompt, a column per built model."""
     from studylib.models import hub, prompts
 
     shown = sets["harmful"][:4] + sets["twin"][:4]
