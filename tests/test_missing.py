@@ -47,7 +47,7 @@ WORDS = {  # what a damage can be narrowed to; rows without that column are not
 }
 OF = {"verdicts": "responses", "scores": "responses", "across_verdicts": "across", "judged": "people"}
 VERDICTS = ("unjudged", "answered", "refused", "incoherent")
-EXAMPLES = 2  # beside the three named ones, about ten seconds each; raise it to search
+EXAMPLES = 1  # beside the three named ones, about ten seconds each; raise it to search
 
 
 class Rows(dict):
