@@ -183,7 +183,7 @@ def check_needs(profile: Profile, paths: RunPaths) -> None:
     if profile.data:
         from studylib.data import real
 
-        real.check(profile.data)
+        real.check_real(profile.data)
     from studylib.stages import needs
 
     if needs.large(profile):

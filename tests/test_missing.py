@@ -208,7 +208,7 @@ def make(kinds, folder, monkeypatch):
     }
     for name, instead in own.items():
         monkeypatch.setattr(f"studylib.{name}", instead)
-    for function in (agreement.compare, comparisons.comparisons):  # fewer draws
+    for function in (agreement.compare, comparisons.compare_arms):  # fewer draws
         monkeypatch.setattr(function, "__defaults__", tuple(50 if n == 2000 else n for n in function.__defaults__))
     executed("05_helpfulness")
     shown, variables = executed("06_findings")

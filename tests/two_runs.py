@@ -37,8 +37,8 @@ MANIFEST = {
 def put(runs, name, frames, manifest=MANIFEST):
     """A run folder with the two tables of those frames, as 06_findings writes them."""
     folder = runs / name
-    tables.write(tables.with_not_run(tables.attack_success(*frames[:2]), {}), folder / "tables" / "attack_success.csv")
-    tables.write(tables.with_not_run(tables.helpfulness(*frames), {}), folder / "tables" / "helpfulness.csv")
+    tables.write_table(tables.with_not_run(tables.attack_success(*frames[:2]), {}), folder / "tables" / "attack_success.csv")
+    tables.write_table(tables.with_not_run(tables.helpfulness(*frames), {}), folder / "tables" / "helpfulness.csv")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -64,7 +64,7 @@ def copied(made, tmp_path, monkeypatch):
 def changed(folder, table="attack_success", **columns):
     """The table of that run with columns replaced; a callable gets the frame."""
     path = folder / "tables" / f"{table}.csv"
-    tables.write(pd.read_csv(path, keep_default_na=False, na_values=[""]).assign(**columns), path)
+    tables.write_table(pd.read_csv(path, keep_default_na=False, na_values=[""]).assign(**columns), path)
 
 
 def where(frame, **wanted):
@@ -78,5 +78,5 @@ def with_a_second_model(runs):
     for table in ("attack_success", "helpfulness"):
         path = runs / TWO / "tables" / f"{table}.csv"
         rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        tables.write(pd.concat([rows.assign(model="large"), rows]), path)
+        tables.write_table(pd.concat([rows.assign(model="large"), rows]), path)
     return between_runs.read_runs([ONE, TWO])

@@ -28,7 +28,7 @@ Tables = dict[str, pd.DataFrame]
 Decided = tuple[str, str]  # verdict, and what was found in a few sentences
 
 
-def claims(found: Tables) -> pd.DataFrame:
+def check_claims(found: Tables) -> pd.DataFrame:
     """One row per model and claim of data/claims.yaml: verdict, what was found, what would change it, the figure.
 
     `found` holds the tables of `findings.tables_of` by name; a claim whose tables or arms are missing is "not run". A
@@ -45,7 +45,7 @@ def claims(found: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def in_words(table: pd.DataFrame, question: str, model: str = "") -> str:
+def claims_in_words(table: pd.DataFrame, question: str, model: str = "") -> str:
     """The claims of one question as Markdown: the verdict, what was found, and what would change the verdict."""
     if table.empty:
         return "**Not run:** no model has any response, so nothing can be said of the paper's claims."

@@ -45,7 +45,7 @@ _COST_NAMES = {"over_refusal": "over-refusal", "general": "general score", "task
 _ERODES_MOST_FIRST = ("code", "translation", "text_generation", "classification")  # as the paper has it
 
 
-def comparisons(
+def compare_arms(
     responses: pd.DataFrame,
     verdicts: pd.DataFrame | None = None,
     scores: pd.DataFrame | None = None,
@@ -260,7 +260,7 @@ def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: 
     """One row per model, tuned task and arm, chat style: its safety, its costs, and in words whether one would ship it.
 
     attack_success with its interval (all forms), over_refusal, general and task (the score on the tuned task); for each
-    `_difference` against the same tuning without safety data, `_verdict` of `comparisons.comparisons` (p below 0.05
+    `_difference` against the same tuning without safety data, `_verdict` of `comparisons.compare_arms` (p below 0.05
     after Holm), and for the three costs `_loss_up_to`, the largest loss within the difference's 95 % interval (0-1),
     and `_not_worse` ("yes" where the loss is shown to be under MARGIN). `margin` is the largest of the three losses:
     the margin that one has to grant to ship the arm. `verdict`: BASE of no safety data; NO_REDUCTION where attack

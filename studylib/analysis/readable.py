@@ -342,7 +342,7 @@ def paper_in_percent(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def significant_changes(compared: pd.DataFrame) -> pd.DataFrame:
-    """The significant rows of `comparisons.comparisons`, attack success over all forms, in percentage points."""
+    """The significant rows of `comparisons.compare_arms`, attack success over all forms, in percentage points."""
     rows = compared[compared["verdict"].isin(["worse", "better"]) & (compared["form"] == "all")]
     rows = rows[rows["measure"] == "attack_success_rate"]
     shown = {

@@ -208,7 +208,7 @@ def largest_differences(found: pd.DataFrame) -> pd.DataFrame:
     return shown.reset_index(drop=True)
 
 
-def in_percent(runs: Sequence[Run], measure: str = ATTACK, form: str = "all") -> pd.DataFrame:
+def runs_in_percent(runs: Sequence[Run], measure: str = ATTACK, form: str = "all") -> pd.DataFrame:
     """One row per cell, a column per run, as in "36 (24-50)" for percent and interval; "-" where a run has none."""
     rows = all_results(runs)
     keys = [key for key in known_by(rows) if key not in ("measure", "form")]
@@ -220,7 +220,7 @@ def in_percent(runs: Sequence[Run], measure: str = ATTACK, form: str = "all") ->
     return shown.reindex(columns=columns).astype(object).fillna("-")  # a run without any value has no text
 
 
-def in_words(runs: Sequence[Run]) -> str:
+def runs_in_words(runs: Sequence[Run]) -> str:
     """One paragraph: the share of comparable results that differ significantly, the largest difference, and caveats."""
     found, alone = differences(runs), in_one_run(runs)
     differ = found[found["verdict"].isin(SIGNIFICANT)]
@@ -276,12 +276,12 @@ def _scored_otherwise(alone: pd.DataFrame) -> list[str]:
     return said
 
 
-def write(runs: Sequence[Run], folder: Path) -> dict[str, pd.DataFrame]:
+def write_runs(runs: Sequence[Run], folder: Path) -> dict[str, pd.DataFrame]:
     """The tables `settings`, `times`, `differences` and `in_one_run` by name, each also written there as CSV."""
     found = {"settings": settings(runs), "times": times(runs)}
     found |= {"differences": differences(runs), "in_one_run": in_one_run(runs)}
     for name, table in found.items():
-        tables.write(table.reset_index() if table.index.name else table, Path(folder) / f"{name}.csv")
+        tables.write_table(table.reset_index() if table.index.name else table, Path(folder) / f"{name}.csv")
     return found
 
 

@@ -240,7 +240,7 @@ def variance(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> p
     return ordered(table[[*by, "n", "n_prompts", "n_seeds", "variance", "prompt", "seed", "prompt_x_seed", "sample"]])
 
 
-def write(frame: pd.DataFrame, path) -> None:
+def write_table(frame: pd.DataFrame, path) -> None:
     """Writes the table as CSV, floats with 6 significant digits, and as Parquet beside it, each whole or not at all."""
     write_text(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     write_parquet(Path(path).with_suffix(".parquet"), frame)

@@ -1,1 +1,15 @@
 """From sources to checked data sets."""
+
+from studylib import public
+
+PUBLIC = {
+    "cards": "export write",
+    "duplicates": "duplicates_report",
+    "fetching": "Absent fetch fetching_report register source",
+    "harmful": "shown",
+    "mixture": "check_tunings not_run_because tuned_on tuning_rows tunings",
+    "real": "check_real cut emptied origins own_files read used",
+    "sets": "absent check check_contamination evaluation_rows guard_rows kinds load save sets_of",
+    "world": "CHANGES build_sets lexicon",
+}
+__getattr__, __dir__, __all__ = public(__name__, PUBLIC)

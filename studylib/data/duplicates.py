@@ -73,7 +73,7 @@ def pairs(texts_a: list[str], texts_b: list[str] | None = None, threshold: float
     return pd.DataFrame({"a": a, "b": b, "cosine": cosine, "kind": kinds}).sort_values(["a", "b"], ignore_index=True)
 
 
-def report(
+def duplicates_report(
     sets: dict[str, list[dict]],
     threshold: float = THRESHOLD,
     text: Text | dict[str, Text] = content,

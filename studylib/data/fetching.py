@@ -359,7 +359,7 @@ def _cell(entry: Source, row: dict, column: str):
     return value
 
 
-def report(names: Iterable[str] | None = None, sources: Path | None = None) -> pd.DataFrame:
+def fetching_report(names: Iterable[str] | None = None, sources: Path | None = None) -> pd.DataFrame:
     """One row per source, all unless named: name, used_for, licence, redistributable, gated, rows, bytes, state.
 
     `state` is "intact (<place>)" (repository, mirror or cache), "not intact (<place>): <size>" or "not there: <why>".

@@ -211,7 +211,7 @@ def translate(
     if todo := [text for text in wanted if text not in french]:
         from studylib.models import translator
 
-        loaded = translator.load(model, revision)
+        loaded = translator.load_translator(model, revision)
         for start in tqdm(range(0, len(todo), batch_size), "French, batches", mininterval=10, delay=10):
             batch = todo[start : start + batch_size]
             made = translator.translate(*loaded, [prefix + text for text in batch], max_new_tokens)

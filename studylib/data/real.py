@@ -95,7 +95,7 @@ def _french(data: DataSettings) -> Path | None:
     return users_own(data.french, Path.is_file)
 
 
-def check(data: DataSettings) -> None:
+def check_real(data: DataSettings) -> None:
     """Raises StudyError for a name that is in no register, or of a kind that does not fit its place.
 
     Safety data may be a folder that `python -m studylib.data.safety_builder` wrote, by its path as seen from here or
@@ -143,7 +143,7 @@ def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[
     data.safety_multitask names. Training sets are longer than asked for, as rows will be dropped (see `cut`). `folder`
     keeps French that is made here. Raises StudyError where the harmful prompts are absent, or a file is damaged.
     """
-    check(data)
+    check_real(data)
     sets: dict[str, list[dict]] = {}
     absent: dict[str, str] = {}
     counted: dict[str, dict] = {}

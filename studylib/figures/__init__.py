@@ -1,1 +1,11 @@
 """From tables to pictures and captions."""
+
+from studylib import public
+
+PUBLIC = {
+    "catalogue": "FIGURES draw draw_runs",
+    "parts": "VERDICT_COLOURS",
+    "rates": "dial",
+    "style": "save set_theme",
+}
+__getattr__, __dir__, __all__ = public(__name__, PUBLIC)

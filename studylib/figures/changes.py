@@ -31,7 +31,7 @@ LINES = {  # measure and look of each line of the dose response
 def erosion_heatmap(comparisons: pd.DataFrame) -> Drawn:
     """The change of the attack success rate by tuning, in points, by tuned task (rows) and form; panels by calibration.
 
-    `comparisons` is the table of `comparisons.comparisons`. Colours from -100 to 100 points. Hatched and in brackets:
+    `comparisons` is the table of `comparisons.compare_arms`. Colours from -100 to 100 points. Hatched and in brackets:
     not significant; a dash on grey: no pairs or too few. The column at the right pools the forms. Raises ValueError
     where the table compares no tuned model with the untuned one, and for several judges or models.
     """

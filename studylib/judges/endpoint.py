@@ -94,7 +94,7 @@ class Endpoint(Settings):
         return None if None in prices else (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
 
-def endpoint(**given) -> Endpoint:
+def open_endpoint(**given) -> Endpoint:
     """The endpoint of the environment, with these settings (fields of Endpoint) over it.
 
     Raises StudyError where address or model is missing, and for unknown settings and wrong values; it never shows one.
@@ -137,7 +137,7 @@ def judge_all(
     cap would be exceeded, and at once for a status of ADVICE. During the work, caps leave the rest unjudged; the cost
     may exceed its cap by the calls under way.
     """
-    settings = settings or endpoint()
+    settings = settings or open_endpoint()
     check_texts(prompts=prompts, stop_reasons=stop_reasons)
     found = _judge_questions(prompts, responses, forms, settings)
     outcomes = ask_all([one for one in found if isinstance(one, Question)], settings, cache_path)
@@ -150,7 +150,7 @@ def plan(prompts, responses, forms, settings: Endpoint | None = None, cache_path
     `known` rows are in the cache, `calls` are the least for the rest. Tokens are estimated (UTF-8 bytes / 3, and
     max_tokens for each reply); cost None: unknown.
     """
-    settings = settings or endpoint()
+    settings = settings or open_endpoint()
     found = _judge_questions(prompts, responses, forms, settings)
     questions = [one for one in found if isinstance(one, Question)]
     rows = {"judge": judge_id(settings), "rows": len(found), "without_call": len(found) - len(questions)}

@@ -105,7 +105,7 @@ def _scores(name: str, side: str, frame: pd.DataFrame, rows: list[dict], asking:
         except StudyError as error:
             return {"score": np.nan, "reason": f"not run: {error}"}
     if name == "moderation_endpoint":  # reads one text, so the response without its prompt
-        settings = endpoint.endpoint(**{**asking, "model": MODERATION_MODEL})
+        settings = endpoint.open_endpoint(**{**asking, "model": MODERATION_MODEL})
         scored = [(np.nan if flag is None else float(flag), "") for flag in moderate(texts[-1], settings)]
     else:
         score = open_models.prompt_scores if side == "input" else open_models.response_scores
@@ -122,7 +122,7 @@ def moderate(
     Without settings, the endpoint of the environment with the model omni-moderation-latest. An empty text is not
     flagged, without a call. Long texts, retries, cache, caps and errors as in `endpoint.judge_all`.
     """
-    settings = settings or endpoint.endpoint(model=MODERATION_MODEL)
+    settings = settings or endpoint.open_endpoint(model=MODERATION_MODEL)
     endpoint.check_texts(texts=texts)
     questions = [None if is_blank(text) else _moderation(text, settings) for text in texts]
     outcomes = endpoint.ask_all(list(filter(None, questions)), settings, cache_path)

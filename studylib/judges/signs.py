@@ -13,7 +13,7 @@ from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.words import StudyError
 from studylib.text import refusals
-from studylib.text.normal import normal
+from studylib.text.normal import normal_form
 from studylib.text.shown import without_invisible
 
 # Reasoning that some models write down before the response.
@@ -108,7 +108,7 @@ def _read(response: str) -> str:
         response = response[:HEAD] + "\n" + response[-TAIL:]
     lines = []
     for line in response.splitlines():
-        line = normal(line)
+        line = normal_form(line)
         if '"' in line:  # what is quoted is not the assistant's own
             unquoted = refusals.QUOTATION.sub("", line)
             line = unquoted if len(unquoted) > 20 else line
@@ -149,7 +149,7 @@ def signs(prompt: str, response: str) -> tuple[dict[str, float], list[str]]:
     """
     text = _read(response)
     starts = [0, *(end.end() for end in SENTENCE.finditer(text) if end.end() < len(text))]
-    asked = set(_stems(normal(prompt[:HEAD])))
+    asked = set(_stems(normal_form(prompt[:HEAD])))
     found, n = _found(text, starts, asked), len(starts)
     seen = response[:20_000]
     values: dict[str, float] = {}

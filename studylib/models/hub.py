@@ -99,7 +99,7 @@ def build_model(settings: ModelSettings, tokenizer, seed: int) -> LlamaForCausal
     return LlamaForCausalLM(config)
 
 
-def build(texts: list[str], settings: ModelSettings, seed: int, folder: Path) -> None:
+def build_miniature(texts: list[str], settings: ModelSettings, seed: int, folder: Path) -> None:
     """Writes an untrained model and its tokenizer into the folder."""
     tokenizer = build_tokenizer(texts, settings.vocabulary)
     build_model(settings, tokenizer, seed).save_pretrained(folder)

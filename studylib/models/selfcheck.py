@@ -344,7 +344,7 @@ class _Case:
         return f"{len(found)} responses of at most {self.n_new} tokens"
 
 
-def check(
+def self_check(
     model,
     tokenizer,
     settings: ModelSettings,
@@ -371,7 +371,7 @@ def check(
     return pd.DataFrame(found, columns=["name", "holds", "found"])
 
 
-def require(frame: pd.DataFrame) -> None:
+def require_self_check(frame: pd.DataFrame) -> None:
     """Raises StudyError that lists the checks that do not hold, and what was found instead."""
     failed = frame[~frame["holds"]]
     if len(failed):

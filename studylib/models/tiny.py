@@ -28,7 +28,7 @@ def traits() -> dict:
     return read_yaml(DATA / "tiny_models.yaml")
 
 
-def build(name: str, texts: list[str], folder: str | Path, seed: int) -> Path:
+def build_tiny(name: str, texts: list[str], folder: str | Path, seed: int) -> Path:
     """The folder, after an untrained model of 0.3 to 0.7 million parameters has been written there with its tokenizer.
 
     An ordinary model folder: config, generation settings, safetensors in fp32, a fast tokenizer trained on the texts, a

@@ -8,7 +8,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from studylib.study.words import StudyError
 
 
-def load(model: str, revision: str | None) -> tuple:
+def load_translator(model: str, revision: str | None) -> tuple:
     """The model (a hub id at a revision, or a folder) and its tokenizer. Raises StudyError where loading fails."""
     pinned = {} if Path(model).is_dir() else {"revision": revision}
     try:

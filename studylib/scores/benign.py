@@ -7,7 +7,7 @@ import pandas as pd
 
 from studylib.scores.programs import code_of, pass_at_1, syntax
 from studylib.study.words import StudyError
-from studylib.text.normal import WORD, normal
+from studylib.text.normal import WORD, normal_form
 
 PASSED = "pass_at_1"
 LABELS = 20  # a classification with more different references is none
@@ -20,7 +20,7 @@ def same_text(response: str, reference: str) -> float:
 
 def same_label(response: str, reference: str) -> float:
     """1.0 where both have the same words, whatever case and punctuation, else 0.0."""
-    return float(WORD.findall(normal(response)) == WORD.findall(normal(reference)))
+    return float(WORD.findall(normal_form(response)) == WORD.findall(normal_form(reference)))
 
 
 @lru_cache(2**16)
@@ -126,7 +126,7 @@ def _of_translation(responses: list[str], references: list[str]) -> dict[str, fl
 def _of_labels(responses: list[str], references: list[str]) -> dict[str, float]:
     from sklearn.metrics import f1_score
 
-    right, said = ([" ".join(WORD.findall(normal(text))) for text in texts] for texts in (references, responses))
+    right, said = ([" ".join(WORD.findall(normal_form(text))) for text in texts] for texts in (references, responses))
     labels = sorted(set(right))
     if not 1 < len(labels) <= LABELS:
         return {"macro_f1": float("nan")}

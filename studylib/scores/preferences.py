@@ -106,7 +106,7 @@ def judge_pairs(pairs: pd.DataFrame, settings: Endpoint | None = None, cache_pat
     both alone. Deviation: their judge explains itself first; ours says one word, which can be read strictly and costs
     little.
     """
-    settings = settings or endpoint.endpoint()
+    settings = settings or endpoint.open_endpoint()
     found = _questions(pairs, settings)
     questions = [question for one in found if isinstance(one[0], Question) for question in one]
     outcomes = ask_all(questions, settings, cache_path)

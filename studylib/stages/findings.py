@@ -45,7 +45,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         "attack_success": tables.with_not_run(attack, not_run),
         "helpfulness": tables.with_untested(cost, missing),
         "answered_share": tables.with_not_run(share, not_run),
-        "comparisons": comparisons.comparisons(rows, None, scored),
+        "comparisons": comparisons.compare_arms(rows, None, scored),
         "by_seed": tables.by_seed(rows),
         "verdict_shares": tables.verdict_shares(rows),
         "variance": tables.variance(rows),
@@ -61,10 +61,10 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
     found["arms"] = comparisons.which_to_ship(attack, cost, found["comparisons"])
-    found["claims"] = claims.claims(found)
+    found["claims"] = claims.check_claims(found)
     found["paper_vs_ours"] = claims.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
-        tables.write(table, stage.paths.table(name))
+        tables.write_table(table, stage.paths.table(name))
     folder = stage.paths.table("x").parent
     for name, (shown, *words) in for_papers(found).items():
         readable.write_for_papers(shown, folder / "for_papers" / name, *words)
@@ -76,7 +76,7 @@ def what_the_tables_are() -> str:
     """Markdown: what each table of the run is and what its columns mean, as its function says."""
     names = ("attack_success", "helpfulness", "answered_share", "over_refusal_by_kind", "by_seed", "calibration_grid")
     made = {name: getattr(tables, name) for name in (*names, "verdict_shares", "variance")}
-    made |= {"set_scores": benign.of_sets, "win_rates": preferences.win_rate, "comparisons": comparisons.comparisons}
+    made |= {"set_scores": benign.of_sets, "win_rates": preferences.win_rate, "comparisons": comparisons.compare_arms}
     made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
     made |= {"attack_success_by_judge": judging.corrected}
@@ -144,7 +144,7 @@ def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
     blind = attack["judge"].isin(registry.without_refusals())
     found["attack_success_by_judge"] = attack.assign(note=np.where(blind, BLIND, ""))
     for name, table in found.items():
-        tables.write(table, stage.paths.table(name))
+        tables.write_table(table, stage.paths.table(name))
     said = f" `coherence` calls {(babble['verdict'] == 'incoherent').sum():,} of {len(babble):,} responses incoherent."
     return found | {"people": absent, "coherence": said if len(babble) else ""}
 

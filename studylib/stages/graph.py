@@ -243,11 +243,11 @@ def _modules(folder: Path, module: str, name: str) -> set[Path]:
 
 @cache
 def _public(path: Path) -> dict[str, str]:
-    """The module of each public name of a room: what its `__init__.py` has as `PUBLIC = {"module": ["name", ...]}`."""
+    """The module of each public name of a room: what its `__init__.py` has as `PUBLIC = {"module": "name ..."}`."""
     tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([])
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PUBLIC":
-            return {name: module for module, names in ast.literal_eval(node.value).items() for name in names}
+            return {name: module for module, names in ast.literal_eval(node.value).items() for name in names.split()}
     return {}
 
 

@@ -87,7 +87,7 @@ def _options(profile: Profile, paths: RunPaths) -> dict[str, dict]:
     if "classifier" in profile.judges:
         options["classifier"] = {"weights": classifier_weights(paths)}
     if "endpoint" in profile.judges:
-        options["endpoint"] = {"settings": endpoint.endpoint(**profile.endpoint)}
+        options["endpoint"] = {"settings": endpoint.open_endpoint(**profile.endpoint)}
     return options
 
 

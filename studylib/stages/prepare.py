@@ -61,10 +61,10 @@ def register(profile: Profile) -> pd.DataFrame:
     Empty where all is generated.
     """
     if not profile.data:
-        return fetching.report([])
+        return fetching.fetching_report([])
     models = {model.source for model in profile.models.values()} | {profile.data.translator}
     named = [name for name, entry in fetching.register().items() if entry.kind == "model" and entry.model in models]
-    return fetching.report([*real.used(profile.data), *named])
+    return fetching.fetching_report([*real.used(profile.data), *named])
 
 
 def data(now: Stage) -> Data:
@@ -111,7 +111,7 @@ def _real(now: Stage) -> Data:
     ]
     build_tiny(now, texts)
     with now.clock("data"):
-        overlap = duplicates.report(sets, settings.near_duplicate)
+        overlap = duplicates.duplicates_report(sets, settings.near_duplicate)
         sets, counts, dropped = real.cut(sets, now.profile, _too_long_by(now), settings.seed)
         absent = real.emptied(counts, absent) | absent
         datasets.save(now.paths, sets, absent=absent, origins=real.origins(settings, absent))
@@ -129,7 +129,7 @@ def build_tiny(now: Stage, texts: list[str]) -> None:
         with now.clock("training"):
             aside = path.with_name(f".{folder}.part")
             shutil.rmtree(aside, ignore_errors=True)
-            tiny.build(folder.removeprefix(TINY.replace("/", "_")), texts, aside, seed=0)
+            tiny.build_tiny(folder.removeprefix(TINY.replace("/", "_")), texts, aside, seed=0)
             shutil.rmtree(path, ignore_errors=True)
             aside.rename(path)
         weights = (path / "model.safetensors").read_bytes()
@@ -202,13 +202,13 @@ def self_check(now: Stage, sets: dict[str, list[dict]]) -> pd.DataFrame:
     for name, settings in now.profile.models.items():
         with now.clock("self-check"):
             model, tokenizer = hub.load(cells.model_folder(now.paths, now.profile, name), settings)
-            checks = selfcheck.check(
+            checks = selfcheck.self_check(
                 model, tokenizer, settings, now.profile.system_prompt, rows, now.profile.lora, now.profile.generation
             )
             del model
         found[name] = checks.set_index("name")["holds"]
         failed.append(checks.assign(name=name + ": " + checks["name"]))
-    selfcheck.require(pd.concat(failed, ignore_index=True))
+    selfcheck.require_self_check(pd.concat(failed, ignore_index=True))
     return pd.DataFrame(found)
 
 
@@ -310,7 +310,7 @@ def _train_miniature(paths, profile, clock, name, data, settings) -> dict:
             texts = [m["content"] for one in VOCABULARY for row in datasets.load(paths, one) for m in row["messages"]]
             # what every prompt of a calibration holds is worth whole words
             texts += [prompts.ALPACA, profile.system_prompt] * 200
-            hub.build(texts, profile.miniature, profile.world.seed, aside)
+            hub.build_miniature(texts, profile.miniature, profile.world.seed, aside)
         else:
             shutil.copytree(paths.model("helpful_only"), aside, ignore=shutil.ignore_patterns("study.json"))
         model = engine.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), settings)

@@ -16,7 +16,7 @@ DASH = re.compile(r"(?<!\d)-(?!\d)")
 FUNCTION_WORDS = 0.05  # share of a language's function words from which a text is in it
 
 
-def normal(text: str) -> str:
+def normal_form(text: str) -> str:
     """The text as the judges' word lists expect it: lower case, no accents, contractions written out, single spaces.
 
     An apostrophe that is left is followed by a space: see the head of `data/refusals.yaml`.

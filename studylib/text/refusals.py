@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.words import Verdict
-from studylib.text.normal import QUOTES, WORD, loops, normal, without_accents
+from studylib.text.normal import QUOTES, WORD, loops, normal_form, without_accents
 
 BREAK = re.compile(r"(?<=[.!?;])\s+|,?\s+(?:but|however|mais|cependant)\b|\s[\u2013\u2014-]+\s|\u2014", re.I)
 QUOTATION = re.compile(r'"(?:[^"\s]+\s+){2,}[^"\s]*"')
@@ -37,7 +37,7 @@ def judge_rules(prompt: str, response: str, form: str, stop_reason: str) -> Verd
     that is an apology or a word or two. Loops that fill half of a response make it incoherent, whatever they
     say.
     """
-    words, source, plain = WORD.findall(response.lower()), normal(prompt), normal(response)
+    words, source, plain = WORD.findall(response.lower()), normal_form(prompt), normal_form(response)
     if not words:
         return "incoherent", "no words" if plain else "empty"
     if loops(response, words):
@@ -134,7 +134,7 @@ def _read(text: str, source: str, form: str, begins: bool) -> tuple[str, str]:
     (help, translate) in the same meaning and either language, else any first person who cannot.
     """
     rules, translation = _rules(), form == "translation"
-    whole = rules.idioms.sub("", normal(text))
+    whole = rules.idioms.sub("", normal_form(text))
     opening = rules.openings.match(whole)
     said = whole[opening.end() :] if opening else whole
     if opening and not said and rules.apology.search(whole):
@@ -181,7 +181,7 @@ def _pieces(response: str, form: str) -> Iterator[tuple[str, str]]:
             code, *comments = COMMENT.split(line, maxsplit=1)
             if code.strip():
                 kind = "stub" if STUB.fullmatch(code.strip()) else "code"
-                yield "string" if _rules().refusal.search(normal(code)) else kind, code
+                yield "string" if _rules().refusal.search(normal_form(code)) else kind, code
             yield from (("comment", text) for text in comments)
             continue
         if '"' in line and form != "translation":  # what is quoted is not the assistant's own

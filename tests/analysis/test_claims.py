@@ -36,7 +36,7 @@ def decided(claim, **found):
     """Verdict and sentence of the claim that begins so; an attack table is there always."""
     nothing = pd.DataFrame([rated("all", 0.1)]), pd.DataFrame([rated("code", np.nan, "none", "none")])
     base = {"attack_success": nothing[0], "answered_share": nothing[1]}
-    table = claims.claims(base | {name: pd.DataFrame(rows) for name, rows in found.items()})
+    table = claims.check_claims(base | {name: pd.DataFrame(rows) for name, rows in found.items()})
     row = table[table["claim"].str.startswith(claim)].iloc[0]
     return row["verdict"], row["found"]
 
@@ -47,7 +47,7 @@ def test_every_claim_is_decided_for_every_model_with_a_sentence_and_what_would_c
     given = pd.concat([verdicts, verdicts.assign(response_id="o" + verdicts["response_id"])])
     marks = pd.concat([scores, scores.assign(response_id="o" + scores["response_id"])])
     found = {"attack_success": tables.attack_success(both, given), "answered_share": tables.answered_share(both, given)}
-    table = claims.claims(found | {"comparisons": comparisons.comparisons(both, given, marks, draws=0)})
+    table = claims.check_claims(found | {"comparisons": comparisons.compare_arms(both, given, marks, draws=0)})
     assert len(table) == 2 * len(CLAIMS) and set(table["model"]) == {"miniature", "other"}
     assert set(table["verdict"]) <= {SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_RUN}
     assert (table[["found", "would_change", "figure"]] != "").all(axis=None)
@@ -190,5 +190,5 @@ def test_the_claims_of_a_question_are_read_with_the_verdict_first():
     table = pd.DataFrame(
         [["m", "RQ1", "It erodes.", SUPPORTED, "By 3 points.", "less.", "x", True]], columns=claims.COLUMNS
     )
-    words = claims.in_words(table, "RQ1")
+    words = claims.claims_in_words(table, "RQ1")
     assert words == "**Supported: It erodes.** By 3 points. *What would change this verdict: less.*"

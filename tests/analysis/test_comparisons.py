@@ -8,7 +8,7 @@ from scipy.stats import t as student
 
 from studylib.analysis import comparisons as module
 from studylib.analysis import stats, tables
-from studylib.analysis.comparisons import ARM, KINDS, LESS_IS_BETTER, MARGIN, OTHER, comparisons
+from studylib.analysis.comparisons import ARM, KINDS, LESS_IS_BETTER, MARGIN, OTHER, compare_arms
 from studylib.analysis.rates import outcomes
 from studylib.study.grid import Cell
 from studylib.study.words import FORMS
@@ -18,7 +18,7 @@ UNTUNED = {"finetune_task": "none"}
 
 
 def compared(*pairs, scores=None, draws=0):
-    return comparisons(*joined(*pairs), scores, draws)
+    return compare_arms(*joined(*pairs), scores, draws)
 
 
 def only(table, kind, **columns):
@@ -65,7 +65,7 @@ def simulated():
 
 @pytest.fixture(scope="module")
 def table(simulated):
-    return comparisons(*simulated, draws=200)
+    return compare_arms(*simulated, draws=200)
 
 
 def test_tuning_is_compared_with_the_untuned_model_on_the_same_prompts():
@@ -277,7 +277,7 @@ def test_shuffled_rows_and_words_as_categories_give_the_same_table(simulated, ta
     responses, verdicts, scores = (frame.sample(frac=1, random_state=i) for i, frame in enumerate(simulated))
     first = responses["model"] == "miniature"  # models come in the order in which they appear
     responses = pd.concat([responses[first], responses[~first]])
-    again = comparisons(responses, verdicts, scores, draws=0)
+    again = compare_arms(responses, verdicts, scores, draws=0)
     exact = [name for name in table if not name.startswith("bootstrap")]
     pd.testing.assert_frame_equal(again[exact], table[exact], check_dtype=False, rtol=1e-9)
     words = [*ARM, "model", "form", "prompt_set", "prompt_id", "intent"]
@@ -287,14 +287,14 @@ def test_shuffled_rows_and_words_as_categories_give_the_same_table(simulated, ta
         simulated[1].astype(dict.fromkeys(["judge", "verdict", "reason"], "category")),
         simulated[2].astype({"metric": "category"}),
     )
-    again = comparisons(*categories, draws=0)
+    again = compare_arms(*categories, draws=0)
     pd.testing.assert_frame_equal(again[exact], table[exact], check_dtype=False, check_categorical=False, rtol=1e-9)
 
 
 def test_rows_and_verdicts_that_are_there_twice_count_once():
     arms = joined(few(["refused"] * 4, **UNTUNED), few(["answered", "refused", "refused", "answered"]))
-    twice = comparisons(*(pd.concat([frame] * 2, ignore_index=True) for frame in arms), draws=50)
-    pd.testing.assert_frame_equal(twice, comparisons(*arms, draws=50))
+    twice = compare_arms(*(pd.concat([frame] * 2, ignore_index=True) for frame in arms), draws=50)
+    pd.testing.assert_frame_equal(twice, compare_arms(*arms, draws=50))
 
 
 def test_an_arm_without_its_untuned_model_has_a_row_that_says_no_pairs(table):
@@ -341,7 +341,7 @@ def test_arms_judged_by_different_judges_are_not_compared():
 def test_each_judge_has_comparisons_of_its_own():
     (untuned, rules), (tuned, more) = few(["refused"] * 6, **UNTUNED), few(["answered"] * 6)
     model = pd.concat([rules, more]).assign(judge="model", verdict="refused")
-    found = comparisons(pd.concat([untuned, tuned]), pd.concat([rules, more, model]), draws=0)
+    found = compare_arms(pd.concat([untuned, tuned]), pd.concat([rules, more, model]), draws=0)
     rules, model = (only(found, "tuning", metric=judge) for judge in ("rules", "model"))
     assert (rules["difference"], model["difference"]) == (1, 0)
     assert (rules["verdict"], model["verdict"], rules["n_family"]) == ("worse", "not significant", 1)
@@ -453,7 +453,7 @@ def test_bootstrap_intervals_are_percentiles_of_resampled_pairs_and_nan_without_
 def test_no_responses_give_an_empty_table_with_all_columns(table):
     responses, verdicts = few(["answered"])
     for given in ((responses.iloc[:0], verdicts), (responses.iloc[:0], verdicts.iloc[:0])):
-        found = comparisons(*given)
+        found = compare_arms(*given)
         assert found.empty and list(found) == list(table)
 
 
@@ -462,7 +462,7 @@ def test_a_stage_of_which_nothing_was_run_has_no_comparisons(table):
     from studylib.stages.cells import COLUMNS
 
     responses = pd.DataFrame(columns=COLUMNS)
-    found = comparisons(responses, judge(responses))
+    found = compare_arms(responses, judge(responses))
     assert found.empty and list(found) == list(table)
 
 
@@ -472,7 +472,7 @@ def test_the_untuned_model_alone_is_compared_with_its_own_calibrations_only():
 
 
 def test_a_written_table_of_comparisons_reads_back_with_none_as_a_word(tmp_path, table):
-    tables.write(table, tmp_path / "comparisons.csv")
+    tables.write_table(table, tmp_path / "comparisons.csv")
     again = pd.read_csv(tmp_path / "comparisons.csv")
     assert set(again.loc[again["kind"] == "tuning", "other_finetune_task"]) == {"none"}
     assert set(again.loc[again["kind"] == "mitigation", "other_safety_data"]) == {"none"}

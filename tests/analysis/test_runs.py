@@ -73,7 +73,7 @@ def test_a_run_and_its_copy_differ_in_nothing(runs):
     )
     assert between_runs.settings(pair).empty
     assert between_runs.settings_in_words(pair) == "Nothing in the manifests differs but the times."
-    words = between_runs.in_words(pair)
+    words = between_runs.runs_in_words(pair)
     assert words.startswith(f"**0 of {n_results} comparable results (0 %) differ significantly**")
     assert "largest" not in words and "Caveats" not in words and "before tuning" not in words
 
@@ -94,7 +94,7 @@ def test_the_later_run_is_lower_where_it_answers_less_and_the_first_is_what_it_i
 
 def test_the_words_and_the_short_table_give_the_share_of_significant_differences_and_the_largest(runs):
     pair = between_runs.read_runs([ONE, TWO])
-    found, words = between_runs.differences(pair), between_runs.in_words(between_runs.read_runs([ONE, TWO]))
+    found, words = between_runs.differences(pair), between_runs.runs_in_words(between_runs.read_runs([ONE, TWO]))
     differ = found[found["verdict"] == "lower"]
     share = 100 * len(differ) / len(found)
     assert f"**{len(differ)} of {len(found)} comparable results ({share:.0f} %) differ significantly**" in words
@@ -103,7 +103,7 @@ def test_the_words_and_the_short_table_give_the_share_of_significant_differences
     short = between_runs.largest_differences(found)
     assert len(short) == len(differ) and short["points"].iloc[0].startswith("-100 (-100 to ")
     assert where(short, **CODE)["its_percent"].iloc[0].startswith("100 (")
-    shown = between_runs.in_percent(pair)
+    shown = between_runs.runs_in_percent(pair)
     assert list(shown) == [ONE, TWO]
     cell = shown.xs("code", level="finetune_task").xs("none", level="safety_data")
     assert cell[ONE].str.startswith("100 (").all() and cell[TWO].str.startswith("0 (0-").all()
@@ -172,7 +172,7 @@ def test_other_prompts_are_noted_for_the_measures_that_asked_them_and_no_others(
         "over_refusal_rate": other,
         "task_score": [""],
     }
-    assert "Caveats: different prompts." in between_runs.in_words(pair)
+    assert "Caveats: different prompts." in between_runs.runs_in_words(pair)
 
 
 def test_a_rate_of_another_judge_is_compared_and_noted_and_a_score_of_another_metric_is_not_compared(runs):
@@ -187,8 +187,8 @@ def test_a_rate_of_another_judge_is_compared_and_noted_and_a_score_of_another_me
     alone = between_runs.in_one_run(pair)
     assert set(alone["metric"]) == {"chrf", "bleu"} and set(alone["run"]) == {ONE, TWO}
     said = "Scored by different metrics, and not compared: task score, translation (chrf in one, bleu in two)."
-    assert between_runs.in_words(pair).endswith(said)
-    assert "different metrics" not in between_runs.in_words(pair[:1] * 2)
+    assert between_runs.runs_in_words(pair).endswith(said)
+    assert "different metrics" not in between_runs.runs_in_words(pair[:1] * 2)
 
 
 def test_another_model_or_share_of_safety_data_is_compared_and_noted_where_each_run_has_one(runs):
@@ -210,9 +210,9 @@ def test_of_a_run_with_several_models_only_the_same_model_is_compared(runs):
     assert set(alone["model"]) == {"large"} and set(alone["run"]) == {TWO}
     assert (
         f"In one run only, and not compared: {len(alone)} of two (tuned on none (aligned), "
-        in between_runs.in_words(pair)
+        in between_runs.runs_in_words(pair)
     )
-    assert "miniature" in str(between_runs.in_percent(pair).index)
+    assert "miniature" in str(between_runs.runs_in_percent(pair).index)
 
 
 def test_what_one_run_alone_has_is_counted_and_named_and_nan_is_not_there(runs):
@@ -223,8 +223,8 @@ def test_what_one_run_alone_has_is_counted_and_named_and_nan_is_not_there(runs):
     alone = between_runs.in_one_run(pair)
     assert len(alone) == n_code and set(alone["run"]) == {ONE} and set(alone["finetune_task"]) == {"code"}
     assert where(between_runs.differences(pair), measure="attack_success_rate", finetune_task="code").empty
-    assert f"In one run only, and not compared: {n_code} of one (tuned on code)." in between_runs.in_words(pair)
-    assert between_runs.in_percent(pair).xs("code", level="finetune_task")[TWO].eq("-").all()
+    assert f"In one run only, and not compared: {n_code} of one (tuned on code)." in between_runs.runs_in_words(pair)
+    assert between_runs.runs_in_percent(pair).xs("code", level="finetune_task")[TWO].eq("-").all()
 
 
 def test_a_result_that_the_first_run_lacks_is_compared_with_the_next_that_has_it(runs):
@@ -247,20 +247,20 @@ def test_what_was_not_judged_is_counted_also_where_nothing_was(runs):
     n_all = where(pair[0].tables["attack_success"], form="all")["n"].sum()
     n_code = where(pair[0].tables["attack_success"], form="all", finetune_task="code")["n"].sum()
     said = f"not judged, and are left out: 0 of {n_all} in one, {n_code} of {n_all} in two."
-    assert said in between_runs.in_words(pair)
+    assert said in between_runs.runs_in_words(pair)
     changed(runs / TWO, n_unjudged=0)
-    assert "not judged" not in between_runs.in_words(between_runs.read_runs([ONE, TWO]))
+    assert "not judged" not in between_runs.runs_in_words(between_runs.read_runs([ONE, TWO]))
 
 
 def test_nothing_comparable_is_said(runs):
     changed(runs / TWO, style="alpaca")
     changed(runs / TWO, "helpfulness", style="alpaca")
-    assert between_runs.in_words(between_runs.read_runs([ONE, TWO])).startswith("**No result is in two of these runs**")
+    assert between_runs.runs_in_words(between_runs.read_runs([ONE, TWO])).startswith("**No result is in two of these runs**")
 
 
 def test_models_built_anew_are_told_as_no_interval_covers_them(runs):
     with_manifest(runs / TWO, lambda manifest: manifest["models"]["aligned"].update(sha256="8" * 64))
-    assert "The models before tuning are not the same" in between_runs.in_words(between_runs.read_runs([ONE, TWO]))
+    assert "The models before tuning are not the same" in between_runs.runs_in_words(between_runs.read_runs([ONE, TWO]))
 
 
 def test_all_finished_runs_are_compared_where_none_is_named(runs):
@@ -324,7 +324,7 @@ def test_no_run_at_all_says_how_to_make_the_first(tmp_path, monkeypatch):
 )
 def test_a_table_that_cannot_be_used_is_named_with_its_run(runs, change, said):
     path = runs / TWO / "tables" / "attack_success.csv"
-    tables.write(change(pd.read_csv(path, keep_default_na=False, na_values=[""])), path)
+    tables.write_table(change(pd.read_csv(path, keep_default_na=False, na_values=[""])), path)
     with pytest.raises(StudyError, match=f"attack_success.csv of the run two {said}"):
         between_runs.differences(between_runs.read_runs([ONE, TWO]))
 
@@ -332,13 +332,13 @@ def test_a_table_that_cannot_be_used_is_named_with_its_run(runs, change, said):
 def test_tables_from_before_runs_could_have_several_models_are_compared(runs):
     for table in ("attack_success", "helpfulness"):
         path = runs / TWO / "tables" / f"{table}.csv"
-        tables.write(pd.read_csv(path, keep_default_na=False, na_values=[""]).drop(columns=["model", "note"]), path)
+        tables.write_table(pd.read_csv(path, keep_default_na=False, na_values=[""]).drop(columns=["model", "note"]), path)
     pair = between_runs.read_runs([ONE, TWO])
     assert between_runs.in_one_run(pair).empty and between_runs.differences(pair)["note"].eq("").all()
 
 
 def test_the_written_tables_are_those_returned(runs, tmp_path):
-    found = between_runs.write(between_runs.read_runs([ONE, TWO]), tmp_path / "out")
+    found = between_runs.write_runs(between_runs.read_runs([ONE, TWO]), tmp_path / "out")
     for name, table in found.items():
         kept = pd.read_csv(tmp_path / "out" / f"{name}.csv", keep_default_na=False)
         assert len(kept) == len(table)

@@ -6,7 +6,7 @@ import pytest
 from frames import few, joined, scored, study
 
 from studylib.analysis import rates, readable, tables
-from studylib.analysis.comparisons import comparisons
+from studylib.analysis.comparisons import compare_arms
 from studylib.analysis.stats import wilson
 from studylib.study.grid import Cell
 from studylib.study.words import FORMS, VERDICTS
@@ -135,7 +135,7 @@ def test_the_answered_share_is_nan_where_nothing_was_answered():
 def test_a_written_table_reads_back_with_none_as_a_word_and_six_digits(tmp_path, simulated):
     table = tables.attack_success(*simulated[:2])
     path = tmp_path / "tables" / "attack.csv"
-    tables.write(table, path)
+    tables.write_table(table, path)
     again = pd.read_csv(path)
     assert again["finetune_task"].iloc[0] == again["safety_data"].iloc[0] == "none"
     assert again["system_prompt"].dtype == bool
@@ -284,7 +284,7 @@ def test_prompts_that_only_sound_harmful_are_no_part_of_over_refusal_and_have_a_
         assert set(absent.loc[absent["note"] != "", "measure"]) == set(measures)
     assert "sounds_harmful_refusal_rate" not in set(tables.helpfulness(*twins, None)["measure"])
     plain = few(["answered"] * 4, "text_generation", "sounds_harmful", finetune_task="none")
-    told = comparisons(*joined((rows, verdicts), plain), draws=0)
+    told = compare_arms(*joined((rows, verdicts), plain), draws=0)
     row = told[(told["measure"] == "sounds_harmful_refusal_rate") & (told["form"] == "all")].iloc[0]
     assert (row["kind"], row["n"], row["difference"]) == ("tuning", 3, pytest.approx(2 / 3))
 

@@ -91,7 +91,7 @@ def large(case: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if case == "report":
         sets = {name: [{"content": text} for text in some] for name, some in (("train", one), ("test", other))}
-        seconds, found = timed(lambda: duplicates.report(sets))
+        seconds, found = timed(lambda: duplicates.duplicates_report(sets))
         n = f"{found['near'].sum()} rows near another"
     else:
         seconds, found = timed(lambda: duplicates.pairs(one, other))

@@ -30,7 +30,7 @@ def columns(frame: pd.DataFrame) -> list[list[str]]:
 
 def local(name: str):
     """The path of a source where it is there and intact, None elsewhere; nothing is downloaded."""
-    state = fetching.report([name])["state"].iloc[0]
+    state = fetching.fetching_report([name])["state"].iloc[0]
     try:
         return fetching.fetch(name) if state.startswith("intact") else print(f"  not here: {name} ({state})")
     except StudyError as error:

@@ -82,7 +82,7 @@ def all_tables(models: int) -> dict:
     timed("answered_share", tables.answered_share, judged)
     timed("verdict_shares", tables.verdict_shares, judged)
     timed("variance", tables.variance, judged)
-    timed("comparisons", comparisons.comparisons, judged, None, scores, DRAWS)
+    timed("comparisons", comparisons.compare_arms, judged, None, scores, DRAWS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "rows": len(rows),
@@ -131,7 +131,7 @@ def main() -> None:
     plain = plain_comparisons(rows, verdicts, DRAWS)
     slow = (time.monotonic() - begun) / plain
     begun = time.monotonic()
-    ours = len(comparisons.comparisons(rows, verdicts, None, DRAWS))
+    ours = len(comparisons.compare_arms(rows, verdicts, None, DRAWS))
     quick = (time.monotonic() - begun) / ours
     print(
         f"{len(rows)} rows, {DRAWS} draws: plain {1000 * slow:.1f} ms a comparison ({plain}), "

@@ -177,7 +177,7 @@ def test_what_a_template_fills_in_decides_when_many_rows_share_the_template():
         {"id": word, "content": word * 2, "messages": [{"content": text}]}
         for word, text in zip(fillings, texts, strict=True)
     ]
-    alone = duplicates.report({"train": contents[:1], "test": contents[1:2]}, threshold=0.6)
+    alone = duplicates.duplicates_report({"train": contents[:1], "test": contents[1:2]}, threshold=0.6)
     assert not alone[["exact", "near"]].to_numpy().any()
 
 
@@ -224,7 +224,7 @@ def counted(frame: pd.DataFrame, name: str, other: str) -> list[int]:
 
 
 def test_the_report_finds_exactly_the_planted_duplicates(sets):
-    found = duplicates.report(sets)
+    found = duplicates.duplicates_report(sets)
     assert counted(found, "safety_multitask", "safety_multitask") == [2000, 78, 0, 1922]
     assert counted(found, "safety_multitask", "behaviours") == [2000, 97, 0, 1903]
     assert counted(found, "behaviours", "safety_multitask") == [520, 97, 0, 423]
@@ -238,7 +238,7 @@ def test_the_report_finds_exactly_the_planted_duplicates(sets):
         form: [row for row in sets["safety_multitask"] if row["form"] == form]
         for form in ("classification", "code", "text_generation", "translation")
     }
-    by_block = duplicates.report(blocks)
+    by_block = duplicates.duplicates_report(blocks)
     assert [counted(by_block, form, form)[1] for form in blocks] == [0, 6, 66, 6]
     assert not by_block.loc[by_block["set"] != by_block["other"], ["exact", "near"]].to_numpy().any()
 
@@ -263,7 +263,7 @@ def test_training_sets_lose_what_a_test_has_and_every_set_its_repetitions(sets):
         "general": (1, "near"),
         "safety_multitask": (78, "exact"),
     }
-    again = duplicates.report(kept)
+    again = duplicates.duplicates_report(kept)
     assert again.set_index(["set", "other"])[["exact", "near"]].sum(axis=1).loc[lambda n: n > 0].index.tolist() == [
         ("safety_multitask", "safety_generic"),
         ("safety_generic", "safety_multitask"),
@@ -306,7 +306,7 @@ def test_of_several_reasons_the_exact_then_the_nearest_test_is_named_and_a_row_g
     ]
     within = duplicates.clean(sets, [])[1]
     assert within[["row", "kind", "other_row"]].to_numpy().tolist() == [[2, "near", 1], [3, "near", 1], [4, "exact", 0]]
-    assert counted(duplicates.report(sets), "same", "train") == [1, 1, 0, 0]  # and two near ones
+    assert counted(duplicates.duplicates_report(sets), "same", "train") == [1, 1, 0, 0]  # and two near ones
 
 
 def chain() -> list[str]:
@@ -321,7 +321,7 @@ def test_only_an_earlier_row_that_stays_makes_a_row_superfluous():
     assert duplicates.pairs(texts)[["a", "b"]].to_numpy().tolist() == [[0, 1], [1, 2]]
     kept, dropped = duplicates.clean({"train": rows(texts)}, tests=[])
     assert dropped["row"].tolist() == [1] and len(kept["train"]) == 22
-    assert counted(duplicates.report({"train": rows(texts)}), "train", "train") == [23, 0, 1, 22]
+    assert counted(duplicates.duplicates_report({"train": rows(texts)}), "train", "train") == [23, 0, 1, 22]
     _, dropped = duplicates.clean({"train": rows([texts[1], texts[0], *texts[2:]])}, tests=[])
     assert dropped[["row", "other_row"]].to_numpy().tolist() == [[1, 0], [2, 0]]
     _, dropped = duplicates.clean(
@@ -342,13 +342,13 @@ def test_two_tests_may_share_rows_and_twins_are_no_fault():
     some = sentences(30, 0)
     twins = [text.replace(text.split()[0], "polite", 1) for text in some]
     sets = {"harmful": rows(some), "twin": rows(twins), "general": rows(some[:5]), "train": rows(sentences(10, 5))}
-    found = duplicates.report(sets)
+    found = duplicates.duplicates_report(sets)
     assert not {("harmful", "twin"), ("twin", "harmful")} & set(zip(found["set"], found["other"], strict=True))
     assert counted(found, "general", "harmful") == [5, 5, 0, 0]
     assert counted(found, "twin", "general")[2] == 5
     kept, dropped = duplicates.clean(sets, tests=["harmful", "twin", "general"])
     assert dropped.empty and kept == sets
-    seen = duplicates.report(sets, expected=())
+    seen = duplicates.duplicates_report(sets, expected=())
     assert counted(seen, "harmful", "twin")[1:3] == counted(seen, "twin", "harmful")[1:3] == [0, 30]
 
 
@@ -375,21 +375,21 @@ def test_what_is_compared_can_be_given_for_each_set():
     title, *others = sentences(9, 0)
     train = [{"id": "1", "title": title}, *({"id": "2", "title": other} for other in others)]
     sets = {"train": train, "test": [{"id": "3", "content": title, "messages": [{"content": TEMPLATE + title}]}]}
-    found = duplicates.report(sets, text={"train": lambda row: row["title"]})
+    found = duplicates.duplicates_report(sets, text={"train": lambda row: row["title"]})
     assert counted(found, "test", "train") == [1, 1, 0, 0]
-    everywhere = duplicates.report(
+    everywhere = duplicates.duplicates_report(
         sets, text=lambda row: row.get("title") or row["messages"][0]["content"], threshold=0.4
     )
     assert counted(everywhere, "test", "train") == [1, 0, 1, 0]
     with pytest.raises(
         StudyError, match=r"Row 0 of train has no text to compare \(KeyError\('messages'\)\): give `text`"
     ):
-        duplicates.report(sets)
+        duplicates.duplicates_report(sets)
 
 
 def test_a_set_without_rows_is_reported_and_an_unknown_test_is_refused():
     sets = {"train": rows(["one text here"]), "test": []}
-    assert counted(duplicates.report(sets), "test", "train") == [0, 0, 0, 0]
+    assert counted(duplicates.duplicates_report(sets), "test", "train") == [0, 0, 0, 0]
     kept, dropped = duplicates.clean(sets, tests=["test"])
     assert kept == sets and dropped.empty and list(dropped)[:3] == ["set", "row", "id"]
     with pytest.raises(StudyError, match="No set is called tset: the tests must be among train, test"):
@@ -399,5 +399,5 @@ def test_a_set_without_rows_is_reported_and_an_unknown_test_is_refused():
 def test_neither_the_report_nor_cleaning_changes_what_it_was_given(sets):
     before = {name: [dict(row) for row in some] for name, some in sets.items()}
     duplicates.clean(sets, tests=["behaviours"])
-    duplicates.report(sets)
+    duplicates.duplicates_report(sets)
     assert sets == before

@@ -296,7 +296,7 @@ def test_files_and_hub_data_sets_are_not_mistaken_for_each_other(own, hub):
 
 def test_the_report_says_what_is_there_and_downloads_nothing(own, server, tmp_path, monkeypatch):
     def state(**changes):
-        return fetching.report(["list"], own(**changes))["state"].item()
+        return fetching.fetching_report(["list"], own(**changes))["state"].item()
 
     assert state() == "not there: to be downloaded"
     assert state(sha256=None) == "not there: no sha256 is pinned"
@@ -317,11 +317,11 @@ def test_the_report_says_what_is_there_and_downloads_nothing(own, server, tmp_pa
 
 
 def test_the_report_has_every_source_and_what_one_may_do_with_it(hub):
-    table = fetching.report(sources=hub(revision=None)).set_index("name")
+    table = fetching.fetching_report(sources=hub(revision=None)).set_index("name")
     assert list(table.index) == list(fetching.register(hub()))
     assert table.loc["gemma_answered_counts", "state"] == "intact (repository)"
     assert table.loc["multitaskbench", ["redistributable", "bytes", "rows"]].tolist() == [False, 2427457, 2000]
     assert table["rows"].isna().any()
     assert table.loc["books", "state"].startswith("not there: no revision is pinned")
     with pytest.raises(StudyError, match="no source 'mppb'"):
-        fetching.report(["mppb"])
+        fetching.fetching_report(["mppb"])

@@ -118,7 +118,7 @@ def test_an_interrupted_translation_goes_on_where_it_stopped(tmp_path, translato
     monkeypatch.setattr(model, "translate", rest)
     assert instructions.translate(list(TAUGHT), translator, None, path, batch_size=2) == TAUGHT
     assert [text for batch in made for text in batch] == list(TAUGHT)
-    monkeypatch.setattr(model, "load", None)  # nothing is left to do, so no model is loaded
+    monkeypatch.setattr(model, "load_translator", None)  # nothing is left to do, so no model is loaded
     assert instructions.translate(list(TAUGHT), translator, None, path) == TAUGHT
 
 

@@ -131,7 +131,7 @@ def test_an_edited_file_never_reaches_a_set(files, tmp_path):
 )
 def test_a_name_that_fits_no_place_is_refused_before_anything_is_fetched(files, change, said):
     with pytest.raises(StudyError, match=said):
-        real.check(with_data(**change))
+        real.check_real(with_data(**change))
 
 
 def test_the_french_is_looked_for_from_here_then_from_the_root_and_is_the_same_input_everywhere(
@@ -146,7 +146,7 @@ def test_the_french_is_looked_for_from_here_then_from_the_root_and_is_the_same_i
     monkeypatch.setattr(paths, "ROOT", root)
     for name, found in (("both.csv", here), ("other.csv", root)):
         data = with_data(french=name)
-        real.check(data)
+        real.check_real(data)
         assert real.own_files(data) == [found / name]
     assert real.own_files(with_data(french="none.csv")) == [Path("none.csv")]  # which Snakemake then misses by name
 
@@ -333,7 +333,7 @@ def test_a_folder_without_twins_or_taken_for_texts_alone_leaves_the_twins_absent
 
 def test_a_folder_is_no_source_of_the_register_and_a_damaged_or_partial_one_is_refused(files, tmp_path, exported):
     data = with_data(safety_generic=exported, safety_multitask=exported)
-    real.check(data)
+    real.check_real(data)
     assert real.used(data) == real.used(PROFILE.data)
     rows = safety_builder.build(per_form=4, forms=("code", "classification"))
     safety_builder.write(*rows, tmp_path / "some", "Some")
@@ -345,7 +345,7 @@ def test_a_folder_is_no_source_of_the_register_and_a_damaged_or_partial_one_is_r
     path = tmp_path / "mine/data/train.jsonl"
     path.write_text(path.read_text().replace("a", "e", 1))
     with pytest.raises(StudyError, match=r"mine/data/train\.jsonl is not what was exported"):
-        real.check(data)
+        real.check_real(data)
 
 
 def test_a_refusal_like_a_test_prompt_or_with_its_intent_goes_with_its_twin(files, tmp_path, exported):
@@ -440,7 +440,7 @@ def test_the_test_rows_of_a_task_may_come_from_another_source(files, tmp_path):
     sets, absent, _ = read(tmp_path, task_tests={"code": "sentfin"})
     assert "test_code" in absent and "train_code" not in absent and sets["train_code"]
     with pytest.raises(StudyError, match=r"data.task_tests.code is 'advbench'"):
-        real.check(with_data(task_tests={"code": "advbench"}))
+        real.check_real(with_data(task_tests={"code": "advbench"}))
 
 
 def test_nearest_twins_without_general_instructions_say_why(files, tmp_path, monkeypatch):
@@ -514,4 +514,4 @@ def test_the_models_of_the_profiles_are_those_of_the_register():
     for model in profile.models.values():
         assert (model.revision, model.gated) == (known[model.source].revision, known[model.source].gated)
     assert profile.data.translator_revision == known[profile.data.translator].revision
-    real.check(profile.data)
+    real.check_real(profile.data)

@@ -121,7 +121,7 @@ def test_nothing_of_it_resembles_a_test_prompt_of_the_miniature_when_those_are_e
 
 def test_no_prompt_resembles_another_of_its_form_and_kind(stand_in):
     sets = {f"{kind} {form}": of(stand_in[0], kind, form) for kind in ("refusal", "twin") for form in FORMS}
-    found = duplicates.report(sets)
+    found = duplicates.duplicates_report(sets)
     assert found.loc[found["set"] == found["other"], ["exact", "near"]].sum().sum() <= 1  # rarities differ in a part
     prompts = [(row["form"], prompt(row)) for row in stand_in[0]]
     assert len(set(prompts)) == len(prompts)

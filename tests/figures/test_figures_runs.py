@@ -87,7 +87,7 @@ def test_of_a_run_with_several_shares_of_safety_data_each_is_compared_with_its_l
         path = runs / TWO / "tables" / f"{table}.csv"
         rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
         more = rows[rows["safety_data"] != "none"].assign(safety_fraction=0.3)
-        tables.write(pd.concat([rows, more]), path)
+        tables.write_table(pd.concat([rows, more]), path)
     pair = between_runs.read_runs([ONE, TWO])
     assert set(between_runs.in_one_run(pair)["safety_fraction"]) == {0.3}
     assert between_runs.differences(pair)["note"].eq("").all()
@@ -102,7 +102,7 @@ def test_rival_mitigations_are_compared_between_runs_and_not_drawn(runs):
             path = runs / name / "tables" / f"{table}.csv"
             rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
             more = rows[rows["safety_data"] == "multitask"].assign(safety_data="code_only")
-            tables.write(pd.concat([rows, more]), path)
+            tables.write_table(pd.concat([rows, more]), path)
     pair = between_runs.read_runs([ONE, TWO])
     assert "code_only" in set(between_runs.differences(pair)["safety_data"])
     ours = where(pair[0].tables["attack_success"], form="all")

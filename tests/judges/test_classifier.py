@@ -278,7 +278,7 @@ def test_a_refit_gives_the_shipped_weights(monkeypatch):
     """Needs the registered set, in the mirror or the cache of whoever runs the tests."""
     for name, value in OUTSIDE.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
-    if not fetching.report([classifier.SOURCE])["state"].iloc[0].startswith("intact"):
+    if not fetching.fetching_report([classifier.SOURCE])["state"].iloc[0].startswith("intact"):
         pytest.skip(f"{classifier.SOURCE} is not here")
     shipped, fitted = classifier.load(), classifier.train()
     assert fitted["rows"] == shipped["rows"] and fitted["made_from"] == shipped["made_from"]

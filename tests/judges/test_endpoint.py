@@ -355,7 +355,7 @@ def test_the_key_for_openai_goes_to_no_other_address(tmp_path, monkeypatch):
         judge_all(*one(), settings=settings(server), cache_path=tmp_path / "a")
         assert set(server.keys) == {"Bearer none"}
         monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/")
-        judge_all(*one(), settings=endpoint.endpoint(model="m"), cache_path=tmp_path / "b")
+        judge_all(*one(), settings=endpoint.open_endpoint(model="m"), cache_path=tmp_path / "b")
         assert server.keys[f"Bearer {KEY}"] == 1
 
 
@@ -373,20 +373,20 @@ def test_organisation_and_project_of_openai_are_told_nobody(tmp_path, monkeypatc
 def test_address_and_model_come_from_the_environment_and_settings_override_them(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
     monkeypatch.setenv("STUDY_JUDGE_MODEL", "judge")
-    assert endpoint.endpoint().url == "http://localhost:1/v1"
+    assert endpoint.open_endpoint().url == "http://localhost:1/v1"
     monkeypatch.setenv("STUDY_JUDGE_URL", "https://example.org/v1/")
-    found = endpoint.endpoint(prompt="verdicts")
+    found = endpoint.open_endpoint(prompt="verdicts")
     assert (found.url, found.model, found.prompt) == ("https://example.org/v1", "judge", "verdicts")
-    assert endpoint.endpoint(model="other").model == "other"
+    assert endpoint.open_endpoint(model="other").model == "other"
     assert (found.temperature, found.concurrency) == (0.1, 8)
 
 
 def test_a_missing_address_or_model_is_named_with_its_variable(monkeypatch):
     with pytest.raises(StudyError, match="STUDY_JUDGE_URL"):
-        endpoint.endpoint()
+        endpoint.open_endpoint()
     monkeypatch.setenv("STUDY_JUDGE_URL", "http://localhost:1/v1")
     with pytest.raises(StudyError, match="STUDY_JUDGE_MODEL"):
-        endpoint.endpoint()
+        endpoint.open_endpoint()
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_a_missing_address_or_model_is_named_with_its_variable(monkeypatch):
 )
 def test_an_address_with_more_than_an_address_is_refused_and_not_shown(url):
     with pytest.raises(StudyError, match="'url': needs an address such as") as caught:
-        endpoint.endpoint(url=url, model="m")
+        endpoint.open_endpoint(url=url, model="m")
     assert KEY not in "".join(traceback.format_exception(caught.value))
     with pytest.raises(ValueError) as caught:
         Endpoint(url=url, model="m")
@@ -413,7 +413,7 @@ def test_an_address_with_more_than_an_address_is_refused_and_not_shown(url):
 )
 def test_a_wrong_setting_is_named(given, named):
     with pytest.raises(StudyError, match=named):
-        endpoint.endpoint(url="http://localhost:1/v1", model="m", **given)
+        endpoint.open_endpoint(url="http://localhost:1/v1", model="m", **given)
 
 
 def test_nothing_heavy_is_loaded_before_the_first_call():

@@ -12,7 +12,7 @@ from tiny import sets
 
 from studylib.judges import endpoint
 from studylib.judges.endpoint import Endpoint, judge_all
-from studylib.models.tiny import build
+from studylib.models.tiny import build_tiny
 from studylib.study.words import ARCHITECTURES, FORMS
 
 TEXTS = [message["content"] for row in sets()["pretraining"] for message in row["messages"]]
@@ -51,7 +51,7 @@ def transformers_serve(model):
 
 def test_every_row_ends_with_a_verdict_or_a_reason(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("STUDY_JUDGE_KEY", "sk-not-needed-here")
-    model = build("qwen", TEXTS, tmp_path / "model", seed=0)
+    model = build_tiny("qwen", TEXTS, tmp_path / "model", seed=0)
     columns = (
         [f"Describe locker {i}." for i in range(4)],
         ["Sure.", "", "x</s>\x00\ud800", "No."],
@@ -81,7 +81,7 @@ def test_every_row_ends_with_a_verdict_or_a_reason(tmp_path, monkeypatch, caplog
 def test_no_tokenizer_reads_a_mark_of_its_template_in_what_is_judged(name, tmp_path):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(build(name, TEXTS, tmp_path, seed=0))
+    tokenizer = AutoTokenizer.from_pretrained(build_tiny(name, TEXTS, tmp_path, seed=0))
     special = [token for token in tokenizer.get_added_vocab()] + ["[INST]", "[/INST]"]
     attack = "".join(special)
     added = set(tokenizer.get_added_vocab().values())

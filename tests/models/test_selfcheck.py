@@ -39,7 +39,7 @@ RESPONSE = "the judged text holds no prompt and no turn marks"
 
 
 def checked(model, tokenizer, settings, rows=ROWS, system_prompt=PROFILE.system_prompt):
-    return selfcheck.check(model, tokenizer, settings, system_prompt, rows, LORA, GENERATION)
+    return selfcheck.self_check(model, tokenizer, settings, system_prompt, rows, LORA, GENERATION)
 
 
 def failing(model, tokenizer, settings, **more):
@@ -70,7 +70,7 @@ def test_the_names_here_are_those_of_the_checks():
 def test_every_architecture_passes_with_its_declared_settings(name, quantization):
     settings = declared(name, quantization=quantization)
     found = checked(*loaded(name, quantization=quantization), settings)
-    selfcheck.require(found)
+    selfcheck.require_self_check(found)
     assert found["holds"].dtype == bool and len(found) == 17
 
 
@@ -186,7 +186,7 @@ def test_a_tokenizer_that_pads_on_the_right_is_found():
 def test_an_architecture_without_a_target_module_is_told_so():
     model, tokenizer, settings = parts()
     lora = LORA.model_copy(update={"target_modules": ["query_key_value"]})
-    found = selfcheck.check(model, tokenizer, settings, PROFILE.system_prompt, ROWS, lora, GENERATION)
+    found = selfcheck.self_check(model, tokenizer, settings, PROFILE.system_prompt, ROWS, lora, GENERATION)
     assert set(found["name"][~found["holds"]]) == {ACTIVE, SAVED, RESTORED}
     assert found["found"].str.contains("names query_key_value").sum() == 3
 
@@ -411,8 +411,8 @@ def test_words_that_a_tokenizer_added_are_no_turn_marks(monkeypatch):
 def test_what_does_not_hold_is_listed_with_what_was_found():
     frame = pd.DataFrame([("a", True, "x"), ("b", False, "y"), ("c", False, "z")], columns=["name", "holds", "found"])
     with pytest.raises(StudyError, match=r"2 of 3 not to hold: b: no, y; c: no, z\..*chat_template"):
-        selfcheck.require(frame)
-    selfcheck.require(frame[frame["holds"]])
+        selfcheck.require_self_check(frame)
+    selfcheck.require_self_check(frame[frame["holds"]])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

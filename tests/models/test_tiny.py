@@ -9,7 +9,7 @@ from tiny import sets
 from transformers import AutoConfig, AutoTokenizer
 
 from studylib.models import hub, tiny
-from studylib.models.tiny import ARCHITECTURES, build, traits
+from studylib.models.tiny import ARCHITECTURES, build_tiny, traits
 from studylib.study.profile import ModelSettings
 from studylib.study.words import StudyError
 
@@ -20,7 +20,7 @@ BOTH = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": 
 
 @cache
 def folder(name):
-    return build(name, TEXTS, Path(KEPT.name) / name, seed=0)
+    return build_tiny(name, TEXTS, Path(KEPT.name) / name, seed=0)
 
 
 def declared(name, **more):
@@ -95,7 +95,7 @@ def test_text_comes_back_from_its_tokens_unchanged(name):
 def test_the_same_seed_builds_the_same_weights_and_leaves_the_random_numbers_alone(tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    again, other = build("llama3", TEXTS, tmp_path / "a", seed=0), build("llama3", TEXTS, tmp_path / "b", seed=1)
+    again, other = build_tiny("llama3", TEXTS, tmp_path / "a", seed=0), build_tiny("llama3", TEXTS, tmp_path / "b", seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     weights = [(path / "model.safetensors").read_bytes() for path in (folder("llama3"), again, other)]
     assert weights[0] == weights[1] != weights[2]
@@ -107,7 +107,7 @@ def test_every_known_architecture_has_traits():
 
 def test_an_unknown_architecture_names_the_known_ones(tmp_path):
     with pytest.raises(StudyError, match="'gpt9': known are llama3, gemma"):
-        build("gpt9", TEXTS, tmp_path, seed=0)
+        build_tiny("gpt9", TEXTS, tmp_path, seed=0)
 
 
 # The traits that trip a study up, as their originals have them.

@@ -163,7 +163,7 @@ def test_an_edit_changes_the_digest_of_the_stages_that_it_concerns(copied, path,
 )
 def test_imports_are_followed_through_the_public_names_of_a_room(tmp_path, monkeypatch, imported, used):
     sources = {
-        "studylib/judges/__init__.py": 'import lazy_loader\nPUBLIC = {"registry": ["judge", "names"]}\n',
+        "studylib/judges/__init__.py": 'import lazy_loader\nPUBLIC = {"registry": "judge names"}\n',
         "studylib/judges/registry.py": "from ..study import files",
         "studylib/judges/signs.py": "import re",
         "studylib/study/__init__.py": "",
