@@ -17,7 +17,7 @@ from pathlib import Path
 
 from joblib import cpu_count  # of the cores that this process may use
 
-from studylib.stages import graph, stage
+from studylib.stages import graph
 from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
@@ -203,6 +203,8 @@ def export(profile_name: str, folder: Path) -> str:
 
 def write_manifest(profile_name: str) -> None:
     """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
+    from studylib.stages import stage  # slow to import, and each notebook run is started from this module
+
     profile = load_profile(profile_name)
     paths = RunPaths.of(profile.name)
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")

@@ -80,7 +80,7 @@ def what_the_tables_are() -> str:
     made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
     made |= {"attack_success_by_judge": judging.corrected}
-    made |= {name: getattr(claims, name) for name in ("claims", "paper_vs_ours", "deviations")}
+    made |= {"claims": claims.check_claims, "paper_vs_ours": claims.paper_vs_ours, "deviations": claims.deviations}
     kinds = "".join(f"\n- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
     parts = [
         "# Tables of this run",
