@@ -8,12 +8,11 @@ PUBLIC = {
     "published_counts",
     "comparisons": "ARM ARM_ORDER KINDS arm_marks compare_arms pareto_front which_to_ship",
     "rates": "ANSWERED CELL INTERVAL TOGETHER judged one_dose one_row_per_mark ordered rates_of worst_cases",
-    "readable": "arm_label arm_with_dose arms_by_rate arms_in_percent arms_in_words attack_by_judge calibration_label "
+    "readable": "arm_label arm_with_dose arms_in_percent arms_in_words attack_by_judge calibration_label "
     "cell_words corrected_in_percent examples guarded_in_percent guards_in_percent headline headline_numbers "
     "in_percent label over_refusal_in_percent p_value paper_in_percent percent scores_in_percent "
     "set_scores_in_percent significant_changes span write_for_papers",
-    "runs": "largest_differences of_measure output_folder read_runs runs_in_percent runs_in_words settings_in_words "
-    "write_runs",
+    "runs": "largest_differences of_measure output_folder read_runs runs_in_percent runs_in_words write_runs",
     "stats": "CONFIDENCE POWER detectable_difference wilson",
     "tables": "answered_share attack_success by_seed calibration_grid guarded_attack_success guards helpfulness "
     "over_refusal_by_kind variance verdict_shares with_not_run with_untested write_table",

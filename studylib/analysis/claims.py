@@ -9,7 +9,7 @@ import pandas as pd
 
 from studylib.analysis.comparisons import MARGIN
 from studylib.analysis.rates import INTERVAL, TOGETHER, one_dose, ordered
-from studylib.analysis.readable import calibration_label, label
+from studylib.analysis.readable import calibration_label, label, of_one_model
 from studylib.analysis.stats import newcombe, wilson
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
@@ -49,7 +49,7 @@ def claims_in_words(table: pd.DataFrame, question: str, model: str = "") -> str:
     """The claims of one question as Markdown: the verdict, what was found, and what would change the verdict."""
     if table.empty:
         return "**Not run:** no model has any response, so nothing can be said of the paper's claims."
-    rows = table[(table["question"] == question) & (table["model"] == (model or table["model"].iat[0]))]
+    rows = of_one_model(table, model).query("question == @question")
     return "\n\n".join(
         f"**{row.verdict.capitalize()}: {row.claim}** {row.found} *What would change this verdict: {row.would_change}*"
         for row in rows.itertuples()

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from studylib.analysis.comparisons import (
-    ARM_COSTS,
-    ARM_KEYS,
-    COSTLY,
-    MARGIN,
-    NO_REDUCTION,
-    PROMPTED,
-    SHIP,
-)
+from studylib.analysis.comparisons import ARM_COSTS, COSTLY, MARGIN, NO_REDUCTION, PROMPTED, SHIP
 from studylib.analysis.rates import INTERVAL, TOGETHER, judged, one_dose, ordered
 from studylib.study.files import write_text
 from studylib.study.words import FORMS, SAFETY_DATA
 from studylib.text.shown import redact, redact_prompt
 
 _MODEL = ["model", "finetune_task", "safety_data"]
-_DOSE = ["safety_data", "safety_fraction"]
 _LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}
 _LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
 
@@ -63,40 +53,41 @@ def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
 
     The rows name the dose where one kind of safety data has several.
     """
-    shown = attack.assign(shown=percent(attack, "rate", *INTERVAL))
-    if "note" in shown:
-        shown["shown"] = shown["shown"].mask(shown["note"].str.startswith("not run"), "not run")
     keys = ["finetune_task", "safety_data", "safety_fraction", "trained_style", "style", "system_prompt"]
     keys = [*["model"][: attack["model"].nunique() > 1], *(name for name in keys if name in attack)]
-    if "safety_data" not in keys or not attack[_DOSE].drop_duplicates()["safety_data"].duplicated().any():
+    if (
+        "safety_data" not in attack
+        or attack.groupby("safety_data", observed=True)["safety_fraction"].nunique().max() < 2
+    ):
         keys = [name for name in keys if name != "safety_fraction"]
-    return shown.pivot_table(index=keys, columns="form", values="shown", aggfunc="first", sort=False)
+    return _wide(attack, keys, "form")
 
 
-def costs_in_percent(helpfulness: pd.DataFrame, index: Sequence[str]) -> pd.DataFrame:
-    """The costs of safety: a row per value of the index columns, in whole percent, "-" where nothing is known.
+def _wide(table: pd.DataFrame, index: list[str], columns: str | list[str], value: str = "rate", ends=INTERVAL):
+    """The value with its interval in percent, by those columns; "not run" where the note says so."""
+    shown = percent(table, value, *ends)
+    if "note" in table:
+        shown = shown.mask(table["note"].str.startswith("not run"), "not run")
+    table = table.assign(shown=shown)
+    return table.pivot_table(index=index, columns=columns, values="shown", aggfunc="first", sort=False)
 
-    `twins refused` (over-refusal, all forms), `general score`, and `task score`, of the task that the model was tuned
-    on.
+
+def headline(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
+    """Attack success by form with intervals, and its costs, in percent: a row per tuned model; see `headline_rows`.
+
+    `twins refused` is over-refusal in all forms, `task score` that of the task that the model was tuned on; "-" where
+    nothing is known. Raises ValueError where there is no such row.
     """
+    attack, helpfulness = headline_rows(attack), headline_rows(helpfulness)
+    wide = in_percent(attack).reset_index(["style", "system_prompt"], drop=True)
     tasks = helpfulness["form"].astype(str) == helpfulness["finetune_task"].astype(str)
     shown = {
         "twins refused": (helpfulness["measure"] == "over_refusal_rate") & (helpfulness["form"] == "all"),
         "general score": (helpfulness["measure"] == "general_score") & (helpfulness["form"] == "all"),
         "task score": (helpfulness["measure"] == "task_score") & tasks,
     }
-    columns = {name: helpfulness[rows].set_index(list(index))["value"] for name, rows in shown.items()}
-    return pd.DataFrame(columns).map(lambda x: "-" if np.isnan(x) else f"{100 * x:.0f}")
-
-
-def headline(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
-    """Attack success by form with intervals, and its costs, in percent: a row per tuned model; see `headline_rows`.
-
-    Raises ValueError where there is no such row.
-    """
-    attack, helpfulness = headline_rows(attack), headline_rows(helpfulness)
-    wide = in_percent(attack).reset_index(["style", "system_prompt"], drop=True)
-    costs = costs_in_percent(helpfulness, wide.index.names)
+    costs = {name: helpfulness[rows].set_index(list(wide.index.names))["value"] for name, rows in shown.items()}
+    costs = pd.DataFrame(costs).map(lambda x: "-" if np.isnan(x) else f"{100 * x:.0f}")
     return wide.join(costs).rename_axis(columns=None)
 
 
@@ -150,11 +141,9 @@ def write_for_papers(shown: pd.DataFrame, path, caption: str, column_format: str
     The LaTeX is a longtable with the label `tab:<name>`, for the packages booktabs and longtable.
     """
     path = Path(path)
-    flat = shown.reset_index().fillna("")
-    flat.columns = [" ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in flat.columns]
-    flat = flat.rename(columns=lambda name: name.replace("_", " "))
-    write_text(path.with_suffix(".md"), f"{flat.to_markdown(index=False)}\n\n{caption}\n")
+    flat = shown.reset_index().fillna("").rename(columns=lambda name: name.replace("_", " "))
     plain = flat.map(lambda word: word.replace("_", " ") if isinstance(word, str) else word)
+    write_text(path.with_suffix(".md"), f"{plain.to_markdown(index=False)}\n\n{caption}\n")
     latex = plain.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     about = {"caption": caption.replace("%", "\\%"), "label": f"tab:{path.stem}", "column_format": column_format}
     text = latex.to_latex(hrules=True, environment="longtable", **about)
@@ -164,23 +153,19 @@ def write_for_papers(shown: pd.DataFrame, path, caption: str, column_format: str
 
 def guards_in_percent(table: pd.DataFrame) -> pd.DataFrame:
     """The table of `guards` for reading: a row per guard and side, a column per prompt set and form."""
-    shown = table.assign(shown=percent(table, "blocked_rate", *INTERVAL))
-    shown["shown"] = shown["shown"].mask(shown["note"].str.startswith("not run"), "not run")
-    keys = ["model", "guard", "side"] if table["model"].nunique() > 1 else ["guard", "side"]
-    return shown.pivot_table(index=keys, columns=["prompt_set", "form"], values="shown", aggfunc="first", sort=False)
+    keys = [*["model"][: table["model"].nunique() > 1], "guard", "side"]
+    return _wide(table, keys, ["prompt_set", "form"], "blocked_rate")
 
 
-def guarded_in_percent(table: pd.DataFrame, value: str = "rate", form: str = "all") -> pd.DataFrame:
-    """The table of `guarded_attack_success` for reading: a row per cell, a column per guard and side.
+def guarded_in_percent(table: pd.DataFrame, value: str = "rate") -> pd.DataFrame:
+    """The table of `guarded_attack_success` for reading, all forms: a row per cell, a column per guard and side.
 
     `value` is rate or over_refusal_rate; the first column, none, is before any guard.
     """
     ends = INTERVAL if value == "rate" else ["over_refusal_low", "over_refusal_high"]
-    shown = table[table["form"] == form]
-    shown = shown.assign(shown=percent(shown, value, *ends))
     keys = ["finetune_task", "safety_data", "style", "system_prompt"]
-    keys = ["model", *keys] if table["model"].nunique() > 1 else keys
-    return shown.pivot_table(index=keys, columns=["guard", "side"], values="shown", aggfunc="first", sort=False)
+    keys = [*["model"][: table["model"].nunique() > 1], *keys]
+    return _wide(table[table["form"] == "all"], keys, ["guard", "side"], value, ends)
 
 
 _ARMS = {
@@ -208,12 +193,14 @@ def arm_with_dose(safety_data: str, fraction: float) -> str:
     return f"{arm_label(safety_data)} {100 * fraction:g} %"
 
 
-def arms_in_words(table: pd.DataFrame, model: str = "") -> str:
-    """Sentences in Markdown, per tuned task, on which arms of `comparisons.which_to_ship` one would ship.
+def of_one_model(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
+    """The rows of that model, of the first where none is named."""
+    return table[table["model"] == (model or table["model"].iat[0])] if len(table) else table
 
-    Of one model, the first unless it is named.
-    """
-    table = table[table["model"] == (model or table["model"].iloc[0])] if len(table) else table
+
+def arms_in_words(table: pd.DataFrame, model: str = "") -> str:
+    """Sentences in Markdown, per tuned task, on which arms of `comparisons.which_to_ship` one would ship."""
+    table = of_one_model(table, model)
     if table.empty:
         return "No arm has run."
     margin, lines = f"{100 * MARGIN:.0f} percentage points", []
@@ -226,12 +213,6 @@ def arms_in_words(table: pd.DataFrame, model: str = "") -> str:
             words.append(f"Every cost shown to be under {margin}: {_listed(lower[lower['verdict'] == SHIP])}.")
             words.append(f"With a significant cost: {costly.sum()}.")
             words.append(f"Costs undecided: {_listed(lower[~costly & (lower['verdict'] != SHIP)])}.")
-        if lower["margin"].notna().any():
-            least = lower.loc[[lower["margin"].astype(float).idxmin()]]
-            words.append(
-                f"The smallest margin at which one ships is {100 * least['margin'].iat[0]:.0f} percentage points: "
-                f"{_listed(least)}."
-            )
         compared = arms[arms["scaled_verdict"] != ""]
         if len(compared):
             better = (compared["scaled_verdict"] == "better").sum()
@@ -241,8 +222,7 @@ def arms_in_words(table: pd.DataFrame, model: str = "") -> str:
                 f"adapter that was merely scaled down (to {span(scale)} %: {span(rates.round())} % answered)."
             )
         lines.append(" ".join(words))
-    how = "A margin is the largest loss of over-refusal, general or task score within an arm's 95 % intervals."
-    return "\n".join([*lines, "", f"{how} Arms whose intervals overlap are not ranked."])
+    return "\n".join([*lines, "", "Arms whose intervals overlap are not ranked."])
 
 
 def _listed(rows: pd.DataFrame) -> str:
@@ -253,19 +233,12 @@ def _listed(rows: pd.DataFrame) -> str:
     return ", ".join(each) or "none"
 
 
-def _with_arms(shown: dict, rows: pd.DataFrame, *before: str) -> pd.DataFrame:
-    """The columns with the tuned task and the arm of each row as their index, after the columns `before`."""
-    arms = [arm_with_dose(*pair) for pair in zip(rows["safety_data"], rows["safety_fraction"], strict=True)]
-    names, index = (
-        [*before, "tuned on", "arm"],
-        [*(rows[name] for name in before), rows["finetune_task"].map(label), arms],
-    )
-    return pd.DataFrame(shown).set_axis(pd.MultiIndex.from_arrays(index, names=names))
-
-
 def arms_in_percent(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
-    """The table of `comparisons.which_to_ship` in percent with 95 % intervals, of the model as in `arms_in_words`."""
-    table = table[table["model"] == (model or table["model"].iloc[0])] if len(table) else table
+    """The table of `comparisons.which_to_ship` in percent with 95 % intervals, of the model as in `arms_in_words`.
+
+    The margin is the largest loss of over-refusal, general or task score within an arm's 95 % intervals.
+    """
+    table = of_one_model(table, model)
     if table.empty:
         return pd.DataFrame(columns=["verdict"])
     shown = {
@@ -275,24 +248,10 @@ def arms_in_percent(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
     scaled = percent(table, "scaled_difference", "scaled_low", "scaled_high")
     shown["margin (percentage points)"] = table["margin"].map(lambda x: "-" if pd.isna(x) else f"{100 * x:.0f}")
     shown["against the adapter scaled down"] = scaled.where(scaled == "-", scaled + ": " + table["scaled_verdict"])
-    return _with_arms(shown | {"on the front": table["on_front"], "verdict": table["verdict"]}, table)
-
-
-def arms_by_rate(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
-    """Attack success and over-refusal of each arm in percent with 95 % intervals: chat style, no system prompt."""
-    costs = helpfulness[helpfulness["measure"] == "over_refusal_rate"]
-    rows, costs = (
-        table[(table["form"] == "all") & (table["style"] == "chat") & ~table["system_prompt"].astype(bool)]
-        for table in (attack.astype({"finetune_task": str}), costs.astype({"finetune_task": str}))
-    )
-    keys = ["model", *ARM_KEYS]
-    rows = rows.merge(costs[keys].assign(refused=percent(costs, "value", *INTERVAL)), how="left", on=keys)
-    shown = {
-        "attack success (%)": percent(rows, "rate", *INTERVAL),
-        "n": rows["n"],
-        "twins refused (%)": rows["refused"],
-    }
-    return _with_arms(shown, rows, "model")
+    shown |= {"on the front": table["on_front"], "verdict": table["verdict"]}
+    arms = [arm_with_dose(*pair) for pair in zip(table["safety_data"], table["safety_fraction"], strict=True)]
+    index = pd.MultiIndex.from_arrays([table["finetune_task"].map(label), arms], names=["tuned on", "arm"])
+    return pd.DataFrame(shown).set_axis(index)
 
 
 def attack_by_judge(attack: pd.DataFrame) -> pd.DataFrame:
@@ -301,8 +260,7 @@ def attack_by_judge(attack: pd.DataFrame) -> pd.DataFrame:
     Chat style without system prompt, all forms, the safety data of the grid at one dose.
     """
     rows = headline_rows(attack)
-    rows = rows[rows["form"] == "all"].assign(shown=lambda table: percent(table, "rate", *INTERVAL))
-    return rows.pivot_table(index=_MODEL, columns="judge", values="shown", aggfunc="first", sort=False)
+    return _wide(rows[rows["form"] == "all"], _MODEL, "judge")
 
 
 def corrected_in_percent(attack: pd.DataFrame, judge: str) -> pd.DataFrame:
@@ -365,8 +323,4 @@ def set_scores_in_percent(of_sets: pd.DataFrame) -> pd.DataFrame:
 def over_refusal_in_percent(by_kind: pd.DataFrame) -> pd.DataFrame:
     """The table of `tables.over_refusal_by_kind` in percent: a row per model, a column per kind; chat style."""
     rows = by_kind[~by_kind["system_prompt"].astype(bool) & (by_kind["style"] == "chat") & (by_kind["form"] == "all")]
-    rows = rows.assign(shown=percent(rows, "rate", *INTERVAL))
-    columns = ["prompts", "benign_because"]
-    return rows.pivot_table(
-        index=[*_MODEL, "safety_fraction"], columns=columns, values="shown", aggfunc="first", sort=False
-    )
+    return _wide(rows, [*_MODEL, "safety_fraction"], ["prompts", "benign_because"])

@@ -133,9 +133,7 @@ def test_without_scores_costs_are_not_tested_and_nothing_ships(simulated):
     assert table[["general", "task", "general_loss_up_to", "margin"]].isna().all(axis=None)
     assert "not tested: general score" in one(table, "multitask_twins")["verdict"]
     assert not (table["verdict"] == comparisons.SHIP).any()
-    assert readable.arms_in_percent(table)["task"].eq("-").all() and "smallest margin" not in readable.arms_in_words(
-        table
-    )
+    assert readable.arms_in_percent(table)["task"].eq("-").all()
 
 
 def test_nothing_that_was_tuned_has_no_rows(simulated):
@@ -242,8 +240,6 @@ def test_the_sentence_counts_what_to_ship_what_costs_and_what_is_not_shown(table
     assert f"**Tuned on code**: {len(lower)} of {len(code)} arms reduce attack success significantly." in words
     costs = lower["verdict"].str.contains("costs: ").sum()
     assert f"With a significant cost: {costs}. " in words and "**Tuned on translation**" in words
-    least = 100 * lower["margin"].min()
-    assert f"The smallest margin at which one ships is {least:.0f} percentage points: " in words
     assert readable.arms_in_words(table.iloc[:0]) == "No arm has run."
 
 
@@ -254,15 +250,3 @@ def test_every_arm_has_words_of_its_own():
         readable.arm_with_dose("scaled", 0.25) == "adapter scaled down to 75 %"
         and readable.arm_with_dose("multitask", 0.05) == "multitask 5 %"
     )
-
-
-def test_rates_for_reading_are_in_percent_with_the_arm_and_its_dose(simulated):
-    shown = readable.arms_by_rate(*simulated[:2])
-    assert ("miniature", "code", "multitask with twins 10 %") in shown.index and shown.index.is_unique
-    assert not shown.index.get_level_values("arm").str.contains("system prompt").any()
-    row = shown.loc[("miniature", "code", "multitask with twins 10 %")]
-    twins = simulated[1].query(
-        "finetune_task == 'code' and safety_data == 'multitask_twins' and form == 'all' "
-        "and measure == 'over_refusal_rate'"
-    )
-    assert row["twins refused (%)"].startswith(f"{100 * twins['value'].item():.0f} (")

@@ -39,10 +39,13 @@ def test_costs_stand_beside_rates_in_whole_percent(simulated):
     responses, verdicts, scores = simulated
     plain = responses[(responses["style"] == "chat") & ~responses["system_prompt"]]
     cost = tables.helpfulness(*_of(plain, verdicts, scores))
-    shown = readable.costs_in_percent(cost, ["finetune_task", "safety_data"])
+    shown = readable.headline(
+        tables.attack_success(plain, verdicts[verdicts["response_id"].isin(plain["response_id"])]), cost
+    )
     assert shown.loc[("none", "none"), "task score"] == "-"  # tuned on no task
     wanted = cost.query("finetune_task == 'code' and safety_data == 'generic'").set_index(["measure", "form"])["value"]
-    assert shown.loc[("code", "generic")].tolist() == [
+    costs = ["twins refused", "general score", "task score"]
+    assert shown.loc[("code", "generic"), costs].tolist() == [
         f"{100 * wanted[key]:.0f}"
         for key in (("over_refusal_rate", "all"), ("general_score", "all"), ("task_score", "code"))
     ]

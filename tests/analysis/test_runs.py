@@ -72,7 +72,6 @@ def test_a_run_and_its_copy_differ_in_nothing(runs):
         and between_runs.largest_differences(found).empty
     )
     assert between_runs.settings(pair).empty
-    assert between_runs.settings_in_words(pair) == "Nothing in the manifests differs but the times."
     words = between_runs.runs_in_words(pair)
     assert words.startswith(f"**0 of {n_results} comparable results (0 %) differ significantly**")
     assert "largest" not in words and "Caveats" not in words and "before tuning" not in words
@@ -131,14 +130,6 @@ def test_only_settings_that_differ_are_shown_with_both_values_and_what_is_missin
         "data.harmful.sha256": ["h" * 12, "9" * 12],
         "models.aligned.sha256": ["b" * 12, "8" * 12],
     }
-    words = between_runs.settings_in_words(between_runs.read_runs([ONE, TWO]))
-    assert words.startswith(f"{len(found)} keys of the manifests differ: `git_commit` (1), `profile.name` (1), ")
-
-
-def test_times_are_summed_by_kind_of_work_and_nan_where_a_manifest_does_not_tell(runs):
-    with_manifest(runs / TWO, lambda manifest: manifest.pop("seconds_by_work"))
-    found = between_runs.times(between_runs.read_runs([ONE, TWO]))
-    assert found[ONE].to_dict() == {"data": 1.0, "rest": 2.5, "all": 3.5} and found[TWO].isna().all()
 
 
 def test_a_manifest_of_another_version_that_lacks_keys_is_compared(runs):
@@ -147,17 +138,6 @@ def test_a_manifest_of_another_version_that_lacks_keys_is_compared(runs):
     assert between_runs.settings(pair)[TWO].isna().all() and len(between_runs.settings(pair)) > 10
     found = between_runs.differences(pair)
     assert found["note"].eq("perhaps different prompts, as a manifest has no hash of them").all() and len(found)
-    assert between_runs.times(pair)[TWO].isna().all()
-
-
-def test_results_of_runs_stand_under_each_other_with_the_runs_name(runs):
-    pair = between_runs.read_runs([ONE, TWO])
-    found = between_runs.results(pair, "helpfulness")
-    assert list(found) == ["run", *pair[0].tables["helpfulness"]]
-    assert found["run"].value_counts().to_dict() == {run.name: len(run.tables["helpfulness"]) for run in pair}
-    assert set(found["finetune_task"]) == {"none", "code", "translation"}  # "none" is a word, not NaN
-    with pytest.raises(StudyError, match="one has no table guards: it has attack_success, helpfulness"):
-        between_runs.results(pair, "guards")
 
 
 def test_other_prompts_are_noted_for_the_measures_that_asked_them_and_no_others(runs):
@@ -186,9 +166,6 @@ def test_a_rate_of_another_judge_is_compared_and_noted_and_a_score_of_another_me
     assert set(found.loc[~rates, "note"]) == {""} and len(where(found, measure="task_score"))
     alone = between_runs.in_one_run(pair)
     assert set(alone["metric"]) == {"chrf", "bleu"} and set(alone["run"]) == {ONE, TWO}
-    said = "Scored by different metrics, and not compared: task score, translation (chrf in one, bleu in two)."
-    assert between_runs.runs_in_words(pair).endswith(said)
-    assert "different metrics" not in between_runs.runs_in_words(pair[:1] * 2)
 
 
 def test_another_model_or_share_of_safety_data_is_compared_and_noted_where_each_run_has_one(runs):
@@ -255,7 +232,9 @@ def test_what_was_not_judged_is_counted_also_where_nothing_was(runs):
 def test_nothing_comparable_is_said(runs):
     changed(runs / TWO, style="alpaca")
     changed(runs / TWO, "helpfulness", style="alpaca")
-    assert between_runs.runs_in_words(between_runs.read_runs([ONE, TWO])).startswith("**No result is in two of these runs**")
+    assert between_runs.runs_in_words(between_runs.read_runs([ONE, TWO])).startswith(
+        "**No result is in two of these runs**"
+    )
 
 
 def test_models_built_anew_are_told_as_no_interval_covers_them(runs):
@@ -269,18 +248,15 @@ def test_all_finished_runs_are_compared_where_none_is_named(runs):
     assert [run.name for run in between_runs.read_runs()] == [ONE, TWO]
 
 
-def test_runs_of_one_name_get_a_number_and_names_can_be_given(runs, tmp_path):
+def test_runs_of_one_name_get_a_number(runs, tmp_path):
     theirs = [shutil.copytree(runs / ONE, tmp_path / who / ONE) for who in ("colleague", "friend")]
     assert [run.name for run in between_runs.read_runs([ONE, *theirs])] == ["one", "one (2)", "one (3)"]
-    found = between_runs.read_runs({"ours": ONE, "theirs": str(theirs[0])})
-    assert [(run.name, run.folder) for run in found] == [("ours", runs / ONE), ("theirs", theirs[0])]
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ([ONE], "has only one: `make study PROFILE=smoke` .* makes one in "),
-        ({"ours": ONE}, "has only ours"),
         ("one", r'runs should look like \["miniature", "smoke"\], found \'one\''),
         ([ONE, "smoke"], "no run 'smoke', looked for as .*: name one of .*one, two, or .*`make study PROFILE=smoke`"),
         (
@@ -289,17 +265,15 @@ def test_runs_of_one_name_get_a_number_and_names_can_be_given(runs, tmp_path):
         ),
         ([ONE, "half"], "half is not the folder of a finished run, as it has no tables/attack_success.csv"),
         ([ONE, "damaged"], "damaged cannot be read .*run its `make study` again"),
-        ([ONE, "list"], "manifest.json is no manifest of a run"),
-        ([ONE, TWO, "../runs/one"], r"runs/one is given twice \(one and one\)"),
+        ([ONE, TWO, "../runs/one"], "runs/one is given twice: name different runs"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_sentence(runs, given, said):
-    for name, manifest in (("empty", None), ("half", "{}"), ("damaged", '{"profile"'), ("list", "[]")):
+    for name, manifest in (("empty", None), ("half", "{}"), ("damaged", '{"profile"')):
         (runs / name / "tables").mkdir(parents=True)
         if manifest:
             (runs / name / "manifest.json").write_text(manifest)
-    for name in ("damaged", "list"):
-        shutil.copy(runs / ONE / "tables" / "attack_success.csv", runs / name / "tables")
+    shutil.copy(runs / ONE / "tables" / "attack_success.csv", runs / "damaged" / "tables")
     with pytest.raises(StudyError, match=said):
         between_runs.read_runs(given)
 
@@ -314,12 +288,12 @@ def test_no_run_at_all_says_how_to_make_the_first(tmp_path, monkeypatch):
     ("change", "said"),
     [
         (lambda t: t.drop(columns="low"), "has no column low: run its `make study` again"),
-        (lambda t: t.assign(style="haiku"), "has an unknown style, haiku: known are chat, alpaca"),
-        (lambda t: t.assign(rate=100 * t["rate"]), "holds something else than rates of 0 to 1"),
-        (lambda t: t.assign(low=1.0), "holds something else than rates of 0 to 1"),
-        (lambda t: t.assign(high=float("nan")), "holds something else than rates of 0 to 1"),
-        (lambda t: t.assign(rate="many"), "holds something else than rates of 0 to 1"),
-        (lambda t: pd.concat([t, t]), "has 70 results twice"),
+        (lambda t: t.assign(style="haiku"), "is damaged or of another version: run its `make study` again"),
+        (lambda t: t.assign(rate=100 * t["rate"]), "is damaged or of another version: run its `make study` again"),
+        (lambda t: t.assign(low=1.0), "is damaged or of another version: run its `make study` again"),
+        (lambda t: t.assign(high=float("nan")), "is damaged or of another version: run its `make study` again"),
+        (lambda t: t.assign(rate="many"), "is damaged or of another version: run its `make study` again"),
+        (lambda t: pd.concat([t, t]), "is damaged or of another version: run its `make study` again"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_named_with_its_run(runs, change, said):
@@ -327,14 +301,6 @@ def test_a_table_that_cannot_be_used_is_named_with_its_run(runs, change, said):
     tables.write_table(change(pd.read_csv(path, keep_default_na=False, na_values=[""])), path)
     with pytest.raises(StudyError, match=f"attack_success.csv of the run two {said}"):
         between_runs.differences(between_runs.read_runs([ONE, TWO]))
-
-
-def test_tables_from_before_runs_could_have_several_models_are_compared(runs):
-    for table in ("attack_success", "helpfulness"):
-        path = runs / TWO / "tables" / f"{table}.csv"
-        tables.write_table(pd.read_csv(path, keep_default_na=False, na_values=[""]).drop(columns=["model", "note"]), path)
-    pair = between_runs.read_runs([ONE, TWO])
-    assert between_runs.in_one_run(pair).empty and between_runs.differences(pair)["note"].eq("").all()
 
 
 def test_the_written_tables_are_those_returned(runs, tmp_path):
@@ -370,11 +336,9 @@ def test_the_notebook_compares_all_finished_runs_and_writes_tables_and_figures(r
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
     shown = " ".join(str(o.get("data", {}).get(kind, "")) for o in outputs for kind in ("text/markdown", "text/html"))
-    assert (
-        "differ significantly**" in shown and "Nothing in the manifests differs" in shown and "-100 (-100 to" in shown
-    )
-    names = {"settings.csv", "times.csv", "differences.csv", "in_one_run.csv"}
-    names |= {f"{name}.{e}" for name in between_runs.DRAWN for e in ("png", "svg", "md")}
+    assert "differ significantly**" in shown and "-100 (-100 to" in shown
+    names = {"settings.csv", "differences.csv", "in_one_run.csv"}
+    names |= {f"{name}.{e}" for name in between_runs.MEASURES_WITH_FIGURE for e in ("png", "svg", "md")}
     assert names <= {path.name for path in (runs / "compare").iterdir()}
 
 
