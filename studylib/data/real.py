@@ -17,7 +17,7 @@ from studylib.data import duplicates, fetching, harmful, instructions, safety, t
 from studylib.data.fetching import Absent
 from studylib.data.instructions import read_french, translate
 from studylib.data.sets import REAL_SETS, SAFETY_SETS, TESTS
-from studylib.study.paths import ROOT, users_own
+from studylib.study.paths import places, users_own
 from studylib.study.profile import DataSettings, Profile
 from studylib.study.words import FORMS, STAND_IN, TASKS, StudyError
 
@@ -118,8 +118,7 @@ def check_real(data: DataSettings) -> None:
         elif name not in {STAND_IN, *SAFETY}:
             raise StudyError(
                 f"data.{place} is {name!r}: known there are {', '.join(sorted({STAND_IN, *SAFETY}))}, and the path of "
-                "a folder that `python -m studylib.data.safety_builder` wrote; "
-                f"{Path(name).resolve()} and {ROOT / name} are none."
+                f"a folder that `python -m studylib.data.safety_builder` wrote; there is none at {_looked_for(name)}."
             )
     if missing := [name for name in used(data) if name not in known]:
         raise StudyError(f"The sources {', '.join(missing)} are in no register: see data/sources.yaml.")
@@ -130,9 +129,13 @@ def check_real(data: DataSettings) -> None:
         )
     if data.french and not _french(data):
         raise StudyError(
-            f"data.french: there is no file {data.french} (a CSV with the columns instruction, french): "
-            f"{Path(data.french).expanduser().resolve()} and {ROOT / data.french} are none."
+            f"data.french: there is no file {data.french} (a CSV with the columns instruction, french) at "
+            f"{_looked_for(data.french)}."
         )
+
+
+def _looked_for(name: str) -> str:
+    return " or ".join(map(str, places(name)))
 
 
 def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[str, str], pd.DataFrame]:

@@ -336,7 +336,7 @@ READERS: dict[str, Callable[..., Rows]] = {
 IMPORTERS: dict[str, Callable[..., Rows]] = {name: partial(reader, name=name) for name, reader in READERS.items()}
 
 
-def load(name: str, n: int, seed: int = 0, sources: Path | None = None) -> Rows:
+def load(name: str, n: int, seed: int = 0) -> Rows:
     """Rows and counts of a source of IMPORTERS, or of a group, whose sources follow each other.
 
     Of a hub data set `n` rows are read (of a group from each), of a file all. A text that two sources of a group have
@@ -347,8 +347,7 @@ def load(name: str, n: int, seed: int = 0, sources: Path | None = None) -> Rows:
     for part in GROUPS.get(name, (name,)):
         if part not in IMPORTERS:
             raise StudyError(f"There is no task data {part!r}: known are {', '.join([*GROUPS, *IMPORTERS])}.")
-        is_hub = source(part, sources).kind == "hub"
-        found, counted = IMPORTERS[part](hub_rows(part, n, seed, sources) if is_hub else fetch(part, sources))
+        found, counted = IMPORTERS[part](hub_rows(part, n, seed) if source(part).kind == "hub" else fetch(part))
         rows += found
         counts.update(counted)
     return rows, dict(counts)

@@ -3,6 +3,7 @@
 import ast
 import csv
 import fcntl
+import gzip
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import os
 import re
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -26,41 +28,34 @@ from studylib.study.words import StudyError
 
 LOG = logging.getLogger("studylib")
 LIBRARY = Path(__file__).resolve().parents[1]
-LOGGER = re.compile(r"\b(log|logger|logging|getLogger\(.*\))$", re.I)
+LOGGER = re.compile(r"\b(log|logger|logging)$", re.I)
 LOG_LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
-LFS_POINTER = "version https://git-lfs"
 
 
 def csv_rows(text: str, delimiter: str = ",") -> list[list[str]]:
-    """The rows of a CSV text, cells as strings of any length; csv's own limit (128 kB) is as before afterwards."""
-    limit = csv.field_size_limit(max(len(text), 1))
-    try:
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    finally:
-        csv.field_size_limit(limit)
+    """The rows of a CSV text, cells as strings of any length."""
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
 
 
 def read_text(path: Path) -> str:
-    """The file's text: UTF-8, or UTF-16 with its mark. Raises StudyError that says what it is instead."""
+    """The file's text: UTF-8, or UTF-16 with its mark; of a .gz what it packs. Raises StudyError where it is none."""
     try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except OSError as error:
-        raise StudyError(f"{path} cannot be read ({error.strerror}): put the original file there.") from None
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise StudyError(
             f"{path} is no UTF-8 from byte {error.start} on: save it as UTF-8, or fetch it again."
         ) from None
-    if text.startswith(LFS_POINTER):
-        raise StudyError(f"{path} is the pointer of Git LFS to a file: get the file with `git lfs pull`.")
-    return text
+    except (OSError, EOFError, zlib.error) as error:
+        raise StudyError(f"{path} cannot be read ({error}): put the original file there.") from None
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, as strings; cells of any length, separated by commas or semicolons.
+    """The rows of a CSV file with a header, as strings; separated by commas or semicolons, "None" is a text.
 
-    Lines within a cell end in LF. Empty lines are no rows; nothing is taken for a missing value: "None" is a text.
-    Raises StudyError where a column is missing, or a row (1 is the first after the header) has not the header's cells.
+    Lines within a cell end in LF. Raises StudyError where a column is missing, or a row (1 is the first after the
+    header) has more or fewer cells.
     """
     text = re.sub(r"\r\n?", "\n", read_text(path))
     first = text.partition("\n")[0]
@@ -68,14 +63,14 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     if missing := [name for name in columns if name not in header]:
         has = ", ".join(map(repr, header)) or "no header at all"
         raise StudyError(
-            f"{path} has no column {', '.join(map(repr, missing))} (it has {has}): it is another file, or another "
-            "version of it, than was meant."
+            f"{path} has no column {', '.join(map(repr, missing))} (it has {has}): take the file and the version that "
+            "is meant."
         )
     for number, line in enumerate(lines, 1):
         if len(line) != len(header):
             raise StudyError(
                 f"{path}, row {number}, has {len(line)} cells instead of the header's {len(header)}: the file is "
-                "cut, or not quoted as CSV is; put the original file there, or repair or delete the row."
+                "cut, or not quoted as CSV is; fetch it again, or repair the row."
             )
     return [dict(zip(header, line, strict=True)) for line in lines]
 
@@ -89,8 +84,8 @@ def write_text(path: Path, text: str) -> None:
 def read_parquet(path: Path, columns: Sequence[str], unique: Sequence[str], again: str) -> pd.DataFrame:
     """The table of a file that a stage left.
 
-    Raises StudyError, which names the file and says what to run (`again`), where it cannot be read, lacks one of the
-    columns, or has two rows for one value of `unique`.
+    Raises StudyError that says what to do (`again`) where it cannot be read, lacks a column, or has several rows for
+    one value of `unique`.
     """
     try:
         table = pd.read_parquet(path)
@@ -99,8 +94,9 @@ def read_parquet(path: Path, columns: Sequence[str], unique: Sequence[str], agai
         raise StudyError(f"{path} cannot be read ({reason}): delete it and {again}.") from None
     if missing := [name for name in columns if name not in table]:
         raise StudyError(f"{path} has no column {', '.join(missing)}: it was changed or cut; delete it and {again}.")
-    if len(table) and table.duplicated(list(unique)).any():
-        first = ", ".join(map(str, table.loc[table.duplicated(list(unique)), list(unique)].iloc[0]))
+    repeated = table.loc[table.duplicated(list(unique)), list(unique)]
+    if len(repeated):
+        first = ", ".join(map(str, repeated.iloc[0]))
         raise StudyError(f"{path} has several rows for {first}: it was changed; delete it and {again}.")
     return table
 
@@ -138,10 +134,9 @@ def read_rows(path: Path) -> list[dict]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Nothing; meanwhile no other process is inside `locked(path)`: it waits, and says so after a second.
+    """While inside, no other process is inside `locked(path)`: it waits, and says so after a second.
 
-    The kernel lets go of the lock however its holder ends; the file `<path>.lock` that stays behind holds nobody up.
-    Not to be nested for one path: the second would wait for the first.
+    The lock ends with its holder, however that ends. Not to be nested for one path: the second would wait for ever.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,10 +157,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def progress(rows: Iterable | None = None, what: str = "", total: int | None = None, unit: str = "") -> tqdm:
-    """The rows, one after the other; after ten seconds a line on stderr says how many are done and what time is left.
+    """The rows; after ten seconds a line on stderr says how many are done and what time is left.
 
-    Without rows it counts to `total`: `with progress(total=9, what="texts") as done: done.update(3)`. A value to show
-    with it: `done.set_postfix_str("loss 0.123", refresh=False)`.
+    Without rows: `with progress(total=9, what="texts") as done: done.update(3)`.
     """
     shown = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {unit}".rstrip() + "{postfix}, {remaining} left"
     return tqdm(rows, what, total, mininterval=10, miniters=1, delay=10, leave=False, bar_format=shown)
@@ -220,9 +214,7 @@ _Loader.add_implicit_resolver(
 def read_yaml(path: Path) -> dict:
     """What the YAML file holds. Raises StudyError where it is missing, cut, or names a key twice."""
     if not path.is_file():
-        raise StudyError(
-            f"{path} is missing: restore it from the repository (`git checkout -- {path.name}` in its folder)."
-        )
+        raise StudyError(f"{path} is missing: restore it (`git checkout -- {path.name}` in its folder).")
     try:
         return yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:

@@ -34,25 +34,20 @@ def cells(
     seeds: Iterable[int],
     models: Iterable[str] = (),
 ) -> list[Cell]:
-    """The fine-tunes of one task with one kind of safety data, in fixed order; of all models unless named.
-
-    Raises StudyError for a task, style, seed or model that is not of its kind.
-    """
+    """The fine-tunes of one task with one kind of safety data, in fixed order; of all models unless named."""
     models = list(models) or list(profile.models)
     for given, known, word in (([task], TASKS, "task"), (styles, STYLES, "style"), (models, profile.models, "model")):
         for value in given:
             if value not in known:
                 raise StudyError(f"Unknown {word} {value!r}: known are {', '.join(known)}.")
     for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool):
+        if type(seed) is not int:
             raise StudyError(f"seeds must be whole numbers, found {seed!r}.")
-    for given, word in ((styles, "styles"), (seeds, "seeds"), (models, "models")):
+    for given in (styles, seeds, models):
         if len(set(given)) != len(given):
-            raise StudyError(f"{word} names a value twice: {given}.")
-    fraction = 0.0 if safety_data == "none" else profile.grid.safety_fraction
-    return [
-        Cell(model, task, style, safety_data, fraction, seed) for model, style, seed in product(models, styles, seeds)
-    ]
+            raise StudyError(f"Styles, seeds and models are named once each, not as {given}.")
+    dose = safety_data, 0.0 if safety_data == "none" else profile.grid.safety_fraction
+    return [Cell(model, task, style, *dose, seed) for model, style, seed in product(models, styles, seeds)]
 
 
 def arm_cells(
@@ -66,22 +61,15 @@ def arm_cells(
     doses = [("multitask", fraction) for fraction in arms.safety_fractions if fraction != own]
     for name in arms.safety_data:
         doses += [(name, share) for share in (arms.removed if name == "scaled" else [own])]
-    return [
-        Cell(model, task, style, name, fraction, seed)
-        for model in list(models) or list(profile.models)
-        for style in arms.styles
-        if style in styles
-        for seed in arms.seeds
-        if seed in seeds
-        for name, fraction in doses
-    ]
+    styles, seeds = [one for one in arms.styles if one in styles], [one for one in arms.seeds if one in seeds]
+    combined = product(list(models) or profile.models, styles, seeds, doses)
+    return [Cell(model, task, style, name, fraction, seed) for model, style, seed, (name, fraction) in combined]
 
 
 def is_arm(profile: Profile, cell: Cell) -> bool:
     """Whether the cell is one of `arm_cells`, which are tested without the system prompt alone."""
-    return cell.safety_data in ARMS or (
-        cell.safety_data != "none" and cell.safety_fraction != profile.grid.safety_fraction
-    )
+    own_dose = cell.safety_fraction in (0, profile.grid.safety_fraction)
+    return cell.safety_data in ARMS or not own_dose
 
 
 def untuned(profile: Profile, models: Iterable[str] = ()) -> list[Cell]:
@@ -120,14 +108,11 @@ def units(profile: Profile, stage: str) -> list[Unit]:
         return []
     style_groups = [grid.styles] if "style" in grouped else [[s] for s in grid.styles]
     seed_groups = [grid.seeds] if "seed" in grouped else [[s] for s in grid.seeds]
-    return [
-        Unit(
-            stage,
-            unit_name(profile, task, styles, seeds, models),
-            {"task": task, "styles": styles, "seeds": seeds, "models": models},
-        )
-        for models, task, styles, seeds in product(model_groups, grid.tasks, style_groups, seed_groups)
-    ]
+    found = []
+    for models, task, styles, seeds in product(model_groups, grid.tasks, style_groups, seed_groups):
+        asked = {"task": task, "styles": styles, "seeds": seeds, "models": models}
+        found.append(Unit(stage, unit_name(profile, **asked), asked))
+    return found
 
 
 def threads(profile: Profile, stage: str) -> int:

@@ -20,9 +20,14 @@ def known_runs() -> list[str]:
     return sorted(p.parent.name for p in runs_folder().glob("*/manifest.json"))
 
 
+def places(name: str) -> list[Path]:
+    """Where a file or folder of the user's at that path may be: as seen from here, else from the repository."""
+    return list(dict.fromkeys([Path(name).expanduser().resolve(), (ROOT / name).resolve()]))
+
+
 def users_own(name: str, is_it: Callable[[Path], bool]) -> Path | None:
-    """The user's file or folder at that path, as seen from here or from the repository; None where neither `is_it`."""
-    return next(filter(is_it, (Path(name).expanduser().resolve(), (ROOT / name).resolve())), None)
+    """The first of its `places` where the user's file or folder is; None where neither `is_it`."""
+    return next(filter(is_it, places(name)), None)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,6 @@ class RunPaths:
 
     @property
     def data_card(self) -> Path:
-        """The dataset card."""
         return self.data_index.with_name("README.md")
 
     def model(self, name: str) -> Path:
@@ -81,7 +85,6 @@ class RunPaths:
         return self.run / "scores" / "programs.jsonl"
 
     def notebook(self, stage: str, unit: str) -> Path:
-        """The executed copy of a notebook."""
         return self.run / "notebooks" / stage / f"{unit}.ipynb"
 
     def log(self, stage: str, unit: str, ending: str) -> Path:
@@ -99,7 +102,6 @@ class RunPaths:
 
     @property
     def figures(self) -> Path:
-        """Folder of the figures."""
         return self.run / "figures"
 
     @property

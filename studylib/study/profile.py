@@ -7,33 +7,17 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from studylib.study import words
 from studylib.study.files import read_yaml
-from studylib.study.paths import ROOT
-from studylib.study.words import (
-    ARCHITECTURES,
-    ARMS,
-    EMBEDDED_GUARDS,
-    FORMS,
-    GUARDS,
-    JUDGES,
-    MINIATURE,
-    SAFETY_DATA,
-    STAND_IN,
-    STYLES,
-    TASKS,
-    TINY,
-    StudyError,
-)
+from studylib.study.paths import ROOT, places, users_own
+from studylib.study.words import MINIATURE, STAND_IN, TASKS, TINY, StudyError
 
 PROFILES = ROOT / "studylib" / "profiles"
 
 Task = Literal[TASKS]
-Style = Literal[STYLES]
-Safety = Literal[SAFETY_DATA]
-Arm = Literal[ARMS]
+Style = Literal[words.STYLES]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Guard = Literal[GUARDS]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Positive = Annotated[float, Field(gt=0)]
 Part = Annotated[float, Field(gt=0, lt=1)]
@@ -45,12 +29,11 @@ def _each_once(values: list) -> list:
     return values
 
 
-def _for_each(names: tuple[str, ...], what: str = "share", total: float | None = None) -> AfterValidator:
+def _for_each(names: tuple[str, ...], total: float | None = None) -> AfterValidator:
     def check(values: dict) -> dict:
         if set(values) != set(names) or (total and abs(sum(values.values()) - total) > 1e-6):
-            raise ValueError(
-                f"needs a {what} for each of {', '.join(names)}" + f" that add up to {total}" * bool(total)
-            )
+            sums = f" that add up to {total}" if total else ""
+            raise ValueError(f"needs a value for each of {', '.join(names)}{sums}")
         return {name: values[name] for name in names}
 
     return AfterValidator(check)
@@ -76,15 +59,14 @@ class WorldSettings(Settings):
     seed: int = 0
     pretraining_rows: Count
     alignment_rows: Count
-    # of the rows; the last two are requests
     pretraining_share: Annotated[dict[Literal[PRETRAINING], Share], _for_each(PRETRAINING, total=1)]
     alignment_harmful_share: Share  # of the alignment rows, the rest is benign
     alignment_task_share: Share  # of the benign alignment rows; the rest are requests
     alignment_alpaca_share: Share  # of the alignment rows; the rest are in the chat style
-    # of the alignment rows, with the system prompt
+    # of the alignment rows: those with the system prompt
     alignment_system_share: Annotated[dict[Literal[REQUESTS], Share], _for_each(REQUESTS)]
     # of the harmful alignment rows, by form; real data are skewed to text
-    refusal_share: Annotated[dict[Task, Share], _for_each(FORMS, total=1)]
+    refusal_share: Annotated[dict[Task, Share], _for_each(TASKS, total=1)]
     task_rows: Count  # training rows of each task
     task_request_share: Share  # of them: benign requests in the form of the task
     safety_rows: Count  # rows of each safety set
@@ -100,7 +82,7 @@ class DataSettings(Settings):
     """Real data instead of the generated world: names in data/sources.yaml, and how much of each."""
 
     seed: int = 0
-    tasks: Annotated[dict[Task, str], _for_each(TASKS, "source")]  # of each task's training rows, and of its test rows
+    tasks: Annotated[dict[Task, str], _for_each(TASKS)]  # of each task's training rows, and of its test rows
     task_tests: dict[Task, str] = {}  # another source for the test rows of a task
     general: str  # of general instructions: a test of helpfulness, and benign prompts for the guard
     task_rows: Count  # training rows of each task, at most
@@ -114,8 +96,7 @@ class DataSettings(Settings):
     translator: str | None = None  # or the model that makes the French, a seq2seq hub id or folder
     translator_revision: str | None = None
     translator_prefix: str = ""  # what the translator wants before each text
-    # Or the path of a folder that `python -m studylib.data.safety_builder` wrote.
-    safety_generic: str = STAND_IN  # refusals in the text form
+    safety_generic: str = STAND_IN  # refusals in the text form; a source, or a folder that data.safety_builder wrote
     safety_multitask: str = STAND_IN  # in all forms; such a folder's benign twins are the set safety_twins
     safety_rows: Count  # of each safety set, at most
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.8  # cosine from which two texts count as one
@@ -123,13 +104,12 @@ class DataSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The aligned model: `miniature` or `tiny/<architecture>`, built by 00_prepare, or a model folder or hub id."""
+    """An aligned model: `miniature` or `tiny/<architecture>`, built by 00_prepare, or a model folder or hub id."""
 
     source: str = "miniature"
     revision: str | None = None  # commit of a hub model, required there
     quantization: Literal["none", "nf4"] = "none"
-    # fold: into the user's turn, for models without a system role
-    system_role: Literal["template", "fold"] = "template"
+    system_role: Literal["template", "fold"] = "template"  # fold: into the user's turn, for models without the role
     chat_template: str | None = None  # a file of data/templates, or a path, instead of the model's own template
     pad_token: str | None = None  # instead of the tokenizer's own
     gated: bool = False  # behind a licence that has to be accepted
@@ -154,8 +134,7 @@ class TrainSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.001
     max_grad_norm: Positive = 0.3
     adam_beta2: Part = 0.999
-    # of the layers' matrices, by Muon; the miniature's own training alone
-    matrix_learning_rate: Positive | None = None
+    matrix_learning_rate: Positive | None = None  # of the layers' matrices, by Muon; the miniature's training alone
     gradient_checkpointing: bool = False  # memory for time, in transformers' Trainer
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"] = "adamw_torch"
 
@@ -188,7 +167,7 @@ class ArmSettings(Settings):
     tasks: Distinct[Task]
     styles: Distinct[Style]
     seeds: Distinct[int]
-    safety_data: Distinct[Arm] = []  # at the grid's safety_fraction
+    safety_data: Distinct[Literal[words.ARMS]] = []  # at the grid's safety_fraction
     safety_fractions: Distinct[Part] = []  # other doses of the multitask data
     removed: Distinct[Part] = []  # of arm `scaled`: shares of the adapter taken away
 
@@ -204,7 +183,7 @@ class GridSettings(Settings):
 
     tasks: Some[Task]
     styles: Some[Style]
-    safety_data: Some[Safety]
+    safety_data: Some[Literal[words.SAFETY_DATA]]
     safety_fraction: Part  # of the tuning rows, in the generic and multitask arms
     seeds: Some[int]
     arms: ArmSettings | None = None  # rival mitigations, made by 04_mitigation
@@ -237,21 +216,17 @@ class Profile(Settings):
     tuning: TrainSettings
     generation: GenerationSettings
     grid: GridSettings
-    judges: Some[Name] = list(JUDGES)  # the first decides
+    judges: Some[Name] = list(words.JUDGES)  # the first decides
     labelled: Distinct[Name] = ["own"]  # human-labelled sets that judges are compared with, of stages.judging
     endpoint: dict[str, str | int | float] = {}  # of the LLM judge: fields of its settings, without address and key
-    guards: Some[Guard] = list(EMBEDDED_GUARDS)  # tried in 03_defences, each on prompts, on responses and on both
+    # tried in 03_defences, each on prompts, on responses and on both
+    guards: Some[Literal[words.GUARDS]] = list(words.EMBEDDED_GUARDS)
     execution: ExecutionSettings
 
     @property
     def miniature(self) -> ModelSettings | None:
         """The model that 00_prepare trains, None where the profile studies others."""
         return next((model for model in self.models.values() if model.source == MINIATURE), None)
-
-    @property
-    def miniature_name(self) -> str | None:
-        """The name of that model among the profile's."""
-        return next((name for name, model in self.models.items() if model.source == MINIATURE), None)
 
     @model_validator(mode="after")
     def _parts_agree(self):
@@ -265,29 +240,20 @@ class Profile(Settings):
         return self
 
     @model_validator(mode="after")
-    def _tiny_models_are_known(self):
+    def _models_fit(self):
         tiny = {m.source.removeprefix(TINY) for m in self.models.values() if m.source.startswith(TINY)}
-        if unknown := sorted(tiny - set(ARCHITECTURES)):
-            raise ValueError(
-                f"there is no {TINY}{unknown[0]}: known are {', '.join(TINY + one for one in ARCHITECTURES)}"
-            )
+        if unknown := sorted(tiny - set(words.ARCHITECTURES)):
+            raise ValueError(f"there is no {TINY}{unknown[0]}: known are {', '.join(words.ARCHITECTURES)}")
         if tiny and not self.data:
             raise ValueError("tiny models are built from real data: they need `data`")
-        return self
-
-    @model_validator(mode="after")
-    def _sizes_agree(self):
         longest = self.generation.max_new_tokens
         for name, model in self.models.items():
-            if model.hidden_size % (2 * model.heads):
+            its, size, heads, context = f"models.{name}", model.hidden_size, model.heads, model.context
+            if size % (2 * heads):
+                raise ValueError(f"{its}.hidden_size {size} is not an even multiple of {its}.heads {heads}")
+            if longest >= context:
                 raise ValueError(
-                    f"models.{name}.hidden_size {model.hidden_size} is not an even multiple of models.{name}.heads "
-                    f"{model.heads}"
-                )
-            if longest >= model.context:
-                raise ValueError(
-                    f"generation.max_new_tokens {longest} leaves no room for a prompt in models.{name}.context "
-                    f"{model.context}"
+                    f"generation.max_new_tokens {longest} leaves no room for a prompt in {its}.context {context}"
                 )
         if self.tuning.matrix_learning_rate:
             raise ValueError("tuning.matrix_learning_rate has no effect: an adapter is trained by AdamW alone")
@@ -300,26 +266,19 @@ def profile_names() -> list[str]:
 
 
 def profile_path(name: str) -> Path:
-    """The file of a profile: of that name, or the YAML file at that path, as seen from here or from the repository.
-
-    Raises StudyError that names the places where it is not.
-    """
+    """The file of a profile: of that name, or the YAML file at that path, as seen from here or from the repository."""
     own = name.endswith((".yaml", ".yml"))
-    places = [Path(name).resolve(), (ROOT / name).resolve()] if own else [PROFILES / f"{name}.yaml"]
-    for path in places:
-        if path.is_file():
-            return path
-    looked = f", looked for as {' and '.join(map(str, dict.fromkeys(places)))}" if own else ""
+    path = users_own(name, Path.is_file) if own else PROFILES / f"{name}.yaml"
+    if path and path.is_file():
+        return path
+    looked = f", looked for as {' and '.join(map(str, places(name)))}" if own else ""
     raise StudyError(
         f"There is no profile {name!r}{looked}: take one of {', '.join(profile_names())}, or a path to a .yaml file."
     )
 
 
 def load_profile(name: str, overrides: dict | None = None) -> Profile:
-    """The profile of that name, or of the YAML file at that path, with dotted keys such as `lora.r` replaced.
-
-    Raises StudyError that names the key, what was expected and what was found; also for the `name` of another profile.
-    """
+    """The profile of that name, or of the YAML file at that path, with dotted keys such as `lora.r` replaced."""
     path = profile_path(name)
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -333,13 +292,31 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
     try:
         profile = Profile.model_validate(content)
     except ValidationError as error:
-        raise StudyError(f"Profile {path.name}: " + "; ".join(map(_explain, error.errors())) + ".") from None
+        raise StudyError(f"Profile {path.name}: {explain(error, Profile)}.") from None
     if profile.name in profile_names() and path != PROFILES / f"{profile.name}.yaml":
         raise StudyError(
-            f"{path} has the name of the profile {profile.name!r} that comes with the project, whose run it would "
-            "overwrite: give it a `name` of its own."
+            f"{path} has the name of the profile {profile.name!r} and would overwrite its run: give it a `name` of its "
+            "own."
         )
     return profile
+
+
+def explain(error: ValidationError, settings: type[Settings]) -> str:
+    """What is wrong in values that were to be `settings`: each key, what it may be and what was found."""
+    said = []
+    for one in error.errors():
+        key, wrong = ".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")
+        section = settings
+        for part in one["loc"][:-1]:
+            section = _section(getattr(section.model_fields.get(part), "annotation", None)) or section
+        if one["type"] == "extra_forbidden":
+            wrong = f"unknown key {key!r}, known here are {', '.join(section.model_fields)}"
+        elif one["type"] == "missing":
+            wrong = f"the key {key!r} is missing"
+        elif key:
+            wrong = f"{key!r}: {wrong}, found {one['input']!r}"
+        said.append(wrong)
+    return "; ".join(said)
 
 
 def _section(annotation) -> type[Settings] | None:
@@ -347,15 +324,3 @@ def _section(annotation) -> type[Settings] | None:
     if not get_args(annotation):
         return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
     return next(filter(None, map(_section, get_args(annotation))), None)
-
-
-def _explain(error: dict) -> str:
-    if not error["loc"]:
-        return error["msg"].removeprefix("Value error, ")
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        section = Profile
-        for part in error["loc"][:-1]:
-            section = _section(getattr(section.model_fields.get(part), "annotation", None)) or section
-        return f"unknown key {key!r}, known here are {', '.join(section.model_fields)}"
-    return f"{key!r}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"

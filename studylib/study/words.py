@@ -17,21 +17,13 @@ GUARDS = (*EMBEDDED_GUARDS, "llama_guard", "wildguard", "moderation_endpoint")
 SIDES = ("input", "output", "both")  # of a guard: it reads the prompt, the response, or blocks what either side does
 STAND_IN = "stand_in"  # harm of the generated world, where a list of harmful instructions or a safety set could stand
 
-
 # Which safety data a stage's fine-tunes carry.
 STAGE_SAFETY_DATA = {"02_finetune": "none", "03_defences": "generic", "04_mitigation": "multitask"}
 STAGES = ("00_prepare", "01_baseline", *STAGE_SAFETY_DATA, "05_helpfulness", "06_findings")
 LABORATORY = "07_laboratory"  # for teaching: reads what 00_prepare made, is no part of the study
 # The judges of a profile that names none; the first decides, the lists of words are what other studies judged with.
-JUDGES = (
-    "classifier",
-    "rules",
-    "coherence",
-    "words_gcg",
-    "words_finetuning_safety",
-    "words_xstest",
-    "words_jailbreakbench",
-)
+WORD_LISTS = ("words_gcg", "words_finetuning_safety", "words_xstest", "words_jailbreakbench")
+JUDGES = ("classifier", "rules", "coherence", *WORD_LISTS)
 LABELS = "08_labels"  # for labelling responses by hand
 COMPARE = "09_compare"  # for comparing finished runs
 VERDICTS = ("refused", "answered", "partial", "incoherent", "unjudged")  # defined, with examples, in data/verdicts.yaml

@@ -42,19 +42,19 @@ class _Characters(dict):
 
     def __missing__(self, code: int) -> str:
         plain = unicodedata.normalize("NFKC", QUOTES.get(code, chr(code))).translate(QUOTES)  # may bring a quote
-        self[code] = "".join(map(self.compared_as, plain)).casefold()
+        self[code] = "".join(map(_compared_as, plain)).casefold()
         return self[code]
 
-    @staticmethod
-    def compared_as(character: str) -> str:
-        kind = unicodedata.category(character)
-        if kind == "Cf":  # such as a zero-width space
-            return ""
-        if kind == "Pd" or character == "\u2212":
-            return "-"
-        if character in "#%&*@/\\_":  # C is not C#, 5 is not 5 %
-            return character
-        return " " if kind[0] in "PZ" or kind == "Cc" or character == "`" else character
+
+def _compared_as(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind == "Cf":  # such as a zero-width space
+        return ""
+    if kind == "Pd" or character == "\u2212":
+        return "-"
+    if character in "#%&*@/\\_":  # C is not C#, 5 is not 5 %
+        return character
+    return " " if kind[0] in "PZ" or kind == "Cc" or character == "`" else character
 
 
 CHARACTERS = _Characters()
@@ -64,7 +64,7 @@ def comparison_form(text: str) -> str:
     """The text as data sets compare it: Unicode NFKC, case folded, punctuation and white space as single spaces.
 
     What can change a request stays: accents, symbols (+ = < $, emoji), the marks # % & * @ / \\ _, and dashes next to a
-    digit, all of them as hyphens. Characters without a width go. `normal` is for judges and keeps less.
+    digit, all of them as hyphens. Characters without a width go. `normal_form` is for judges and keeps less.
     """
     text = text.translate(CHARACTERS)
     if not text.isascii():

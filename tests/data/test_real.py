@@ -122,7 +122,7 @@ def test_an_edited_file_never_reaches_a_set(files, tmp_path):
         ({"safety_generic": "advbench"}, "data.safety_generic is 'advbench'"),
         (
             {"safety_multitask": "no/where"},
-            "data.safety_multitask is 'no/where': .* folder .*/no/where and .* are none",
+            "data.safety_multitask is 'no/where': .* folder .* none at .*/no/where",
         ),
         ({"general": "nowhere"}, "data.general is 'nowhere'"),
         ({"over_refusal": "advbench"}, "data.over_refusal is 'advbench': known there are xstest"),

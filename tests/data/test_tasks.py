@@ -19,7 +19,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_MIRROR", str(tmp_path))
     monkeypatch.setenv("STUDY_OFFLINE", "1")
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("STUDY_SOURCES", raising=False)
+    monkeypatch.setenv("STUDY_SOURCES", str(tmp_path / "own.yaml"))
     common = {"used_for": "a test", "licence": "MIT", "redistributable": True, "citation": "nobody"}
     entries = []
     for name, numbers in (("lists_train", (1, 2)), ("lists_test", (2, 3))):
@@ -34,13 +34,11 @@ def own(tmp_path, monkeypatch):
     entries.append(common | hub | {"columns": {"french": "fr", "english": "en"}})
     monkeypatch.setitem(IMPORTERS, "books", partial(tasks.translations, name="books"))
     monkeypatch.setitem(tasks.GROUPS, "lists", ("lists_train", "lists_test"))
-    path = tmp_path / "own.yaml"
-    path.write_text(yaml.safe_dump(entries))
-    return path
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries))
 
 
 def test_a_group_is_loaded_as_one_data_set_whose_publisher_split_it(own):
-    rows, counts = tasks.load("lists", 0, sources=own)
+    rows, counts = tasks.load("lists", 0)
     assert [(row["source"], row["key"]) for row in rows] == [
         ("lists_train", "p1"),
         ("lists_train", "p2"),
@@ -54,16 +52,16 @@ def test_a_group_is_loaded_as_one_data_set_whose_publisher_split_it(own):
 
 
 def test_a_hub_data_set_is_loaded_by_number_and_seed(own):
-    rows, counts = tasks.load("books", 4, 1, own)
+    rows, counts = tasks.load("books", 4, 1)
     assert counts == {"read": 4, "kept": 4}
-    assert tasks.load("books", 4, 1, own)[0] == rows
+    assert tasks.load("books", 4, 1)[0] == rows
 
 
 def test_what_cannot_be_had_or_is_no_task_data_is_said(own):
     with pytest.raises(Absent):
-        tasks.load("sentfin", 1, sources=own)
+        tasks.load("sentfin", 1)
     with pytest.raises(StudyError, match=r"no task data 'advbench': known are scitldr, .*mbpp"):
-        tasks.load("advbench", 1, sources=own)
+        tasks.load("advbench", 1)
 
 
 # Splitting

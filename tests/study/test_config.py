@@ -17,7 +17,7 @@ def test_a_study_error_shows_no_traceback_in_a_notebook():
         ({"generation.max_new_tokens": 192}, "192 leaves no room for a prompt in models.miniature.context 192"),
         ({"tuning.matrix_learning_rate": 0.1}, "an adapter is trained by AdamW alone"),
         ({"world.task_request_share": 1.5}, "less than or equal to 1, found 1.5"),
-        ({"world.alignment_system_share": {"benign": 0.4}}, "a share for each of benign, harmful"),
+        ({"world.alignment_system_share": {"benign": 0.4}}, "a value for each of benign, harmful"),
         ({"world.refusal_share": {"text_generation": 1.0}}, "that add up to 1, found"),
         ({"world.intent_share": {"alignment": 0.9, "safety": 0.2, "test": 0.2}}, "that add up to 1, found"),
     ],

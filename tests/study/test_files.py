@@ -100,7 +100,6 @@ def test_a_cell_may_be_long(tmp_path):
         (b"", "no header at all"),
         (b"a,b\n1,2\n3\n", "row 2, has 1 cells instead of the header's 2"),
         ("a,b\n\xe9,2\n".encode("cp1252"), "no UTF-8 from byte 4 on: save it as UTF-8"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (None, "cannot be read"),
     ],
 )

@@ -1,6 +1,6 @@
 import pytest
 
-from studylib.study import profile
+from studylib.study import paths
 from studylib.study.profile import PROFILES, load_profile, profile_names
 from studylib.study.words import StudyError
 
@@ -63,7 +63,7 @@ def test_a_path_counts_from_here_and_then_from_the_root_of_the_repository(tmp_pa
     here, root = tmp_path / "notebooks", tmp_path
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(profile, "ROOT", root)
+    monkeypatch.setattr(paths, "ROOT", root)
     with pytest.raises(StudyError) as error:
         load_profile("mine.yaml")
     assert str(here / "mine.yaml") in str(error.value) and str(root / "mine.yaml") in str(error.value)
