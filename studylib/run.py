@@ -194,10 +194,10 @@ def check_needs(profile: Profile, paths: RunPaths) -> None:
 
 
 def export(profile_name: str, folder: Path) -> str:
-    """What was exported of the run's data sets, as text for the terminal; see cards.export."""
-    from studylib.data import cards
+    """What was exported of the run's data sets, as text for the terminal; see sets.export."""
+    from studylib.data import sets
 
-    found = cards.export(RunPaths.of(load_profile(profile_name).name), folder)
+    found = sets.export(RunPaths.of(load_profile(profile_name).name), folder)
     return f"{found.to_string(index=False)}\n{folder}: {found['exported'].sum()} of {len(found)} sets"
 
 

@@ -1,33 +1,138 @@
-"""Harmful instructions: stand-ins, benign twins, the same instruction asked in the four forms, and what is shown of it.
+"""Harmful instructions: published lists, stand-ins, benign twins, French, and each instruction in the four forms.
 
-Instructions are those of instruction_lists.py. The intent of one, "advbench/12", identifies it everywhere. The wordings
-are in `data/forms.yaml`.
+An instruction is a plain dict: `source` (the list), `key` (stable within it, as the file has it or the row's number
+from 0), `instruction`, `category` ("" where the list has none) and `twin`, a benign counterpart (None where there is
+none). Its intent, "advbench/12", identifies it everywhere. Published lists are files that were fetched; nothing of them
+is kept here or shown. The wordings of the forms are in `data/forms.yaml`.
 """
 
+import csv
 import hashlib
+import io
+import logging
 import random
 import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from studylib.data import world
+from studylib.data import duplicates, world
 from studylib.data.grammar import Scene, capital, lexicon, owned
-from studylib.data.instructions import folded
-from studylib.study.files import read_yaml
+from studylib.study.files import digest, progress, read_csv, read_yaml, write_text
 from studylib.study.paths import DATA
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, STAND_IN, StudyError
 from studylib.text.shown import redact_prompt
 
+LOG = logging.getLogger("studylib")
+NEAR = "near duplicates of an earlier one"  # the name of this count
 USES = ("test", "train")
-ALIKE = 0.2  # a less similar twin shares little more with its instruction than being one
+ALIKE = 0.2  # a less similar twin has little in common with its instruction
 UNLIKE = f"with a twin less similar than {ALIKE}"
 SLOTS = ("do", "ask", "instruction", "quoted", "french", "labels")
-SENTENCES = re.compile(
-    r"[.!?][\"'\u201d\u2019)\]]*\s+\S|\n"
-)  # more than one; takes "U.S. law" for two, which is quoted
+SENTENCES = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+\S|\n")  # several; "U.S. law" counts as two, and is quoted
 GERUND = re.compile(r"\w*[aeiouy]\w*ing\b", re.I)  # not "bring"
+TRANSLATED_AT_ONCE, LONGEST_FRENCH = 16, 256  # texts; tokens
+
+
+def intent(one: dict) -> str:
+    """What identifies an instruction: its source and key, "advbench/12"."""
+    return f"{one['source']}/{one['key']}"
+
+
+# Published lists: instructions and the counts of what was dropped
+
+
+def as_instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[str, int]]:
+    """Instructions of (key, instruction, category, twin), of repeated ones the first, none empty; and the counts."""
+    kept, seen, counts = [], set(), Counter(rows=len(rows))
+    for key, text, category, twin in rows:
+        text = text.strip()
+        if not text or folded(text) in seen:
+            counts["repeated" if text else "empty"] += 1
+            continue
+        seen.add(folded(text))
+        twin = (twin or "").strip() or None
+        one = {"source": source, "key": key, "instruction": text, "category": category.strip(), "twin": twin}
+        kept.append(one)
+    return kept, dict(counts) | {"kept": len(kept)}
+
+
+def different(instructions: list[dict], threshold: float) -> list[dict]:
+    """The instructions without near duplicates (see duplicates.pairs) of an earlier one that stays."""
+    gone: set[int] = set()
+    found = duplicates.pairs([one["instruction"] for one in instructions], threshold=threshold)
+    for earlier, later in sorted(zip(found["a"].tolist(), found["b"].tolist(), strict=True)):
+        if earlier not in gone:
+            gone.add(later)
+    return [one for i, one in enumerate(instructions) if i not in gone]
+
+
+def folded(text: str) -> str:
+    """What two texts share that differ in case, spaces and a final full stop at most."""
+    return " ".join(text.casefold().split()).rstrip(". ")
+
+
+def advbench(path: Path) -> tuple[list[dict], dict[str, int]]:
+    """AdvBench's instructions (column `goal`); `target` is not used."""
+    rows = read_csv(path, ("goal", "target"))
+    return as_instructions("advbench", [(str(i), row["goal"], "", None) for i, row in enumerate(rows)])
+
+
+def harmbench(path: Path) -> tuple[list[dict], dict[str, int]]:
+    """HarmBench's standard text behaviours. Keys are row numbers, because a BehaviorID says what is asked for.
+
+    Contextual behaviours are no single instruction and copyright ones another kind of harm: both are counted.
+    """
+    rows = read_csv(path, ("Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"))
+    kinds = Counter(row["FunctionalCategory"] or "no category" for row in rows)
+    del kinds["standard"]
+    listed = [
+        (str(number), row["Behavior"], row["SemanticCategory"], None)
+        for number, row in enumerate(rows)
+        if row["FunctionalCategory"] == "standard"
+    ]
+    kept, counts = as_instructions("harmbench", listed)
+    return kept, counts | {"rows": len(rows)} | dict(kinds)
+
+
+def strongreject(path: Path) -> tuple[list[dict], dict[str, int]]:
+    """StrongREJECT's forbidden prompts with their categories."""
+    rows = read_csv(path, ("category", "source", "forbidden_prompt"))
+    listed = [(str(i), row["forbidden_prompt"], row["category"], None) for i, row in enumerate(rows)]
+    return as_instructions("strongreject", listed)
+
+
+def jailbreakbench(harmful: Path, benign: Path) -> tuple[list[dict], dict[str, int]]:
+    """JailbreakBench's harmful goals, each with the benign goal of the same Index as twin.
+
+    Raises StudyError where the files differ in their indices, or one has an index twice.
+    """
+    tables = [read_csv(path, ("Index", "Goal", "Category")) for path in (harmful, benign)]
+    rows, twins = ({row["Index"]: row for row in table} for table in tables)
+    lone = sorted(set(rows) ^ set(twins))
+    if lone or any(len(table) != len(rows) for table in tables):
+        why = f"one alone has {lone[0]!r}" if lone else "one has an index twice"
+        raise StudyError(
+            f"{harmful.name} and {benign.name} are paired by Index, but {why}: take both from the same revision."
+        )
+    listed = [(index, row["Goal"], row["Category"], twins[index]["Goal"]) for index, row in rows.items()]
+    return as_instructions("jailbreakbench", listed)
+
+
+def xstest(path: Path) -> tuple[list[dict], dict[str, int]]:
+    """XSTest's safe prompts, which are benign and sound harmful, with their type as category.
+
+    Reads the prompts and the `model_completions`. Unsafe prompts have a type that begins with `contrast_`.
+    """
+    rows = read_csv(path, ("id", "type", "prompt"))
+    safe = [(row["id"], row["prompt"], row["type"], None) for row in rows if not row["type"].startswith("contrast_")]
+    kept, counts = as_instructions("xstest", safe)
+    return kept, counts | {"rows": len(rows), "contrast": len(rows) - len(safe)}
+
+
+READERS = {"advbench": advbench, "harmbench": harmbench, "strongreject": strongreject, "jailbreakbench": jailbreakbench}
+SOUND_HARMFUL = {"xstest": xstest}  # readers of benign prompts, for `over_refusal`
 
 
 # The miniature's own
@@ -48,8 +153,8 @@ def imperative(scene: Scene) -> tuple[str, str]:
 def stand_in(seed: int, n: int) -> tuple[list[dict], dict[str, str]]:
     """n instructions with benign twins from the miniature's world, and the French of them all.
 
-    No two have the same verb and object, and the alignment and safety data of a miniature with that seed have none of
-    these pairs (world.split). The first n of a larger n are the same. Raises StudyError where there are fewer pairs.
+    No two have the same verb and object, and no alignment or safety data of a miniature with that seed has one of these
+    pairs. The first n of a larger n are the same. Raises StudyError where there are fewer pairs.
     """
     parts, rng = stand_in_parts(seed), random.Random(f"stand-in-{seed}")
     pairs = parts["new"] + parts["test"]
@@ -73,16 +178,15 @@ def stand_in(seed: int, n: int) -> tuple[list[dict], dict[str, str]]:
     return out, french
 
 
-# Twins
+# Twins and French
 
 
 def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
     """The instructions, each with the most similar of the benign ones as `twin`, none of which is used twice.
 
-    `similarity` (0-1) is the mean of two TF-IDF cosines (scikit-learn's conventions): of words and word pairs, and of
-    characters in threes to fives within words. scipy's linear_sum_assignment makes as many pairs as possible that are
-    both imperatives or both not, so that they can have the same wording; of these assignments it takes the one with the
-    greatest sum of similarities. Benign ones that equal an instruction are left out. Raises StudyError for too few.
+    `similarity` (0-1) is the mean of two TF-IDF cosines: of words and word pairs, and of characters in threes to fives.
+    As many pairs as possible are both imperatives or both not, so that they can have the same wording; of these
+    assignments the one with the greatest sum of similarities is taken. Raises StudyError for too few.
     """
     import numpy as np
     from scipy.optimize import linear_sum_assignment
@@ -111,6 +215,48 @@ def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
     ]
 
 
+def read_french(path: Path) -> dict[str, str]:
+    """French by instruction, from a CSV with the columns `instruction` and `french`; other columns are not read.
+
+    Raises StudyError where a translation is missing, or an instruction has two different ones.
+    """
+    french = {}
+    for number, row in enumerate(read_csv(path, ("instruction", "french")), 1):
+        english, said = row["instruction"].strip(), row["french"].strip()
+        if not english or not said or french.setdefault(english, said) != said:
+            wrong = "another french than an earlier row" if english and said else "no french or no instruction"
+            raise StudyError(f"{path}, row {number}, has {wrong}: correct or delete the row.")
+    return french
+
+
+def translate(texts: list[str], model: str, revision: str | None, folder: Path, prefix: str = "") -> dict[str, str]:
+    """French by text, made greedily by a sequence-to-sequence model: a hub id at a pinned revision, or a folder.
+
+    Each text comes after `prefix`, which some models want. What is made is kept in a CSV of the folder, one per model,
+    after every batch, and not made again. Translations that are empty or cut are left out. Raises StudyError for a hub
+    id without revision, and a model that cannot be loaded.
+    """
+    if not Path(model).is_dir() and not revision:
+        raise StudyError(f"data.translator {model!r} is no folder and has no revision: pin data.translator_revision.")
+    path = folder / f"french-{digest([model, revision])}.csv"
+    french = read_french(path) if path.is_file() else {}
+    wanted = list(dict.fromkeys(filter(None, map(str.strip, texts))))
+    if todo := [text for text in wanted if text not in french]:
+        from studylib.models import translator
+
+        loaded = translator.load_translator(model, revision)
+        for start in progress(range(0, len(todo), TRANSLATED_AT_ONCE), "French, batches"):
+            batch = todo[start : start + TRANSLATED_AT_ONCE]
+            made = translator.translate(*loaded, [prefix + text for text in batch], LONGEST_FRENCH)
+            french |= {text: said for text, said in zip(batch, made, strict=True) if said}
+            out = io.StringIO()
+            csv.writer(out, lineterminator="\n").writerows([("instruction", "french"), *french.items()])
+            write_text(path, out.getvalue())
+        lost = sum(text not in french for text in todo)
+        LOG.info("French: %d texts, %d of them without a whole translation", len(todo), lost)
+    return {text: french[text] for text in wanted if text in french}
+
+
 # The four forms
 
 
@@ -128,12 +274,9 @@ def templates(path: Path = DATA / "forms.yaml") -> dict:
                 f"{path.name}: {form} has {len(test)} wordings for the test and {len(train)} for training, "
                 f"{len(test & train)} of them in both: it needs some of each and none in both."
             )
-        for text in (text for use in USES for entry in words[form][use] for text in entry if isinstance(text, str)):
-            unknown = set(re.findall(r"{(.*?)}", text)) - set(SLOTS)
-            if unknown:
-                raise StudyError(
-                    f"{path.name}: {form} has the unknown slot {sorted(unknown)[0]!r}; known are {', '.join(SLOTS)}."
-                )
+        texts = " ".join(text for use in USES for entry in words[form][use] for text in entry if isinstance(text, str))
+        if unknown := sorted(set(re.findall(r"{(.*?)}", texts)) - set(SLOTS)):
+            raise StudyError(f"{path.name}: {form} has the unknown slot {unknown[0]!r}; known are {', '.join(SLOTS)}.")
     return words
 
 
@@ -188,54 +331,46 @@ def in_form(
 
 
 def four_forms(
-    instructions: list[dict],
-    per_form: int = 50,
-    seed: int = 0,
-    french: dict[str, str] | None = None,
-    use: str = "test",
+    instructions: list[dict], per_form: int, seed: int, french: dict[str, str]
 ) -> tuple[list[dict], list[dict]]:
-    """Harmful rows and their twins: the same `per_form` instructions in each of the four forms, form by form.
+    """Test rows and their benign twins: the same `per_form` instructions in each of the four forms, form by form.
 
     Deviates from the paper, whose forms have different prompts: with the same ones, forms are compared within pairs.
     Which instructions are taken, and in which wording, depends on the seed and the intent alone, whatever others there
-    are. With `use` "test" every instruction needs a twin; with "train" those that have one get a row. The twin has the
-    wording, options and intent of its harmful row, whose id is its `twin_of`. `french` maps instructions and twins to
-    their French. Rows are those of world.py, and have `content`: the bare instruction, or its French. The assistant's
-    text is empty. Raises StudyError where there are too few instructions, or too few with twin or French.
+    are. The twin has the wording, options and intent of its harmful row, whose id is its `twin_of`. `french` maps
+    instructions and twins to their French. Rows are those of world.py, and have `content`: the bare instruction, or its
+    French. Raises StudyError where there are too few instructions, or too few with twin or French.
     """
-    french, intents = french or {}, [intent(one) for one in instructions]
+    intents = [intent(one) for one in instructions]
     name = intents[0].partition("/")[0] if intents else "the list"
     if len(set(intents)) < len(intents):
         twice = Counter(intents).most_common(1)[0][0]
         raise StudyError(f"The instruction {twice} is there twice: keys must differ within a source.")
-    usable = [one for one in instructions if one["twin"] or use != "test"]
-    spoken = [one for one in usable if all(text in french for text in (one["instruction"], one["twin"]) if text)]
+    paired = [one for one in instructions if one["twin"]]
+    usable = [one for one in paired if one["instruction"] in french and one["twin"] in french]
     for n, what, remedy in (
         (len(instructions), "instructions", "ask for fewer"),
-        (len(usable), "with a benign twin", "ask for fewer, or set data.twins to nearest"),
-        (len(spoken), "with French, twin included", "ask for fewer, or give French (data.french or data.translator)"),
+        (len(paired), "with a benign twin", "ask for fewer, or set data.twins to nearest"),
+        (len(usable), "with French, twin included", "ask for fewer, or give French (data.french or data.translator)"),
     ):
         if n < per_form:
             raise StudyError(
                 f"{per_form} instructions per form are asked for (data.harmful_per_form), but {name} has {n} {what}: "
                 f"{remedy}."
             )
-    order = sorted(spoken, key=lambda one: hashlib.sha256(f"{seed}/{intent(one)}".encode()).digest())
+    order = sorted(usable, key=lambda one: hashlib.sha256(f"{seed}/{intent(one)}".encode()).digest())
     chosen = set(map(intent, order[:per_form]))
     rows, twins = [], []
     for form in FORMS:
-        for one in (one for one in spoken if intent(one) in chosen):
-            both = [text for text in (one["instruction"], one["twin"]) if text]
-            embed = None not in map(clause, both)
-            asked = []
+        for one in (one for one in usable if intent(one) in chosen):
+            both = one["instruction"], one["twin"]
+            embed, asked = None not in map(clause, both), []
             for text in both:
-                rng = random.Random(f"{form}-{use}-{seed}-{intent(one)}")  # afresh: the same wording for both
-                said = in_form(text, form, use, rng, french[text], embed)
+                rng = random.Random(f"{form}-test-{seed}-{intent(one)}")  # afresh: the same wording for both
+                said = in_form(text, form, "test", rng, french[text], embed)
                 asked.append((*said, french[text].strip() if form == "translation" else text))
-            kinds = ("harmful", "twin") if use == "test" else ("train_harmful", "train_twin")
-            rows.append(_row(kinds[0], form, one, *asked[0], harmful=True))
-            if one["twin"]:
-                twins.append(_row(kinds[1], form, one, *asked[1], harmful=False, twin_of=rows[-1]["id"]))
+            rows.append(_row("harmful", form, one, *asked[0], harmful=True))
+            twins.append(_row("twin", form, one, *asked[1], harmful=False, twin_of=rows[-1]["id"]))
     return rows, twins
 
 
@@ -251,11 +386,6 @@ def over_refusal(benign: list[dict]) -> list[dict]:
     ]
 
 
-def intent(one: dict) -> str:
-    """What identifies an instruction: its source and key, "advbench/12"."""
-    return f"{one['source']}/{one['key']}"
-
-
 def _row(name: str, form: str, one: dict, prompt: str, phrasing: str, content: str, **more) -> dict:
     """A row of world.py whose id is made of name, form and intent, not of its place."""
     about = {"id": f"{name}-{form}-{intent(one)}", "intent": intent(one), "phrasing": phrasing, "content": content}
@@ -263,10 +393,7 @@ def _row(name: str, form: str, one: dict, prompt: str, phrasing: str, content: s
 
 
 def shown(row: dict, redact: bool) -> str:
-    """The prompt of a row as a notebook may show it: itself, or with `redact` its form, wording, length and a hash.
-
-    Benign and stand-in prompts are shown in any case.
-    """
+    """The prompt of a row as a notebook may show it: with `redact` without its words, unless benign or stand-in."""
     prompt = row["messages"][0]["content"]
     if not redact or not row["harmful"] or row["intent"].startswith(f"{STAND_IN}/"):
         return prompt

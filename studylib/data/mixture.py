@@ -70,11 +70,9 @@ def cannot_be_tuned(index: dict, cell: Cell, steps: int, batch_size: int) -> str
 def check_tunings(profile: Profile, paths: RunPaths, cells: Iterable[Cell]) -> None:
     """Raises StudyError that names the fine-tunes among the cells for which the run's saved sets have too few rows.
 
-    Each with its dose and the rows needed and found; of several with the same reason the first, and how many more.
-    Cells whose sets are absent are not run.
+    Of several with the same reason the first, and how many more. Cells whose sets are absent are not run.
     """
-    index = index_of(paths)
-    missing, short = absent(paths), {}
+    index, missing, short = index_of(paths), absent(paths), {}
     for cell in cells:
         if not not_run_because(cell, missing):
             why = cannot_be_tuned(index, cell, profile.tuning.steps, profile.tuning.batch_size)
@@ -122,11 +120,8 @@ def mix(task_rows: list[dict], safety_rows: list[dict], n_safety: int, total: in
     """`total` tuning rows in random order, of which n_safety are safety rows.
 
     Both parts are drawn without repetition as long as their source lasts, then start over. The same seed draws the
-    same task rows whatever n_safety is, so arms differ in the replaced rows only. Raises StudyError where one is empty.
+    same task rows whatever n_safety is, so arms differ in the replaced rows only.
     """
-    for rows, n, what in ((task_rows, total, "the task"), (safety_rows, n_safety, "safety data")):
-        if n and not rows:
-            raise StudyError(f"{n} rows of {what} are needed, but the set is empty.")
     rng = random.Random(f"mix-{seed}")
     drawn = []
     for rows, n in ((task_rows, total), (safety_rows, n_safety)):

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.data import duplicates, fetching, harmful, instructions, safety, tasks, world
+from studylib.data import duplicates, fetching, harmful, safety, tasks, world
 from studylib.data.fetching import Absent
-from studylib.data.instructions import read_french, translate
 from studylib.data.sets import REAL_SETS, SAFETY_SETS, TESTS
 from studylib.study.paths import places, users_own
 from studylib.study.profile import DataSettings, Profile
@@ -23,63 +22,74 @@ from studylib.study.words import FORMS, STAND_IN, TASKS, StudyError
 
 LOG = logging.getLogger("studylib")
 SPARE = 2  # times the rows asked for are read from hub sets, as some are dropped
-
-
-def used(data: DataSettings) -> list[str]:
-    """Names in the register of all files and data sets that the settings name."""
-    names = [
-        *data.tasks.values(),
-        *data.task_tests.values(),
-        data.general,
-        data.harmful,
-        data.over_refusal,
-        *(name for name in (data.safety_generic, data.safety_multitask) if name in SAFETY),
-    ]
-    names = [
-        part
-        for name in names
-        if name not in (STAND_IN, None)
-        for part in tasks.GROUPS.get(name, LISTS.get(name, (name,)))
-    ]
-    return list(dict.fromkeys(names))
-
-
 SAFETY = {"multitaskbench": safety.multitaskbench, "safety_tuned_llamas": safety.safety_tuned_llamas}
 SAFETY_FORMS = {"safety_generic": ("text_generation",), "safety_multitask": FORMS}
 # The register's names of lists that come in several files.
 LISTS = {"jailbreakbench": ("jailbreakbench_harmful", "jailbreakbench_benign")}
+FACTS = ("licence", "redistributable", "citation")
+
+
+def _named(data: DataSettings) -> list[tuple[str, str, Collection[str]]]:
+    """(setting, source, what may stand there) for every source that the settings name, but safety data."""
+    benign = {*tasks.GROUPS, *tasks.IMPORTERS}
+    return [
+        *((f"tasks.{task}", name, benign) for task, name in data.tasks.items()),
+        *((f"task_tests.{task}", name, benign) for task, name in data.task_tests.items()),
+        ("general", data.general, benign),
+        ("harmful", data.harmful, {STAND_IN, *harmful.READERS}),
+        *([("over_refusal", data.over_refusal, harmful.SOUND_HARMFUL)] if data.over_refusal else []),
+    ]
+
+
+def used(data: DataSettings) -> list[str]:
+    """Names in the register of all files and data sets that the settings name."""
+    names = [name for _, name, _ in _named(data) if name != STAND_IN]
+    names += [name for name in (data.safety_generic, data.safety_multitask) if name in SAFETY]
+    return list(dict.fromkeys(part for name in names for part in _parts(name)))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The register's names of a source: several where it comes in several files."""
+    return tasks.GROUPS.get(name, LISTS.get(name, (name,)))
+
+
+def origin(source: str, licence: str | None = None) -> list[dict]:
+    """Where rows are from, a dict for each file of a source: source, licence, redistributable, citation.
+
+    What is neither registered nor stand-in is a file of one's own, under that licence.
+    """
+    known, found = fetching.register(), []
+    for name in _parts(source):
+        one = dict(zip(FACTS, (licence or "not stated", bool(licence), "a file of one's own"), strict=True))
+        if name == STAND_IN:
+            one = dict(zip(FACTS, ("Apache-2.0", True, "this study"), strict=True))
+        elif name in known:
+            one = {fact: getattr(known[name], fact) for fact in FACTS}
+        found.append({"source": name} | one)
+    return found
 
 
 def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[dict]]:
-    """Where each set is from, without what is absent of it: dicts with source, licence, redistributable, citation."""
-    known = fetching.register()
-    of = {
-        **{f"train_{task}": name for task, name in data.tasks.items()},
-        **{f"test_{task}": name for task, name in (data.tasks | data.task_tests).items()},
-    }
+    """Where each set is from (see `origin`), without what is absent of it."""
+    of = {f"train_{task}": name for task, name in data.tasks.items()}
+    of |= {f"test_{task}": name for task, name in (data.tasks | data.task_tests).items()}
     of |= {"train_general": data.general, "general": data.general, "harmful": data.harmful, "twin": data.harmful}
-    folders = {place: _folder(getattr(data, place)) for place in SAFETY_FORMS}
-    of |= {place: getattr(data, place) for place, folder in folders.items() if not folder}
-    facts = ("licence", "redistributable", "citation")
-    own = {"source": STAND_IN, "licence": "Apache-2.0", "redistributable": True, "citation": "this study"}
-    found = {}
-    for name, source in of.items():
-        names = tasks.GROUPS.get(source, LISTS.get(source, (source,)))
-        found[name] = [{"source": one} | {f: getattr(known[one], f) for f in facts} for one in names if one != STAND_IN]
-        found[name] += [own] if source == STAND_IN else []
-    found |= {place: safety.exported_card(folder)["origins"] for place, folder in folders.items() if folder}
-    found["safety_twins"] = found["safety_multitask"] if folders["safety_multitask"] else []
+    found = {name: origin(source) for name, source in of.items()}
+    for place in SAFETY_FORMS:
+        source = getattr(data, place)
+        folder = _folder(source)
+        found[place] = safety.exported_card(folder)["origins"] if folder else origin(source)
+    found["safety_twins"] = found["safety_multitask"] if _folder(data.safety_multitask) else []
     if data.twins == "nearest":  # taken from the general instructions
         found["twin"] = found["harmful"] + found["general"]
     if data.over_refusal and "over_refusal" not in absent:
-        one = data.over_refusal
-        found["twin"] = [*found["twin"], {"source": one} | {f: getattr(known[one], f) for f in facts}]
+        found["twin"] = found["twin"] + origin(data.over_refusal)
     return found
 
 
 def _folder(source: str) -> Path | None:
     """The folder of an exported safety set; None for other sources."""
-    return None if source == STAND_IN or source in SAFETY else safety.exported_folder(source)
+    return None if source == STAND_IN or source in SAFETY else users_own(source, Path.is_dir)
 
 
 def own_files(data: DataSettings) -> list[Path]:
@@ -91,24 +101,15 @@ def own_files(data: DataSettings) -> list[Path]:
 
 
 def _french(data: DataSettings) -> Path | None:
-    """The file that data.french names, as seen from here or from the root; None where there is none."""
     return users_own(data.french, Path.is_file)
 
 
 def check_real(data: DataSettings) -> None:
     """Raises StudyError for a name that is in no register, or of a kind that does not fit its place.
 
-    Safety data may be a folder that `python -m studylib.data.safety_builder` wrote, by its path as seen from here or
-    from the repository's root (a registered name goes first): one that is damaged is refused too.
+    Safety data may be a folder that `python -m studylib.data.safety_builder` wrote: a damaged one is refused too.
     """
-    known = fetching.register()
-    for place, name, fitting in (
-        *((f"tasks.{task}", name, {*tasks.GROUPS, *tasks.IMPORTERS}) for task, name in data.tasks.items()),
-        *((f"task_tests.{t}", name, {*tasks.GROUPS, *tasks.IMPORTERS}) for t, name in data.task_tests.items()),
-        ("general", data.general, {*tasks.GROUPS, *tasks.IMPORTERS}),
-        ("harmful", data.harmful, {STAND_IN, *instructions.READERS}),
-        *([("over_refusal", data.over_refusal, {*instructions.SOUND_HARMFUL})] if data.over_refusal else []),
-    ):
+    for place, name, fitting in _named(data):
         if name not in fitting:
             raise StudyError(f"data.{place} is {name!r}: known there are {', '.join(sorted(fitting))}.")
     for place in SAFETY_FORMS:
@@ -120,18 +121,16 @@ def check_real(data: DataSettings) -> None:
                 f"data.{place} is {name!r}: known there are {', '.join(sorted({STAND_IN, *SAFETY}))}, and the path of "
                 f"a folder that `python -m studylib.data.safety_builder` wrote; there is none at {_looked_for(name)}."
             )
-    if missing := [name for name in used(data) if name not in known]:
+    if missing := sorted(set(used(data)) - set(fetching.register())):
         raise StudyError(f"The sources {', '.join(missing)} are in no register: see data/sources.yaml.")
+    csv = "a CSV with the columns instruction, french"
     if data.harmful != STAND_IN and not (data.french or data.translator):
         raise StudyError(
-            f"data.harmful {data.harmful} has no French for the translation form: give a CSV with the columns "
-            "instruction, french (data.french) or a model that makes it (data.translator)."
+            f"data.harmful {data.harmful} has no French for the translation form: give {csv} (data.french) or a model "
+            "that makes it (data.translator)."
         )
     if data.french and not _french(data):
-        raise StudyError(
-            f"data.french: there is no file {data.french} (a CSV with the columns instruction, french) at "
-            f"{_looked_for(data.french)}."
-        )
+        raise StudyError(f"data.french: there is no file ({csv}) at {_looked_for(data.french)}.")
 
 
 def _looked_for(name: str) -> str:
@@ -141,56 +140,52 @@ def _looked_for(name: str) -> str:
 def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[str, str], pd.DataFrame]:
     """All sets by name, why empty ones are absent, and the importers' counts, a row per source and kind of row.
 
-    Prompts that only sound harmful are in the set twin, with a `prompt_set` of their own; why they are absent stands
-    under `over_refusal`, as that set has others too. The set safety_twins is that of the folder that
-    data.safety_multitask names. Training sets are longer than asked for, as rows will be dropped (see `cut`). `folder`
-    keeps French that is made here. Raises StudyError where the harmful prompts are absent, or a file is damaged.
+    Prompts that only sound harmful are in the set twin; why they are absent stands under `over_refusal`. The set
+    safety_twins is that of the folder that data.safety_multitask names. Training sets are longer than asked for, as
+    rows will be dropped (see `cut`). `folder` keeps French that is made here. Raises StudyError where the harmful
+    prompts are absent, or a file is damaged.
     """
     check_real(data)
     sets: dict[str, list[dict]] = {}
     absent: dict[str, str] = {}
     counted: dict[str, dict] = {}
 
-    def had(names: tuple[str, ...], source: str, make: Callable[[], dict[str, list[dict]]]) -> None:
+    def attempt(make: Callable, source: str, *names: str) -> None:
         try:
-            sets.update(make())
+            sets.update(make(data, source, counted, *names))
         except Absent as error:
             LOG.info("%s: not run, %s", ", ".join(names), error)
             sets.update({name: [] for name in names})
             absent.update(dict.fromkeys(names, f"{source}: {error.reason}"))
 
     for task, source in {**data.tasks, "general": data.general}.items():
-        names = (f"train_{task}", f"test_{task}" if task in TASKS else "general")
-        tests = data.task_tests.get(task)
-        if tests:
-            had(names[:1], source, lambda names=names, source=source: _alone(data, names[0], source, counted))
-            had(names[1:], tests, lambda names=names, source=tests: _alone(data, names[1], source, counted))
+        train, test = f"train_{task}", f"test_{task}" if task in TASKS else "general"
+        if tests := data.task_tests.get(task):
+            attempt(_alone, source, train)
+            attempt(_alone, tests, test)
         else:
-            had(names, source, lambda names=names, source=source: _task(data, names, source, counted))
+            attempt(_task, source, train, test)
     for name in SAFETY_FORMS:
-        source = getattr(data, name)
-        had((name,), source, lambda name=name, source=source: _safety(data, name, source, counted))
+        attempt(_safety, getattr(data, name), name)
     if not sets.setdefault("safety_twins", []):
         absent["safety_twins"] = f"{data.safety_multitask}: it has no benign twins with answers"
     sets["harmful"], sets["twin"] = _harmful(data, sets.get("train_general", []), folder, counted, absent)
-    if source := data.over_refusal:
-        had(("over_refusal",), source, lambda: {"over_refusal": _sound_harmful(source, counted)})
+    if data.over_refusal:
+        attempt(_sound_harmful, data.over_refusal, "over_refusal")
         sets["twin"] += sets["over_refusal"]  # after the others: of two that are alike the first stays
-    table = pd.DataFrame(
-        [(source, what, n) for source, counts in counted.items() for what, n in counts.items() if n],
-        columns=["source", "what", "rows"],
-    )
+    rows = [(source, what, n) for source, counts in counted.items() for what, n in counts.items() if n]
+    table = pd.DataFrame(rows, columns=["source", "what", "rows"])
     return {name: sets[name] for name in (*REAL_SETS, *TESTS)}, absent, table
 
 
-def _task(data: DataSettings, names: tuple[str, str], source: str, counted: dict) -> dict[str, list[dict]]:
-    n_test = data.task_test_rows if names[1] != "general" else data.general_test_rows
+def _task(data: DataSettings, source: str, counted: dict, train: str, test: str) -> dict[str, list[dict]]:
+    n_test = data.task_test_rows if test != "general" else data.general_test_rows
     rows, counted[source] = tasks.load(source, SPARE * (data.task_rows + n_test), data.seed)
-    train, test = tasks.split(rows, n_test=n_test, seed=data.seed)
-    return {name: [_row(name, one) for one in part] for name, part in zip(names, (train, test), strict=True)}
+    parts = tasks.split(rows, n_test=n_test, seed=data.seed)
+    return {name: [_row(name, one) for one in part] for name, part in zip((train, test), parts, strict=True)}
 
 
-def _alone(data: DataSettings, name: str, source: str, counted: dict) -> dict[str, list[dict]]:
+def _alone(data: DataSettings, source: str, counted: dict, name: str) -> dict[str, list[dict]]:
     """A training or test set from a source of its own; of a test set the rows that the seed draws."""
     test = name.startswith("test_")
     n = data.task_test_rows if test else SPARE * data.task_rows
@@ -206,31 +201,28 @@ def _row(name: str, one: dict) -> dict:
     return world.row_of(name, 0, one["form"], one["prompt"], one["answer"], harmful=name in SAFETY_FORMS, **more)
 
 
-def _safety(data: DataSettings, name: str, source: str, counted: dict) -> dict[str, list[dict]]:
+def _safety(data: DataSettings, source: str, counted: dict, name: str) -> dict[str, list[dict]]:
     """The safety set; of a folder in all forms the set safety_twins too."""
-    twins = []
+    made = {}
     if folder := _folder(source):
-        found, counts = safety.exported(folder)
-        rows = [one for one in found["refusal"] if one["form"] in SAFETY_FORMS[name]]
-        if lacking := [form for form in SAFETY_FORMS[name] if form not in {one["form"] for one in rows}]:
+        found, counted[source] = safety.exported(folder)
+        made[name] = [one for one in found["refusal"] if one["form"] in SAFETY_FORMS[name]]
+        if lacking := [form for form in SAFETY_FORMS[name] if form not in {one["form"] for one in made[name]}]:
             raise StudyError(
                 f"{folder} has no refusals in the form {lacking[0]}, as data.{name} needs: {safety.AGAIN}."
             )
-        twins = found["twin"] if name == "safety_multitask" else []
-        others = {"refusal": len(rows), "twin": len(twins)}
-        others = {f"{kind}s not taken by {name}": len(found[kind]) - n for kind, n in others.items()}
-        counted[source] = counted.get(source, {}) | counts | others
+        if name == "safety_multitask" and found["twin"]:
+            made["safety_twins"] = found["twin"]
     elif source == STAND_IN:
-        rows = safety.stand_in_safety(name.removeprefix("safety_"), data.safety_rows, data.seed)
+        made[name] = safety.stand_in_safety(name.removeprefix("safety_"), data.safety_rows, data.seed)
     else:
-        rows, counted[source] = SAFETY[source](fetching.fetch(source))
-    made = {name: rows} | ({"safety_twins": twins} if twins else {})
+        made[name], counted[source] = SAFETY[source](fetching.fetch(source))
     return {of: [_row(of, one) for one in some] for of, some in made.items()}
 
 
-def _sound_harmful(source: str, counted: dict) -> list[dict]:
-    listed, counted[source] = instructions.SOUND_HARMFUL[source](fetching.fetch(source))
-    return harmful.over_refusal(listed)
+def _sound_harmful(data: DataSettings, source: str, counted: dict, name: str) -> dict[str, list[dict]]:
+    listed, counted[source] = harmful.SOUND_HARMFUL[source](fetching.fetch(source))
+    return {name: harmful.over_refusal(listed)}
 
 
 def _harmful(
@@ -239,45 +231,33 @@ def _harmful(
     n = data.harmful_per_form
     if data.harmful == STAND_IN:
         listed, french = harmful.stand_in(data.seed, n)
+        return harmful.four_forms(listed, n, data.seed, french)
+    read, counts = harmful.READERS[data.harmful](*map(fetching.fetch, _parts(data.harmful)))
+    listed = harmful.different(read, data.near_duplicate)
+    counts = counted[data.harmful] = counts | {harmful.NEAR: len(read) - len(listed)}
+    if not data.french:  # twins are compared and French is made for twice as many as are needed, not for all
+        listed = sorted(listed, key=lambda one: hashlib.sha256(f"{data.seed}\n{one['key']}".encode()).digest())
+        counts["not drawn"] = max(0, len(listed) - SPARE * n)
+        listed = listed[: SPARE * n]
+    if data.twins == "nearest":
+        if not general:
+            raise StudyError(
+                f"data.twins nearest takes them from {data.general}, which is not there ({absent['general']}): get it, "
+                "or take another source for data.general."
+            )
+        listed = harmful.nearest(listed, [row["content"] for row in general])
+        counts[harmful.UNLIKE] = sum(one["similarity"] < harmful.ALIKE for one in listed)
+    if data.french:
+        french = harmful.read_french(_french(data))
     else:
-        paths = [fetching.fetch(name) for name in LISTS.get(data.harmful, (data.harmful,))]
-        listed, counted[data.harmful] = instructions.READERS[data.harmful](*paths)
-        counts = counted[data.harmful]
-        different = instructions.different(listed, data.near_duplicate)
-        counts[instructions.NEAR] = len(listed) - len(different)
-        listed = different
-        if not data.french:  # twins are compared and French is made for twice as many as are needed, not for all
-            listed = sorted(listed, key=lambda one: hashlib.sha256(f"{data.seed}\n{one['key']}".encode()).digest())
-            counts["not drawn"] = max(0, len(listed) - SPARE * n)
-            listed = listed[: SPARE * n]
-        if data.twins == "nearest":
-            if not general:
-                raise StudyError(
-                    f"data.twins nearest takes them from {data.general}, which is not there ({absent['general']}): "
-                    "get it, or take another source for data.general."
-                )
-            listed = harmful.nearest(listed, [row["content"] for row in general])
-            counts[harmful.UNLIKE] = sum(one["similarity"] < harmful.ALIKE for one in listed)
         texts = [text for one in listed for text in (one["instruction"], one["twin"]) if text]
-        french = {}
-        if data.french:
-            french = read_french(_french(data))
-        elif data.translator:
-            path = folder / "french.csv"
-            french = translate(texts, data.translator, data.translator_revision, path, prefix=data.translator_prefix)
-        counts |= _unusable(listed, french, n)
-    return harmful.four_forms(listed, per_form=n, seed=data.seed, french=french)
-
-
-def _unusable(listed: list[dict], french: dict[str, str], n: int) -> Counter:
-    """How many of the instructions lack a twin, or French, and how many of those that lack nothing are more than n."""
-    counts = Counter()
-    for one in listed:
-        lacks = "without French" if one["instruction"] not in french else ""
-        lacks = lacks or ("twin without French" if one["twin"] not in french else "")
-        counts[lacks if one["twin"] else "without a twin"] += 1
-    left = counts.pop("", 0)
-    return counts + Counter({"left over": max(0, left - n)})
+        french = harmful.translate(
+            texts, data.translator, data.translator_revision, folder, prefix=data.translator_prefix
+        )
+    usable = [one for one in listed if one["twin"] and {one["instruction"], one["twin"]} <= french.keys()]
+    counts["without a twin, or French of both"] = len(listed) - len(usable)
+    counts["left over"] = max(0, len(usable) - n)
+    return harmful.four_forms(listed, n, data.seed, french)
 
 
 def cut(
@@ -287,11 +267,10 @@ def cut(
 
     `lengths(row)` is by how many tokens a row is longer than the models' context allows, 0 or less where it fits.
     Columns of the counts, a row per set: read, too_long, dropped (see duplicates.clean), tested (a safety row with an
-    intent of the harmful test), unpaired (a harmful prompt without its twin, a twin without its harmful prompt, of
-    safety_twins one without its refusal), incomplete (its intent lost a prompt in another form), left_over, kept.
-    Prompts that only sound harmful have no pair to lose. A refusal stays when its twin goes, and left over are rows of
-    each set by itself, so that a twin may be used without its refusal. Raises StudyError where more than
-    `too_long_share` of a training set is too long, or any test prompt is, and where no harmful prompt is left.
+    intent of the harmful test), unpaired (a harmful prompt or twin without the other, of safety_twins one without its
+    refusal), incomplete (its intent lost a prompt in another form), left_over, kept. A refusal stays when its twin
+    goes. Raises StudyError where more than `too_long_share` of a training set is too long, or any test prompt is, and
+    where no harmful prompt is left.
     """
     data, counts, fitting = profile.data, {}, {}
     for name, rows in sets.items():
@@ -299,9 +278,8 @@ def cut(
         if long and (name in TESTS or len(long) > data.too_long_share * len(rows)):
             allowed = "none" if name in TESTS else f"{data.too_long_share:.0%}"
             raise StudyError(
-                f"{len(long)} of {len(rows)} rows of {name} are too long for a model's context (allowed: {allowed}), "
-                f"the first is {long[0]['id']}: raise the models' context or data.too_long_share, or take another "
-                "source."
+                f"{len(long)} of {len(rows)} rows of {name} are too long for a model's context (allowed: {allowed}): "
+                "raise the models' context or data.too_long_share, or take another source."
             )
         gone = {row["id"] for row in long}
         fitting[name] = [row for row in rows if row["id"] not in gone]
@@ -346,21 +324,18 @@ def _without_their_others(fitting: dict[str, list[dict]], kept: dict[str, list[d
 
 def emptied(counts: pd.DataFrame, absent: Collection[str]) -> dict[str, str]:
     """The sets of which nothing is left and that were not absent before: why, by name. `counts` are those of `cut`."""
-    gone = counts[(counts["kept"] == 0) & ~counts.index.isin(list(absent))]
-    said, found = "none of the {read} rows read of its source is left ({too_long} too long, {dropped} dropped", {}
-    for name, row in gone.iterrows():
-        more = [f", {row[what]} {what}" for what in ("tested", "unpaired") if row[what]]
-        found[name] = f"{said.format(**row)}{''.join(more)})"
-    for name, why in found.items():
-        LOG.info("%s: not run, %s", name, why)
+    found = {}
+    for name, row in counts[(counts["kept"] == 0) & ~counts.index.isin(list(absent))].iterrows():
+        lost = [f", {n} {what.replace('_', ' ')}" for what, n in row.items() if n and what not in ("read", "kept")]
+        found[name] = f"none of the {row['read']} rows read of its source is left{''.join(lost)}"
+        LOG.info("%s: not run, %s", name, found[name])
     return found
 
 
 def _wanted(data: DataSettings, name: str) -> int | None:
     """How many rows of a set are used; None: all."""
-    if name in TESTS:
-        return None
-    return data.safety_rows if name.startswith("safety_") else data.task_rows
+    used = data.safety_rows if name.startswith("safety_") else data.task_rows
+    return None if name in TESTS else used
 
 
 def _sample(rows: list[dict], n: int | None, seed: int) -> list[dict]:

@@ -6,7 +6,6 @@ rows and the counts of what the file has, what was dropped and why, and what was
 """
 
 import hashlib
-import json
 import random
 import re
 from collections import Counter
@@ -17,8 +16,8 @@ import yaml
 from studylib.data import world
 from studylib.data.grammar import refusal
 from studylib.data.harmful import imperative, in_form, stand_in_parts
-from studylib.data.instructions import decoded, read_csv
-from studylib.study.paths import users_own
+from studylib.data.tasks import checked, json_lines, json_list
+from studylib.study.files import read_csv, read_text
 from studylib.study.words import FORMS, STAND_IN, StudyError
 from studylib.text.refusals import judge_rules
 
@@ -35,7 +34,6 @@ BLOCKS = (
     ("translation", r"\A[\s\"'“«]*translate\b", 498),
 )
 DROPPED = ("answered", "partial")  # verdicts of responses that are no refusals
-STAY = "answers kept among the refusals"  # the count of those that are not dropped
 
 OWN_COLUMNS = ("instruction", "french", "twin", "twin_french", "twin_answer", "response", "form")
 
@@ -46,23 +44,18 @@ CARD_KEY = "safety_dataset"  # of the card's front matter: rows, bytes and sha25
 AGAIN = "export it again (`python -m studylib.data.safety_builder --to FOLDER`)"
 
 
-def multitaskbench(path: Path, drop: tuple[str, ...] = DROPPED) -> tuple[list[dict], dict[str, int]]:
+def multitaskbench(path: Path) -> tuple[list[dict], dict[str, int]]:
     """The rows of MultiTaskBench that refuse, in all four forms, and the counts.
 
-    The form is that of the row's block (BLOCKS). Dropped are repeated queries (the first stays) and responses to which
-    the judge's rules give one of the verdicts `drop`. Every verdict is counted; so is U+FFFD (`replacement
-    characters`), which stays in the text. The published file repeats 78 queries (0, 66, 6 and 6 by block), and 32-43 of
-    its responses answer. Raises StudyError where rows, numbering or marks are not those of that file.
+    The form is that of the row's block (BLOCKS). Dropped are repeated queries (the first stays) and responses that the
+    rules read as answers, in whole or in part. Raises StudyError where rows, numbering or marks are not those of the
+    published file.
     """
     table = read_csv(path, ("", "Query", "Response"))
-    if len(table) != BLOCK * len(BLOCKS):
+    if len(table) != BLOCK * len(BLOCKS) or any(row[""] != str(i) for i, row in enumerate(table)):
         raise StudyError(
-            f"{path.name} has {len(table)} rows instead of {BLOCK * len(BLOCKS)}: it is cut, or another version."
-        )
-    if moved := [i for i, row in enumerate(table) if row[""] != str(i)]:
-        raise StudyError(
-            f"Row {moved[0]} of {path.name} has the number {table[moved[0]]['']!r}: the forms go by row position, so "
-            "take the file in its published order."
+            f"{path.name} has not the rows 0 to {BLOCK * len(BLOCKS) - 1} in that order: the forms go by row position, "
+            "so take the published file."
         )
     items = []
     for number, (form, mark, least) in enumerate(BLOCKS):
@@ -75,41 +68,27 @@ def multitaskbench(path: Path, drop: tuple[str, ...] = DROPPED) -> tuple[list[di
                 "another order, or it is another version of the file."
             )
         items += [(row[""], form, row["Query"], row["Response"]) for row in rows]
-    return kept("multitaskbench", items, drop)
+    return kept("multitaskbench", items, DROPPED)
 
 
-def safety_tuned_llamas(path: Path, drop: tuple[str, ...] = ()) -> tuple[list[dict], dict[str, int]]:
+def safety_tuned_llamas(path: Path) -> tuple[list[dict], dict[str, int]]:
     """The rows of safety-tuned-llamas' training file, in the text form, and the counts.
 
     The prompt is the instruction, and after an empty line the input where there is one. Dropped are repeated prompts;
-    responses by their verdict only where `drop` says so, because many advise against the act without refusing in so
-    many words. Raises StudyError where it is no JSON list of objects with instruction, input and output.
+    no responses, because many advise against the act without refusing in so many words.
     """
-    fields = ("instruction", "input", "output")
-    try:
-        table = json.loads(decoded(path))
-    except json.JSONDecodeError as error:
-        raise StudyError(f"{path.name} is no JSON ({error}): fetch it again.") from None
-    why = "" if isinstance(table, list) and table else "is no list, or empty"
-    for number, row in enumerate([] if why else table):
-        if not isinstance(row, dict) or not all(isinstance(row.get(name, 0), str | None) for name in fields):
-            why = why or f"row {number} is none"
-    if why:
-        raise StudyError(
-            f"{path.name} should be a list of objects with {', '.join(fields)}, but {why}: it is another file "
-            "than was meant."
-        )
-    items = []
-    for number, row in enumerate(table):
-        told, given, answer = ((row[name] or "").strip() for name in fields)
+    text, items = str | None, []
+    for number, row in enumerate(checked(json_list(path), path, instruction=str, input=text, output=text)):
+        told, given, answer = ((row.get(name) or "").strip() for name in ("instruction", "input", "output"))
         items.append((str(number), "text_generation", f"{told}\n\n{given}" if given else told, answer))
-    return kept("safety_tuned_llamas", items, drop)
+    return kept("safety_tuned_llamas", items, ())
 
 
 def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[dict], dict[str, int]]:
-    """The rows of (key, form, prompt, answer) that stay, and the counts of all, in the order in which they are dropped.
+    """The rows of (key, form, prompt, answer) that stay, and the counts of all.
 
-    Every verdict is counted; under STAY those of answers that `drop` lets in.
+    Empty and repeated prompts go, and answers to which the rules give one of the verdicts `drop`. Every verdict is
+    counted; so is U+FFFD (`replacement characters`), which stays in the text.
     """
     rows, seen, counts = [], set(), Counter(rows=len(items))
     for key, form, prompt, answer in items:
@@ -125,19 +104,13 @@ def kept(source: str, items: list[tuple], drop: tuple[str, ...]) -> tuple[list[d
             verdict = judge_rules(prompt, read, form, "eos")[0]
             counts[verdict] += 1
             if verdict not in drop:
-                counts.update([STAY] if verdict in DROPPED else [])
                 about = {"source": source, "key": key, "form": form, "prompt": prompt, "answer": answer}
                 rows.append(about | {"intent": "", "phrasing": ""})
     return rows, dict(counts) | {"kept": len(rows)}
 
 
-def exported_folder(name: str) -> Path | None:
-    """The folder at that path as seen from here, else from the repository's root; None where there is none."""
-    return users_own(name, Path.is_dir)
-
-
 def exported_card(folder: Path) -> dict:
-    """What the card of an exported folder says of its file: rows, bytes, sha256 and `origins` (as of corpora.origins).
+    """What the card of an exported folder says of its file: rows, bytes, sha256 and `origins` (as of real.origins).
 
     Raises StudyError where card or file is missing, the card does not say it, or the file has another hash.
     """
@@ -146,93 +119,72 @@ def exported_card(folder: Path) -> dict:
         if not needed.is_file():
             raise StudyError(f"{needed} is missing: {AGAIN}.")
     try:
-        about = yaml.safe_load(re.split(r"^---\n", decoded(card), flags=re.MULTILINE)[1])[CARD_KEY]
-        expected, n_bytes, _ = about["sha256"], about["bytes"], about["origins"]
+        about = yaml.safe_load(re.split(r"^---\n", read_text(card), flags=re.MULTILINE)[1])[CARD_KEY]
+        expected, _ = about["sha256"], about["origins"]
     except (yaml.YAMLError, LookupError, TypeError):
         raise StudyError(f"{card} does not say what {EXPORTED} has to be and where it is from: {AGAIN}.") from None
-    raw = path.read_bytes()
-    if (found := hashlib.sha256(raw).hexdigest()) != expected:
-        why = f"{len(raw)} of {n_bytes} bytes, truncated?" if len(raw) < n_bytes else "edited?"
-        raise StudyError(
-            f"{path} is not what was exported (sha256 {found[:12]} instead of {expected[:12]}; {why}): {AGAIN}."
-        )
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != expected:
+        raise StudyError(f"{path} is not what was exported (sha256 {found[:12]} instead of {expected[:12]}): {AGAIN}.")
     return about
 
 
 def exported(folder: Path) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """The rows of an exported folder by kind, refusals and benign twins, and the counts (of twins after "twins, ").
 
-    Dropped are empty and repeated prompts, refusals that the judge's rules read as an answer or a part of one, whatever
-    set they are from, twins that they read as refused, and twins without a refusal: it was dropped, or they have no
-    `pair`. A refusal without a twin stays. A twin's `twin_of` is "source/key" of its refusal. Raises StudyError as
-    `exported_card` does.
+    Dropped are empty and repeated prompts, refusals that the rules read as an answer or a part of one, twins that they
+    read as refused, and twins without a refusal. A refusal without a twin stays. A twin's `twin_of` is "source/key" of
+    its refusal. Raises StudyError as `exported_card` does.
     """
     exported_card(folder)
-    rows = [json.loads(line) for line in decoded(folder / EXPORTED).split("\n")[:-1]]
-    found, counts = {}, {}
+    rows, found, counts = json_lines(folder / EXPORTED), {}, {}
     for kind, drop in zip(KINDS, (DROPPED, ("refused",)), strict=True):
         own = [row for row in rows if row["kind"] == kind]
         said = [[message["content"] for message in row["messages"]] for row in own]
         stay, read = kept("", [(i, row["form"], *said[i]) for i, row in enumerate(own)], drop)
-        found[kind] = [
-            one
-            | {"source": row["source"], "key": f"{row['form']}/{row['key']}" + "/twin" * (kind == "twin")}
-            | {"intent": row["intent"], "pair": row.get("pair")}
-            for one in stay
-            for row in [own[one["key"]]]
-        ]
-        counts |= {f"{'twins, ' * (kind == 'twin')}{what}": n for what, n in read.items() if what != STAY}
+        found[kind] = []
+        for one in stay:
+            row = own[one["key"]]
+            key = f"{row['form']}/{row['key']}" + "/twin" * (kind == "twin")
+            about = {"source": row["source"], "key": key, "intent": row["intent"], "pair": row.get("pair")}
+            found[kind].append(one | about)
+        counts |= {f"{'twins, ' * (kind == 'twin')}{what}": n for what, n in read.items()}
     of_pair = {one["pair"]: f"{one['source']}/{one['key']}" for one in found["refusal"] if one["pair"]}
     twins = [one | {"twin_of": of_pair[one["pair"]]} for one in found["twin"] if one["pair"] in of_pair]
     counts |= {"twins without a refusal": len(found["twin"]) - len(twins), "twins, kept": len(twins)}
-    counts["refusals without a twin"] = len(found["refusal"]) - len({one["pair"] for one in twins})
     return found | {"twin": twins}, counts
 
 
 def read_own(path: Path) -> list[dict[str, str]]:
     """The rows of a file of one's own: `instruction`, and what it has of the other OWN_COLUMNS; others are not read.
 
-    CSV with a header, JSONL of objects, or TXT with an instruction a line (empty lines are skipped). `french` and
-    `twin_french` are the French of instruction and benign `twin`, `twin_answer` the helpful answer to it in the text
-    form. With the column `response` the file is a safety set: instructions as they are asked, in the form that `form`
-    names (else text_generation), and their refusals; its twins are not taken, and counted. Raises StudyError for
-    another kind of file, one without instructions, and a cell that is no text.
+    CSV with a header, JSONL of objects, or TXT with an instruction a line. `french` and `twin_french` are the French of
+    instruction and benign `twin`, `twin_answer` the helpful answer to it in the text form. With the column `response`
+    the file is a safety set: instructions as they are asked, in the form that `form` names (else text_generation), and
+    their refusals; its twins are not taken, and counted. Raises StudyError for another kind of file, one without
+    instructions, and a cell that is no text.
     """
     ending = path.suffix.lower()
-    if ending not in (".csv", ".jsonl", ".txt"):
-        raise StudyError(f"{path.name} is no .csv, .jsonl or .txt: save the instructions as one of these.")
     if ending == ".csv":
         rows = read_csv(path, ("instruction",))
+    elif ending == ".jsonl":
+        texts = dict.fromkeys(OWN_COLUMNS, str | None) | {"instruction": str}
+        rows = list(checked(json_lines(path), path, **texts))
+    elif ending == ".txt":
+        rows = [{"instruction": line} for line in read_text(path).split("\n") if line.strip()]
     else:
-        lines = enumerate(decoded(path).split("\n"), 1)  # not splitlines: texts may hold U+2028
-        read = _own_row if ending == ".jsonl" else lambda line, where: {"instruction": line}
-        rows = [read(line, f"{path.name}, line {number},") for number, line in lines if line.strip()]
+        raise StudyError(f"{path.name} is no .csv, .jsonl or .txt: save the instructions as one of these.")
     if not rows:
         raise StudyError(f"{path.name} has no instructions: write one a line.")
     return [{name: row[name] for name in OWN_COLUMNS if row.get(name) is not None} for row in rows]
-
-
-def _own_row(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise StudyError(f"{where} is no JSON ({error}): write one object a line.") from None
-    if not isinstance(row, dict) or not isinstance(row.get("instruction"), str):
-        raise StudyError(f"{where} has no text `instruction`: write one object with it a line.")
-    if wrong := [name for name in OWN_COLUMNS if not isinstance(row.get(name), str | None)]:
-        raise StudyError(f"{where} has a {wrong[0]!r} that is no text: write it in quotes, or leave it out.")
-    return row
 
 
 def stand_in_safety(kind: str, n: int, seed: int) -> list[dict]:
     """n refused rows of the miniature's harmful scenes: all in the text form (`generic`), or in all four (`multitask`).
 
     Prompts differ and have the training wordings of data/forms.yaml. Refusals are in general words (generic) or suited
-    to the form, as in the miniature's own safety sets. `harmful.stand_in` of that seed has none of the pairs of verb
-    and object. The first rows of a larger n are the same. Raises StudyError for another kind, and for too few prompts.
+    to the form. `harmful.stand_in` of that seed has none of the pairs of verb and object. The first rows of a larger n
+    are the same. Raises StudyError where the world has too few prompts.
     """
-    if kind not in ("generic", "multitask"):
-        raise StudyError(f"There are no {kind!r} safety data: take generic or multitask.")
     parts = stand_in_parts(seed)
     pairs, forms = parts["alignment"] + parts["safety"], FORMS if kind == "multitask" else ("text_generation",)
 

@@ -1,9 +1,8 @@
 """A safety data set for others: harmful prompts with refusals in four forms, benign twins with answers, and its export.
 
 A row has chat `messages` (user, assistant), `form`, `kind` (refusal or twin), `source`, `key` (stable within source,
-form and kind), `intent`, `pair` (shared by a refusal and its twin) and `language` (of the instruction itself: fr in the
-translation form, else en). `python -m studylib.data.safety_builder --to FOLDER` builds and writes such a set;
-`datasets.load_dataset` reads it, and a run takes it as its safety data (`safety.exported`).
+form and kind), `intent`, `pair` (shared by a refusal and its twin) and `language` (fr in the translation form, else
+en). `datasets.load_dataset` reads the written set, and a run takes it as its safety data (`safety.exported`).
 
 A candidate for a row is a dict of a refusal with its `twin` (such a dict or None), or why it `lacks` one. `content` is
 what is asked as it stands in the prompt, `english` the same in English.
@@ -19,11 +18,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from studylib.data import duplicates, fetching, harmful, instructions, real, safety, sets, tasks, world
+from studylib.data import duplicates, fetching, harmful, real, safety, sets, tasks, world
 from studylib.data.duplicates import THRESHOLD
 from studylib.data.grammar import Scene, lexicon, phrasings, refusal, request
-from studylib.data.harmful import ALIKE, UNLIKE
-from studylib.data.instructions import NEAR, read_french
+from studylib.data.harmful import ALIKE, NEAR, UNLIKE, read_french
 from studylib.data.safety import CARD_KEY, EXPORTED, KINDS
 from studylib.study.files import write_text
 from studylib.study.paths import DATA, RunPaths
@@ -34,15 +32,13 @@ from studylib.text.refusals import judge_rules
 
 PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)
 DRAWN = 3  # candidates drawn from the miniature's world for each that is asked for, as near duplicates go
-SIZES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))  # as the hub's cards say it
-HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0")
+BENIGN = "instruction_data"  # where instructions without a twin get one
 
 # The words of the counts: rows that are dropped, and refusals by why they have no twin.
 NO_FRENCH, SHORT, LEFT_OVER = "without French", "fewer than asked for", "left over"
 TESTED, TESTED_INTENT = "like a test prompt", "with an intent of the test"
 AGAINST = "test prompts compared with"
 NO_TWIN, NO_ANSWER, REFUSED_TWIN = "without a twin", "twin without an answer", "twin refused"
-UNREAD_TWIN = "twin of a safety set, not taken"
 NEAR_TWIN, TESTED_TWIN, HARMFUL_TWIN = "twin like an earlier one", "twin like a test prompt", "twin like a refusal"
 
 
@@ -55,33 +51,33 @@ def build(
     exclude_intents: Collection[str] = (),
     forms: tuple[str, ...] = FORMS,
     french: Path | None = None,
-    benign: str = "instruction_data",
 ) -> tuple[list[dict], dict[str, int]]:
     """The rows in random order, and the counts of what was read, dropped and why, and kept (by kind and form).
 
-    `source` is stand_in, a registered list of harmful instructions (instructions.READERS), a registered safety set
+    `source` is stand_in, a registered list of harmful instructions (harmful.READERS), a registered safety set
     (real.SAFETY), or the path of a file of one's own (`safety.read_own`). Of every form come `per_form` refusals and,
     with `twins`, the benign twins that have an answer. Deviates from MultiTaskBench, which has no twins.
 
     - stand_in: requests of the miniature's world in training phrasings of the grammar, on pairs of verb and object that
       its harmful test does not have, whatever `seed`; a twin has the same wording and the grammar's answer.
     - lists: the same instructions in every form, in training wordings of data/forms.yaml. French, for the translation
-      form, is the file's own or from the CSV `french` (`read_french`). A list's own twin is answered in the
-      translation form (by itself in English, where its French is known), and in the text form where the file has a
-      `twin_answer`. An instruction without one gets, in the text form, the nearest row of the data set `benign`, in its
-      own words with its own answer (harmful.nearest). Other twins have no answer: they are left out and counted.
+      form, is the file's own or from the CSV `french`. A list's own twin is answered in the translation form (by itself
+      in English), and in the text form where the file has a `twin_answer`. An instruction without one gets, in the text
+      form, the nearest row of the data set BENIGN. Other twins have no answer: they are left out and counted.
     - safety sets: rows as the importers leave them, without twins. Fewer than `per_form` are counted, not refused.
 
-    Dropped and counted are near duplicates within a form (by what is asked; of stand-in requests by the whole, too),
-    and what equals, or nearly, a test prompt in `exclude` (by what is asked, in English or as it stands, or by the
-    whole prompt), or has an intent of `exclude_intents`; a refusal takes its twin along. The measure is that of
-    `duplicates`, with its THRESHOLD. Refusals are suited to the form, and French where the wording is.
+    Dropped and counted are near duplicates within a form, and what equals, or nearly, a test prompt in `exclude` (by
+    what is asked or by the whole), or has an intent of `exclude_intents`; a refusal takes its twin along. Refusals are
+    suited to the form, and French where the wording is.
 
     Raises StudyError for a source that is not known, settings that make no sense, where nothing is left and, save for
     safety sets, where the source has fewer than `per_form` in a form; fetching.Absent where it cannot be had.
     """
+    if per_form < 1:
+        raise StudyError(f"per_form is {per_form}: give how many refusals each form shall have, 1 or more.")
+    if not forms or not set(forms) <= set(FORMS) or len(set(forms)) < len(forms):
+        raise StudyError(f"forms are {', '.join(forms) or 'none'}: give one or more of {', '.join(FORMS)}, each once.")
     exclude, intents = list(exclude), {one.removeprefix(f"{STAND_IN}/") for one in exclude_intents}
-    _check(per_form, forms, exclude)
     if source == STAND_IN:
         split = harmful.stand_in_parts(load_profile("miniature").world.seed)
         intents |= {"/".join(pair) for pair in split["new"] + split["test"]}
@@ -91,7 +87,7 @@ def build(
         rows, read = real.SAFETY[source](fetching.fetch(source))
         pairs, counts, fixed = _as_published(rows), Counter(read), True
     else:
-        pairs, counts, fixed = _of_a_list(source, seed, forms, french, benign if twins else "")
+        pairs, counts, fixed = _of_a_list(source, seed, forms, french, twins)
     # under the templates of the lists different instructions make similar prompts, in a small list above all
     parts = ("content", "prompt") if source == STAND_IN else ("content",)
     pairs = _different(_untested(pairs, exclude, intents, counts), parts, counts)
@@ -112,8 +108,7 @@ def build(
         counts[LEFT_OVER] += max(0, len(there) - per_form)
         chosen += there[:per_form]
     if not chosen:
-        why = ", ".join(f"{what}: {n}" for what, n in counts.items() if n)
-        raise StudyError(f"Of {source} nothing is left ({why}): give another source, or exclude less.")
+        raise StudyError(f"Of {source} nothing is left ({dict(counts)}): give another source, or exclude less.")
     counts.update(pair["lacks"] for pair in chosen if pair["lacks"])
     counts[UNLIKE] = sum((pair["twin"] or {}).get("similarity", 1) < ALIKE for pair in chosen)
     rows = [_row(pair, kind) for pair in chosen for kind in KINDS if kind == "refusal" or pair["twin"]]
@@ -121,15 +116,6 @@ def build(
     made = Counter((row["kind"], row["form"]) for row in rows)
     by_form = {f"{kind} {form}": made[kind, form] for kind in KINDS for form in forms if twins or kind == "refusal"}
     return rows, {what: n for what, n in counts.items() if n} | by_form
-
-
-def _check(per_form: int, forms: tuple[str, ...], exclude: list) -> None:
-    if not isinstance(per_form, int) or per_form < 1:
-        raise StudyError(f"per_form is {per_form!r}: give how many refusals each form shall have, 1 or more.")
-    if not forms or not set(forms) <= set(FORMS) or len(set(forms)) < len(forms):
-        raise StudyError(f"forms are {', '.join(forms) or 'none'}: give one or more of {', '.join(FORMS)}, each once.")
-    if wrong := [one for one in exclude if not isinstance(one, str)]:
-        raise StudyError(f"exclude holds {type(wrong[0]).__name__} instead of text: give the test prompts as strings.")
 
 
 def _row(pair: dict, kind: str) -> dict:
@@ -176,32 +162,32 @@ def _as_published(rows: list[dict]) -> list[dict]:
 
 
 def _of_a_list(
-    source: str, seed: int, forms: tuple[str, ...], french: Path | None, benign: str
+    source: str, seed: int, forms: tuple[str, ...], french: Path | None, twins: bool
 ) -> tuple[list[dict], Counter, bool]:
     """Candidates of a list or own file in an order that the seed draws, the counts, and whether it is a safety set."""
     if french and not Path(french).is_file():
         raise StudyError(f"There is no file {french} with French: give a CSV with the columns instruction, french.")
     said, answers = read_french(Path(french)) if french else {}, {}
-    if source in instructions.READERS:
+    if source in harmful.READERS:
         paths = [fetching.fetch(name) for name in real.LISTS.get(source, (source,))]
-        listed, read = instructions.READERS[source](*paths)
+        listed, read = harmful.READERS[source](*paths)
     elif (path := Path(source).expanduser()).is_file():
         rows = safety.read_own(path)
         if any("response" in row for row in rows):
             return _own_safety_set(path.name, rows)
         items = [(str(i), row["instruction"], "", row.get("twin")) for i, row in enumerate(rows)]
-        listed, read = instructions.as_instructions(path.name, items)
+        listed, read = harmful.as_instructions(path.name, items)
         for number, row in enumerate(rows):
             spoken = (row["instruction"], row.get("french")), (row.get("twin"), row.get("twin_french"))
             said |= {text.strip(): other.strip() for text, other in spoken if text and other and other.strip()}
             answers[str(number)] = row.get("twin_answer", "").strip()
     else:
-        known = ", ".join((STAND_IN, *instructions.READERS, *real.SAFETY))
+        known = ", ".join((STAND_IN, *harmful.READERS, *real.SAFETY))
         raise StudyError(f"There is no source {source!r}: give one of {known}, or the path of a .csv, .jsonl or .txt.")
-    different = instructions.different(listed, THRESHOLD)
+    different = harmful.different(listed, THRESHOLD)
     counts = Counter(read) + Counter({NEAR: len(listed) - len(different)})
     order = sorted(different, key=lambda one: hashlib.sha256(f"{seed}/{harmful.intent(one)}".encode()).digest())
-    near, out = _nearest(order, benign, seed) if benign else {}, []
+    near, out = _nearest(order, seed) if twins else {}, []
     for form in forms:
         spoken = [one for one in order if form != "translation" or one["instruction"] in said]
         counts[NO_FRENCH] += len(order) - len(spoken)
@@ -209,12 +195,12 @@ def _of_a_list(
     return out, counts, False
 
 
-def _nearest(listed: list[dict], benign: str, seed: int) -> dict[str, dict]:
+def _nearest(listed: list[dict], seed: int) -> dict[str, dict]:
     """The most similar benign text row by intent, for instructions without a twin; half as many as there are rows."""
     lone = [one for one in listed if not one["twin"]]
     if not lone:
         return {}
-    rows, _ = tasks.load(benign, 2 * len(lone), seed)
+    rows, _ = tasks.load(BENIGN, 2 * len(lone), seed)
     by_prompt = {row["prompt"].strip(): row for row in reversed(rows) if row["form"] == "text_generation"}
     found = harmful.nearest(lone[: len(by_prompt) // 2], list(by_prompt))
     return {harmful.intent(one): by_prompt[one["twin"]] | {"similarity": one["similarity"]} for one in found}
@@ -269,10 +255,7 @@ def _own_safety_set(name: str, rows: list[dict]) -> tuple[list[dict], Counter, b
             raise StudyError(f"Row {number} of {name} has the form {form!r}: known are {', '.join(FORMS)}.")
         items.append((str(number), form, row["instruction"], row.get("response", "")))
     kept, counts = safety.kept(name, items, safety.DROPPED)
-    pairs = _as_published(kept)
-    for pair in pairs:
-        pair["lacks"] = UNREAD_TWIN if rows[int(pair["key"])].get("twin", "").strip() else NO_TWIN
-    return pairs, Counter(counts), True
+    return _as_published(kept), Counter(counts), True
 
 
 # What is dropped
@@ -328,8 +311,8 @@ def _without_repetitions(rows: list[dict], parts: tuple[str, ...]) -> list[dict]
 
 
 def tests_of(profile_name: str) -> tuple[list[str], set[str]]:
-    """`exclude` and `exclude_intents` for `build`: all test prompts of that profile's run, whole and without
-    templates, and the intents of the harmful ones. Raises StudyError where the run has no data sets yet."""
+    """`exclude` and `exclude_intents` for `build`: the test prompts of that profile's run, whole and without templates,
+    and the intents of the harmful ones."""
     rows = sets.evaluation_rows(RunPaths.of(load_profile(profile_name).name))
     texts = [text for row in rows for text in (row["messages"][0]["content"], duplicates.content(row))]
     return list(dict.fromkeys(texts)), {row["intent"] for row in rows if row["harmful"]}
@@ -349,17 +332,14 @@ def write(
 ) -> Path:
     """The path of `data/train.jsonl` in a new folder, written with a card by which `load_dataset(folder)` finds it.
 
-    `name` is the card's title, `licence` that of a file of one's own, `command` how the set was made. The card shows no
-    row but one of a set that is all stand-in. With `local` a set is written that may not be passed on; its card says
-    so. Raises StudyError for no rows, a folder that is there and not empty and, unless `local`, where the
-    licence of a source (data/sources.yaml) does not let anyone pass it on, or that of a file of one's own is not given.
+    `name` is the card's title, `licence` that of a file of one's own, `command` how the set was made. With `local` a
+    set is written that may not be passed on; its card says so. Raises StudyError for a folder that is not empty and,
+    unless `local`, where the licence of a source does not let anyone pass it on, or that of a file of one's own is not
+    given.
     """
-    folder = Path(folder)
-    if not rows:
-        raise StudyError("There are no rows to write: build some first.")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise StudyError(f"{folder} is there and no empty folder: name a new folder for the data set.")
-    origins = _origins(sorted({row["source"] for row in rows}), licence)
+    origins = [one for source in sorted({row["source"] for row in rows}) for one in real.origin(source, licence)]
     closed = [f"{one['source']} ({one['licence']})" for one in origins if not one["redistributable"]]
     if closed and not local:
         raise StudyError(
@@ -373,36 +353,21 @@ def write(
     return folder / EXPORTED
 
 
-def _origins(names: list[str], licence: str | None) -> list[dict]:
-    """Where rows are from, as in real.origins; what is neither registered nor stand-in is a file of one's own."""
-    known, out = fetching.register(), []
-    for name in (part for listed in names for part in real.LISTS.get(listed, (listed,))):
-        one = {"licence": licence or "not stated", "redistributable": bool(licence), "citation": "a file of one's own"}
-        if name == STAND_IN:
-            one = {"licence": "Apache-2.0", "redistributable": True, "citation": "this study"}
-        elif name in known:
-            one = {fact: getattr(known[name], fact) for fact in one}
-        out.append({"source": name} | one)
-    return out
-
-
 def _card(rows: list[dict], raw: bytes, name: str, origins: list[dict], closed: list[str], **more) -> str:
     """The card that `data/cards/safety.md` makes of the rows, whose file is `raw`."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     made = Counter((form, row["kind"]) for row in rows for form in (row["form"], "all"))
-    terms = {one["licence"].partition(" (")[0].lower().replace(" ", "-") for one in origins}
+    named, example = {row["source"] for row in rows}, ""
     about = {"rows": len(rows), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     front = DatasetCardData(
         pretty_name=name,
-        license=terms.pop() if len(terms) == 1 and not closed and terms <= set(HUB_LICENCES) else "other",
+        license="apache-2.0" if named == {STAND_IN} else "other",
         language=sorted({"en", *(row["language"] for row in rows)}),
         task_categories=["text-generation"],
-        size_categories=[next(said for least, said in SIZES if len(rows) >= least)],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": EXPORTED}]}],
         **{CARD_KEY: about | {"origins": origins}},  # read by safety.exported_card
     )
-    named, example = {row["source"] for row in rows}, ""
     if named == {STAND_IN}:
         example = json.dumps(next(row for row in rows if row["kind"] == "refusal"), ensure_ascii=False)
     how = "world" if STAND_IN in named else "published"
@@ -426,18 +391,16 @@ def main(arguments: list[str] | None = None) -> None:
     option("--seed", type=int, default=0)
     option("--exclude-run", metavar="PROFILE", help="leave out what is in the tests of that profile's run")
     option("--french", type=Path, help="a CSV with the columns instruction, french")
-    option("--benign", default="instruction_data", help="where lists without twins get them (%(default)s)")
     option("--licence", help="of a file of your own, if it may be passed on")
     option("--local", action="store_true", help="write what may not be passed on, for this machine")
-    option("--name", help="the card's title")
     given = parser.parse_args(arguments)
     words = [Path(word).name if "/" in word else word for word in arguments]  # no folder of this machine
     command = shlex.join(["python", "-m", "studylib.data.safety_builder", *words])
-    title = given.name or f"Refusals{'' if given.no_twins else ' and benign twins'}: {Path(given.source).name}"
+    title = f"Refusals{'' if given.no_twins else ' and benign twins'}: {Path(given.source).name}"
     try:
         texts, intents = tests_of(given.exclude_run) if given.exclude_run else ([], set())
         drawn = given.source, given.per_form, not given.no_twins, given.seed
-        rows, counts = build(*drawn, texts, intents, tuple(given.forms), given.french, given.benign)
+        rows, counts = build(*drawn, texts, intents, tuple(given.forms), given.french)
         path = write(rows, counts, given.to, title, given.local, given.licence, command)
     except StudyError as error:
         sys.exit(f"error: {error}")

@@ -1,19 +1,21 @@
-"""Data sets as lists of plain rows: their names, what they must not share, keeping them.
+"""Data sets as lists of plain rows: their names, what they must not share, keeping them, their card and their export.
 
 A row is a dict with `id`, `form`, `prompt_set`, `harmful`, `intent`, chat `messages` and a few more keys (see
-world.py), the same in every row, one row per line, so that `datasets.load_dataset` and every chat trainer read it.
+world.py), one row per line, so that `datasets.load_dataset` and every chat trainer read it.
 """
 
 import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from studylib.study.files import write_text
-from studylib.study.paths import RunPaths
-from studylib.study.profile import Profile
-from studylib.study.words import TASKS, StudyError
+from studylib.study.paths import DATA, RunPaths
+from studylib.study.profile import Profile, WorldSettings
+from studylib.study.words import FORMS, TASKS, StudyError
 
 SETS = (
     "pretraining",
@@ -51,30 +53,22 @@ def contamination(sets: dict[str, list[dict]]) -> pd.DataFrame:
     train = [name for name in sets if name in ("pretraining", "alignment") or name.startswith(("safety_", "train_"))]
     found = {}
     for test in TESTS:
-        held_out = {
-            "prompt": {_prompt(row) for row in sets[test]},
-            "phrasing": {row.get("phrasing") for row in sets[test]} - {"", None},
-        }
+        held_out = {what: {_what(row, what) for row in sets[test]} - {"", None} for what in ("prompt", "phrasing")}
         if test == "harmful":
             held_out["intent"] = {row["intent"] for row in sets[test]}
             held_out["object"] = {row["object"] for row in sets[test] if row.get("held_out") == "object"}
         for what, values in held_out.items():
-            found[test, what] = {
-                name: pd.NA
-                if name == "pretraining" and what in ("phrasing", "object")
-                else sum(
-                    (_prompt(row) if what == "prompt" else row.get(what)) in values
-                    and (row["harmful"] or (name, what) != ("pretraining", "intent"))
-                    for row in sets[name]
-                )
-                for name in train
-            }
-    table = pd.DataFrame.from_dict(found, orient="index", columns=train).astype("Int64")
-    return table.rename_axis(["test", "shared"])
+            for name in train:
+                rows = [row for row in sets[name] if row["harmful"] or (name, what) != ("pretraining", "intent")]
+                found[name, test, what] = sum(_what(row, what) in values for row in rows)
+                if name == "pretraining" and what in ("phrasing", "object"):
+                    found[name, test, what] = pd.NA
+    table = pd.Series(found, dtype="Int64").rename_axis(["train", "test", "shared"])
+    return table.unstack("train", sort=False)
 
 
-def _prompt(row: dict) -> str:
-    return row["messages"][0]["content"]
+def _what(row: dict, what: str) -> str | None:
+    return row["messages"][0]["content"] if what == "prompt" else row.get(what)
 
 
 def check_contamination(sets: dict[str, list[dict]]) -> pd.DataFrame:
@@ -98,10 +92,9 @@ def save(
 ) -> None:
     """Writes every set as JSON lines and `data/index.json` with rows, bytes and sha256 of each.
 
-    `absent`: why a set is empty, by name, or why a set is without one of PARTS. `origins` of each set: dicts with
-    source, licence, redistributable, citation.
+    `absent`: why a set is empty, by name, or why a set is without one of PARTS. `origins` of each set: see real.origin.
     """
-    index = {}
+    index, absent = {}, absent or {}
     for name, rows in sets.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(paths.data(name), text)
@@ -112,8 +105,8 @@ def save(
             "sha256": hashlib.sha256(raw).hexdigest(),
             "forms": dict(Counter(row["form"] for row in rows)),
         }
-        index[name] |= {"absent": absent[name]} if absent and name in absent else {}
-        without = {part: absent[part] for part, of in PARTS.items() if of == name and part in (absent or {})}
+        index[name] |= {"absent": absent[name]} if name in absent else {}
+        without = {part: absent[part] for part, of in PARTS.items() if of == name and part in absent}
         index[name] |= {"without": without} if without else {}
         index[name] |= {"origins": origins[name]} if origins else {}
     write_text(paths.data_index, json.dumps(index, indent=1) + "\n")
@@ -131,10 +124,7 @@ def check(paths: RunPaths) -> None:
 
 
 def load(paths: RunPaths, name: str) -> list[dict]:
-    """The examples of one set, after its bytes were checked against the index.
-
-    Raises StudyError where the file or the index is missing, truncated or edited.
-    """
+    """The examples of one set, after its bytes were checked against the index."""
     text = intact(paths, name).decode()
     return [json.loads(line) for line in text.split("\n")[:-1]]  # not splitlines: texts may hold U+2028
 
@@ -145,13 +135,10 @@ def intact(paths: RunPaths, name: str) -> bytes:
     remedy = "run 00_prepare again (`make study`, or open notebooks/00_prepare.ipynb)"
     if not paths.data_index.is_file() or not path.is_file():
         raise StudyError(f"{path if paths.data_index.is_file() else paths.data_index} is missing: {remedy}.")
-    expected, raw = index_of(paths)[name], path.read_bytes()
-    found = hashlib.sha256(raw).hexdigest()
-    if found != expected["sha256"]:
-        why = f"{len(raw)} of {expected['bytes']} bytes, truncated?" if len(raw) < expected["bytes"] else "edited?"
+    expected, raw = index_of(paths)[name]["sha256"], path.read_bytes()
+    if (found := hashlib.sha256(raw).hexdigest()) != expected:
         raise StudyError(
-            f"{path} is not what 00_prepare wrote (sha256 {found[:12]} instead of "
-            f"{expected['sha256'][:12]}; {why}): delete it and {remedy}."
+            f"{path} is truncated or edited (sha256 {found[:12]} instead of {expected[:12]}): delete it and {remedy}."
         )
     return raw
 
@@ -178,8 +165,7 @@ def guard_rows(paths: RunPaths) -> dict[str, list[dict]]:
 
     In the generated world `input` is the alignment set, and `output` adds to it the pre-training rows, the only ones
     that answer harmful prompts; those in a phrasing of the harmful test stay out. A refusal is harmless. With real data
-    `input` is the safety sets, twins among them, and the benign training rows, and `output` is empty: no set holds
-    answers to harmful prompts. All are training rows, without the test's prompts and intents (see `contamination`).
+    `input` is the safety sets and the benign training rows, and `output` is empty: no set answers harmful prompts.
     """
     index = index_of(paths)
     if "alignment" not in index:
@@ -200,3 +186,69 @@ def _for_guard(row: dict, harmful: bool) -> dict:
 def evaluation_rows(paths: RunPaths) -> list[dict]:
     """All test prompts: harmful, twins, the four tasks and general ones."""
     return [row for name in TESTS for row in load(paths, name)]
+
+
+# The card and the export
+
+
+def write_card(paths: RunPaths, settings: WorldSettings | None = None) -> None:
+    """Writes the dataset card `README.md` of the saved sets, by which `load_dataset(folder)` finds them.
+
+    It is that of the generated world where its settings are given. Else it names the origins of each set, and where
+    these are not known no card is written.
+    """
+    index = index_of(paths)
+    if settings:
+        examples = {form: next(row for row in load(paths, "harmful") if row["form"] == form) for form in FORMS}
+        about = {"license": "apache-2.0", "language": ["en", "fr"], "pretty_name": "A miniature world of refusals"}
+        as_yaml = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+        more = {"forms": FORMS, "examples": examples, "settings": settings, "settings_yaml": as_yaml}
+        text = _card("world", index, about, **more)
+    elif any("origins" in entry for entry in index.values()):
+        text = _card("real", index)
+    else:
+        return
+    write_text(paths.data_card, text)
+
+
+def _card(template: str, index: dict[str, dict], about: dict | None = None, **more) -> str:
+    """The card that the template `data/cards/<template>.md` makes of the index (data/index.json)."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    there = {name: entry for name, entry in index.items() if template == "world" or entry["rows"]}
+    files = {name: [{"split": "test" if name in TESTS else "train", "path": f"{name}.jsonl"}] for name in there}
+    configs = [{"config_name": name, "data_files": file} for name, file in files.items()]
+    origins = {one["source"]: one for entry in there.values() for one in entry.get("origins", [])}
+    card = DatasetCard.from_template(
+        DatasetCardData(configs=configs, **about or {}),
+        template_path=str(DATA / "cards" / f"{template}.md"),
+        sets=there,
+        origins=origins,
+        missing=absent_in(index),
+        **more,
+    )
+    return f"{card}\n"
+
+
+def export(paths: RunPaths, folder: Path) -> pd.DataFrame:
+    """Whether each set (a row) was written to the folder as JSON lines, with a card, and why not.
+
+    Empty sets are left out, and those with a source whose licence forbids redistribution. Raises StudyError where a set
+    is damaged or the folder holds files already.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise StudyError(f"{folder} is not empty: name a new folder for the export.")
+    index, found, exported = index_of(paths), {}, {}
+    real = any("origins" in entry for entry in index.values())
+    if not real and not paths.data_card.is_file():
+        raise StudyError(f"{paths.data_card} is missing: `make study` makes it again.")
+    for name, entry in index.items():
+        closed = [one["source"] for one in entry.get("origins", []) if not one["redistributable"]]
+        why = entry.get("absent") or (f"the licence of {', '.join(closed)} does not allow it" if closed else "")
+        why = why or ("" if entry["rows"] else "empty")
+        if not why:
+            write_text(folder / f"{name}.jsonl", intact(paths, name).decode())
+            exported[name] = entry
+        found[name] = {"exported": not why, "why not": why}
+    write_text(folder / "README.md", _card("real", exported) if real else paths.data_card.read_text(encoding="utf-8"))
+    return pd.DataFrame.from_dict(found, orient="index").rename_axis("set").reset_index()

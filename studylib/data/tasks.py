@@ -7,18 +7,16 @@ their `comparison_form` is.
 """
 
 import ast
-import gzip
 import hashlib
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from studylib.data.fetching import fetch, hub_rows, source
-from studylib.data.instructions import read_csv
+from studylib.study.files import read_csv, read_text
 from studylib.study.words import StudyError
 from studylib.text.normal import comparison_form
 
@@ -78,20 +76,14 @@ def _worded(wordings: tuple[str, ...], text: str) -> str:
 
 
 class _Collector:
-    """Rows as they pass, and counts of what was dropped and why: `read` = `kept` + all `dropped: ...`."""
+    """Rows, and counts of what was dropped and why: `read` = `kept` + all `dropped: ...`."""
 
     def __init__(self, name: str, form: str):
         self.name, self.form, self.rows, self.counts, self.seen = name, form, [], Counter(read=0, kept=0), set()
 
     def read(self, rows: Iterable, place: Path | str, **fields: type) -> Iterator[dict]:
-        """The rows, counted. Raises StudyError that names a field that is missing or of another type."""
-        for number, row in enumerate(rows):
-            for name, kind in fields.items():
-                if not isinstance(row, dict) or not isinstance(row.get(name), kind):
-                    raise StudyError(
-                        f"{place}, row {number}: needs a field {name!r} ({kind.__name__}); the file has another "
-                        "format, or is another version."
-                    )
+        """The rows, counted: see `checked`."""
+        for row in checked(rows, place, **fields):
             self.counts["read"] += 1
             yield row
 
@@ -117,13 +109,30 @@ class _Collector:
 # Files
 
 
-def _text(path: Path) -> str:
-    """The file's text with its line ends as they are. Raises StudyError where it is not UTF-8."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig")
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-        raise StudyError(f"{path} cannot be read as UTF-8 text ({error}): put the original file there.") from None
+def checked(rows: Iterable, place: Path | str, **fields: type) -> Iterator[dict]:
+    """The rows. Raises StudyError that names a field that is missing or of another type."""
+    for number, row in enumerate(rows):
+        for name, kind in fields.items():
+            if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+                raise StudyError(
+                    f"{place}, row {number}: needs a field {name!r} ({getattr(kind, '__name__', kind)}); the file has "
+                    "another format, or is another version."
+                )
+        yield row
+
+
+def json_lines(path: Path) -> list:
+    """What each line of JSON holds; empty lines are none. Raises StudyError that names the line."""
+    lines = enumerate(read_text(path).split("\n"), 1)  # not splitlines: texts may hold U+2028
+    return [_json(path, line, f"line {number}") for number, line in lines if line.strip()]
+
+
+def json_list(path: Path) -> list:
+    """The list that a JSON file holds."""
+    rows = _json(path, read_text(path), "the whole")
+    if not isinstance(rows, list):
+        raise StudyError(f"{path} is not a list of rows; the file has another format, or is another version.")
+    return rows
 
 
 def _json(path: Path, text: str, where: str):
@@ -133,11 +142,6 @@ def _json(path: Path, text: str, where: str):
         raise StudyError(f"{path}, {where}: is not JSON ({error}): put the original file there.") from None
 
 
-def _json_lines(path: Path) -> Iterator[dict]:
-    lines = enumerate(_text(path).split("\n"), 1)  # not splitlines: texts may hold U+2028
-    return (_json(path, line, f"line {number}") for number, line in lines if line.strip())
-
-
 def _unix(code: str) -> str:
     return code.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -145,11 +149,10 @@ def _unix(code: str) -> str:
 def scitldr(path: Path, name: str) -> Rows:
     """Abstracts and the first of their one-sentence summaries (SciTLDR-A: JSON lines with lists `source` and `target`).
 
-    Sentences are joined by a space and line breaks inside them become spaces. `split` is train, dev or test, as the
-    source's name ends; the key is the `paper_id`.
+    `split` is train, dev or test, as the source's name ends; the key is the `paper_id`.
     """
     out, part = _Collector(name, "text_generation"), name.rpartition("_")[2]
-    for row in out.read(_json_lines(path), path, paper_id=str, source=list, target=list):
+    for row in out.read(json_lines(path), path, paper_id=str, source=list, target=list):
         text, answer = (" ".join(" ".join(texts).split()) for texts in (row["source"], row["target"][:1]))
         out.add(row["paper_id"], text, _worded(SUMMARIZE, text), answer, split=part)
     return out.done()
@@ -158,12 +161,11 @@ def scitldr(path: Path, name: str) -> Rows:
 def mbpp(path: Path, name: str) -> Rows:
     """Python problems (JSON lines): the prompt is `text` and its assertions, which name the function.
 
-    Line ends of the code become LF (nearly all have CRLF, some a lone CR). `tests` are the assertions of `test_list`,
-    each after the `test_setup_code` where there is one (2 rows); `challenge_test_list` is left out. The key is the
-    `task_id`.
+    `tests` are the assertions of `test_list`, each after the `test_setup_code` where there is one (2 rows). The key is
+    the `task_id`.
     """
     out, fields = _Collector(name, "code"), {"task_id": int, "text": str, "code": str, "test_setup_code": str}
-    for row in out.read(_json_lines(path), path, **fields, test_list=list):
+    for row in out.read(json_lines(path), path, **fields, test_list=list):
         text, setup = row["text"].strip(), _unix(row["test_setup_code"]).strip()
         asserts = [_unix(test).strip() for test in row["test_list"]]
         tests = [f"{setup}\n{test}" if setup else test for test in asserts]
@@ -175,12 +177,12 @@ def mbpp(path: Path, name: str) -> Rows:
 def human_eval(path: Path, name: str) -> Rows:
     """Python functions to be completed (JSON lines, gzip); the answer is the whole function: prompt and solution.
 
-    Deviation: the publisher's answers are the bodies alone, which are no program by themselves. The one entry of
-    `tests` defines `check`, and calls it with the `entry_point`. The key is the `task_id`, as "HumanEval/0".
+    Deviation: the publisher's answers are the bodies alone. The one entry of `tests` defines `check` and calls it. The
+    key is the `task_id`, as "HumanEval/0".
     """
     out = _Collector(name, "code")
     fields = dict.fromkeys(("task_id", "prompt", "entry_point", "canonical_solution", "test"), str)
-    for row in out.read(_json_lines(path), path, **fields):
+    for row in out.read(json_lines(path), path, **fields):
         head = _unix(row["prompt"])
         whole = (head + _unix(row["canonical_solution"])).strip("\n") if row["canonical_solution"].strip() else ""
         head = head.strip("\n")
@@ -192,10 +194,10 @@ def human_eval(path: Path, name: str) -> Rows:
 def ud_french_pud(path: Path, name: str) -> Rows:
     """French sentences and their English originals: the comments `# text` and `# text_en` of a CoNLL-U treebank.
 
-    Quotes and apostrophes stay as they are, typographic in some sentences, plain in others. The key is the `sent_id`.
+    The key is the `sent_id`.
     """
     out = _Collector(name, "translation")
-    blocks = [block for block in re.split(r"\r?\n[ \t]*\r?\n", _text(path)) if block.strip()]
+    blocks = [block for block in re.split(r"\r?\n[ \t]*\r?\n", read_text(path)) if block.strip()]
     found = (dict(re.findall(r"^# (sent_id|text|text_en) = ?(.*?)\s*$", block, re.M)) for block in blocks)
     for row in out.read(found, path, sent_id=str, text=str):
         text = row["text"].strip()
@@ -206,9 +208,8 @@ def ud_french_pud(path: Path, name: str) -> Rows:
 def decisions(text: str) -> tuple[dict[str, str], bool]:
     """Entities and their sentiment as SEntFiN writes them, a Python dict, and whether it had to be mended.
 
-    13 rows of the file are no Python: a name with an apostrophe stands in single quotes, as in {'Moody's': 'neutral'}.
-    They are read by what follows a name, its label. Raises ValueError where that fails too, or a label is not one of
-    LABELS.
+    13 rows of the file are no Python, as {'Moody's': 'neutral'} has a bare apostrophe: they are read by what follows a
+    name, its label. Raises ValueError where that fails too, or a label is none of LABELS.
     """
     try:
         found, mended = ast.literal_eval(text), False
@@ -224,8 +225,7 @@ def decisions(text: str) -> tuple[dict[str, str], bool]:
 def sentfin(path: Path, name: str) -> Rows:
     """Financial headlines with one entity, and the sentiment towards it (SEntFiN: CSV, `Decisions` a Python dict).
 
-    Headlines with several entities have several labels and are dropped. Of rows with the same headline the first is
-    kept where their decisions are the same; where they clash, all are dropped. The key is `S No.`.
+    Headlines with several entities are dropped, and those that recur with another decision. The key is `S No.`.
     """
     out, groups = _Collector(name, "classification"), {}
     for row in out.read(read_csv(path, ("S No.", "Title", "Decisions")), path):
@@ -252,14 +252,10 @@ def sentfin(path: Path, name: str) -> Rows:
 
 def instruction_data(path: Path, name: str) -> Rows:
     """General instructions (a JSON list of instruction, input, output); the key is the row's number."""
-    rows = _json(path, _text(path), "the whole")
-    if not isinstance(rows, list):
-        raise StudyError(f"{path}: is not a list of rows; the file has another format, or is another version.")
-    return instructions(rows, name, "text_generation", path)
+    return instructions(json_list(path), name, "text_generation", path)
 
 
-# Rows of hub data sets, by the roles of their columns (see fetching.hub_rows). Their keys are hashes of their texts,
-# because a streamed row does not know its place.
+# Rows of hub data sets, by the roles of their columns (see fetching.hub_rows). Their keys are hashes of their texts.
 
 
 def instructions(rows: list[dict], name: str, form: str, path: Path | None = None) -> Rows:
@@ -275,10 +271,10 @@ def instructions(rows: list[dict], name: str, form: str, path: Path | None = Non
 
 
 def papers(rows: list[dict], name: str) -> Rows:
-    """Rows of document and summary: the beginnings of papers and their abstracts, which says the prompt.
+    """Rows of document and summary: the beginnings of papers and their abstracts.
 
-    Deviation: a whole paper is longer than the models' context, so its sentences (lines) stay that end within the first
-    PAPER_CHARACTERS characters; `shortened` counts the papers that were longer. Papers shorter than their abstract go.
+    Deviation: a whole paper is longer than the models' context, so only its sentences within the first PAPER_CHARACTERS
+    characters stay; `shortened` counts the papers that were longer. Papers shorter than their abstract go.
     """
     out = _Collector(name, "text_generation")
     for row in out.read(rows, name, document=str, summary=str):
@@ -340,8 +336,7 @@ def load(name: str, n: int, seed: int = 0) -> Rows:
     """Rows and counts of a source of IMPORTERS, or of a group, whose sources follow each other.
 
     Of a hub data set `n` rows are read (of a group from each), of a file all. A text that two sources of a group have
-    stays twice: `split` keeps it on one side. Raises what fetch and hub_rows raise (Absent where the source cannot be
-    had), and StudyError for a name without an importer.
+    stays twice. Raises Absent where the source cannot be had, StudyError for a name without an importer.
     """
     rows, counts = [], Counter()
     for part in GROUPS.get(name, (name,)):
@@ -357,9 +352,9 @@ def split(rows: list[dict], n_test: int, seed: int = 0) -> tuple[list[dict], lis
     """Training and test rows, each in the order of `rows`; a text (the `content`) is never on both sides.
 
     The texts with the lowest hashes (of seed and text) are tested, as many as make up `n_test` rows at most, so that
-    only rows at the border change sides when others come or go. Where rows have their publisher's `split`, test rows
-    come from its test alone, and training rows from the others, without the texts of that test. Raises StudyError where
-    a side would be empty. A change of `comparison_form` can move rows.
+    few rows change sides when others come or go. Where rows have their publisher's `split`, test rows come from its
+    test alone, and training rows from the others, without the texts of that test. Raises StudyError where a side is
+    empty.
     """
     texts = [comparison_form(row.get("content") or row["prompt"]) for row in rows]
     published = any("split" in row for row in rows)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.data import cards as dataset_card
 from studylib.data import duplicates, fetching, mixture, real, world
 from studylib.data import sets as datasets
 from studylib.stages import cells, needs
@@ -93,7 +92,7 @@ def _generated(now: Stage) -> Data:
         sets = world.build_sets(now.profile.world)
         overlap = datasets.check_contamination(sets)
         datasets.save(now.paths, sets)
-        dataset_card.write(now.paths, now.profile.world)
+        datasets.write_card(now.paths, now.profile.world)
     forms = {name: pd.Series([row["form"] for row in rows]).value_counts() for name, rows in sets.items()}
     counts = pd.DataFrame(forms).T.fillna(0).astype(int)
     return Data(sets, {}, pd.DataFrame(), counts, overlap, pd.DataFrame())
@@ -115,7 +114,7 @@ def _real(now: Stage) -> Data:
         sets, counts, dropped = real.cut(sets, now.profile, _too_long_by(now), settings.seed)
         absent = real.emptied(counts, absent) | absent
         datasets.save(now.paths, sets, absent=absent, origins=real.origins(settings, absent))
-        dataset_card.write(now.paths)
+        datasets.write_card(now.paths)
     overlap = overlap[(overlap["exact"] > 0) | (overlap["near"] > 0)].reset_index(drop=True)
     return Data(sets, absent, imported, counts, overlap, dropped)
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 import yaml
-from test_instructions import file, user
+from test_harmful_lists import file, user
 
 from studylib.data import harmful, world
 from studylib.data.harmful import four_forms, in_form, intent, nearest, stand_in
@@ -330,24 +330,13 @@ def test_missing_twins_and_french_are_errors_that_count_what_is_there(made):
     with pytest.raises(StudyError, match=r"^11 .* stand_in has 10 with French, twin included: .*data.french"):
         four_forms(ones, 11, 0, part)
     with pytest.raises(StudyError, match="stand_in has 0 with French"):
-        four_forms(ones, 1)
+        four_forms(ones, 1, 0, {})
 
 
 def test_two_instructions_of_one_key_are_an_error(made):
     ones, french, *_ = made
     with pytest.raises(StudyError, match=f"The instruction {intent(ones[3])} is there twice"):
         four_forms([*ones, ones[3]], 5, 0, french)
-
-
-def test_training_wordings_need_no_twin_and_make_no_test_rows(made):
-    ones, french, rows, _ = made
-    bare = [one | {"twin": None} for one in ones]
-    train, none = four_forms(bare, 50, 0, french, use="train")
-    assert none == [] and len(train) == 200
-    assert {row["prompt_set"] for row in train} == {"train"}
-    assert not {row["phrasing"] for row in train} & {row["phrasing"] for row in rows}
-    assert not {user(row) for row in train} & {user(row) for row in rows}
-    assert not {row["id"] for row in train} & {row["id"] for row in rows}
 
 
 def test_where_the_twin_is_a_question_both_are_quoted():

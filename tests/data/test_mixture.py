@@ -23,13 +23,6 @@ def test_a_small_source_is_repeated_evenly(sets):
     assert {[row["id"] for row in mixed].count(row["id"]) for row in sets["train_code"][:30]} == {3}
 
 
-def test_rows_of_an_empty_set_are_refused_not_waited_for(sets):
-    with pytest.raises(StudyError, match="10 rows of safety data are needed, but the set is empty"):
-        mixture.mix(sets["train_code"], [], 10, 100, seed=0)
-    with pytest.raises(StudyError, match="100 rows of the task are needed, but the set is empty"):
-        mixture.mix([], sets["safety_generic"], 10, 100, seed=0)
-
-
 def test_tuning_rows_follow_the_cell(saved):
     rows = mixture.tuning_rows(saved, Cell("miniature", "code", "chat", "generic", 0.25, 0), 40)
     assert sum(row["harmful"] for row in rows) == 10 and {row["form"] for row in rows if not row["harmful"]} == {"code"}

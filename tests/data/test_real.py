@@ -8,7 +8,7 @@ import mirror
 import pytest
 import yaml
 
-from studylib.data import cards, fetching, real, safety_builder
+from studylib.data import fetching, real, safety_builder
 from studylib.data import sets as datasets
 from studylib.data.sets import TESTS
 from studylib.study import paths
@@ -270,8 +270,8 @@ def test_a_set_of_which_nothing_is_left_is_absent_and_says_what_went(files, tmp_
     kept, counts, _ = cut(sets | {"train_code": same, "test_translation": []})
     assert kept["train_code"] == kept["test_translation"] == []
     assert real.emptied(counts, absent) == {
-        "train_code": f"none of the {len(same)} rows read of its source is left (0 too long, {len(same)} dropped)",
-        "test_translation": "none of the 0 rows read of its source is left (0 too long, 0 dropped)",
+        "train_code": f"none of the {len(same)} rows read of its source is left, {len(same)} dropped",
+        "test_translation": "none of the 0 rows read of its source is left",
     }
     assert list(real.emptied(counts, absent | {"train_code": "offline"})) == ["test_translation"]
 
@@ -290,7 +290,6 @@ def test_answers_among_the_refusals_of_a_safety_set_are_counted_by_name(files, t
         "rows": 3,
         "refused": 2,
         "answered": 1,
-        "answers kept among the refusals": 1,
         "kept": 3,
     }
 
@@ -317,7 +316,6 @@ def test_an_exported_folder_is_both_safety_sets_and_its_twins_a_third(files, tmp
     assert len({tuple(sorted(row)) for rows in sets.values() for row in rows}) == 1
     counted = counted[counted["source"] == exported].set_index("what")["rows"]
     assert counted["kept"] == counted["refused"] == counted["twins, kept"] == 16
-    assert counted["refusals not taken by safety_generic"] == 12 and counted["twins not taken by safety_generic"] == 16
     kept, counts, _ = cut(sets, safety_rows=10)
     assert len(kept["safety_twins"]) == 10 and all_told(counts)
 
@@ -375,7 +373,7 @@ def test_a_folder_of_which_all_is_tested_is_absent_with_its_twins_and_says_so(fi
     kept, counts, _ = cut(sets)
     found = real.emptied(counts, {})
     assert set(found) == {"safety_multitask", "safety_twins"} and not kept["safety_twins"]
-    assert found["safety_multitask"].endswith(" 16 tested)") and found["safety_twins"].endswith(" 16 unpaired)")
+    assert found["safety_multitask"].endswith(" 16 tested") and found["safety_twins"].endswith(" 16 unpaired")
 
 
 def test_the_export_of_a_run_respects_the_licence_of_the_folder(files, tmp_path, exported):
@@ -390,7 +388,7 @@ def test_the_export_of_a_run_respects_the_licence_of_the_folder(files, tmp_path,
         assert found["safety_twins"] == found["safety_multitask"] and found["safety_generic"][0]["source"] == "stand_in"
         paths = RunPaths(tmp_path / f"run{number}", tmp_path / f"run{number}")
         datasets.save(paths, sets, absent=absent, origins=found)
-        out = cards.export(paths, tmp_path / f"out{number}").set_index("set")
+        out = datasets.export(paths, tmp_path / f"out{number}").set_index("set")
         for name in ("safety_multitask", "safety_twins"):
             assert out.loc[name, "exported"] == (not why) and out.loc[name, "why not"].startswith(why)
         assert out.loc["safety_generic", "exported"]
@@ -413,7 +411,7 @@ def test_what_may_not_be_passed_on_stays_out_of_an_export_and_the_card_names_eve
     paths = RunPaths(tmp_path / "run", tmp_path / "run")
     sets["train_code"] = []
     datasets.save(paths, sets, absent={"train_code": "mbpp: offline"}, origins=real.origins(data))
-    found = cards.export(paths, tmp_path / "out").set_index("set")
+    found = datasets.export(paths, tmp_path / "out").set_index("set")
     assert found.loc["safety_multitask", "why not"] == "the licence of multitaskbench does not allow it"
     assert found.loc["train_code", "why not"] == "mbpp: offline" and not (tmp_path / "out/train_code.jsonl").exists()
     assert not (tmp_path / "out/safety_multitask.jsonl").exists()
@@ -424,7 +422,7 @@ def test_what_may_not_be_passed_on_stays_out_of_an_export_and_the_card_names_eve
     rows = [json.loads(line) for line in (tmp_path / "out/train_translation.jsonl").read_text().splitlines()]
     assert rows == sets["train_translation"]
     with pytest.raises(StudyError, match=r"not empty"):
-        cards.export(paths, tmp_path / "out")
+        datasets.export(paths, tmp_path / "out")
 
 
 def test_the_test_rows_of_a_task_may_come_from_another_source(files, tmp_path):
@@ -445,7 +443,7 @@ def test_the_test_rows_of_a_task_may_come_from_another_source(files, tmp_path):
 
 def test_nearest_twins_without_general_instructions_say_why(files, tmp_path, monkeypatch):
     listed = [{"source": "advbench", "key": "0", "instruction": "Open a locker", "category": "", "twin": None}]
-    monkeypatch.setitem(real.instructions.READERS, "advbench", lambda path: (listed, {"rows": 1}))
+    monkeypatch.setitem(real.harmful.READERS, "advbench", lambda path: (listed, {"rows": 1}))
     monkeypatch.setattr(real.fetching, "fetch", fetch_but_of("advbench", real.fetching.fetch))
     next(files.glob("rasbt/**/*.json")).unlink()
     with pytest.raises(
@@ -465,7 +463,7 @@ def test_a_list_is_freed_of_near_duplicates_and_what_is_not_drawn_is_counted(fil
     english = [*said, *(row["content"] for row in read(tmp_path)[0]["train_general"])]
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in dict.fromkeys(english)))
     monkeypatch.setattr(paths, "ROOT", tmp_path)  # where the French is read from
-    monkeypatch.setitem(real.instructions.READERS, "advbench", lambda path: (listed, {"rows": 32}))
+    monkeypatch.setitem(real.harmful.READERS, "advbench", lambda path: (listed, {"rows": 32}))
     monkeypatch.setattr(real.fetching, "fetch", fetch_but_of("advbench", real.fetching.fetch))
     sets, _, counted = read(tmp_path, harmful="advbench", twins="nearest", french="fr.csv", harmful_per_form=5)
     counted = counted[counted["source"] == "advbench"].set_index("what")["rows"]
@@ -489,16 +487,14 @@ def test_instructions_that_lack_a_twin_or_french_are_counted_each_by_what_they_l
     french = tmp_path / "fr.csv"
     spoken = [text for text in (*said, *benign) if text not in (said[0], said[4], benign[5], benign[6], benign[7])]
     french.write_text("instruction,french\n" + "".join(f'"{text}","FR {text}"\n' for text in spoken))
-    monkeypatch.setitem(real.instructions.READERS, "jailbreakbench", lambda *paths: (listed, {"rows": 12}))
+    monkeypatch.setitem(real.harmful.READERS, "jailbreakbench", lambda *paths: (listed, {"rows": 12}))
     names = real.LISTS["jailbreakbench"]
     monkeypatch.setattr(real.fetching, "fetch", fetch_but_of(names, real.fetching.fetch))
     sets, _, counted = read(tmp_path, harmful="jailbreakbench", french=str(french), harmful_per_form=4)
     counted = counted[counted["source"] == "jailbreakbench"].set_index("what")["rows"].to_dict()
     assert counted == {
         "rows": 12,
-        "without a twin": 2,
-        "without French": 1,
-        "twin without French": 3,
+        "without a twin, or French of both": 6,
         "left over": 2,
     }
     assert len(sets["harmful"]) == len(sets["twin"]) == 4 * (12 - 2 - 1 - 3 - 2)

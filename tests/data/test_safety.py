@@ -8,8 +8,7 @@ import pytest
 
 from studylib.data import harmful, safety, safety_builder
 from studylib.data.safety import multitaskbench, safety_tuned_llamas, stand_in_safety
-from studylib.study import paths
-from studylib.study.words import FORMS, VERDICTS, StudyError
+from studylib.study.words import FORMS, StudyError
 from studylib.text import refusals
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -83,8 +82,6 @@ def test_answers_repeats_and_damaged_characters_are_counted_and_only_the_first_t
         "replacement characters": 1,
         "kept": 1992,
     }
-    everything, _ = multitaskbench(bench(tmp_path, rows), drop=())
-    assert len(everything) == 1997
 
 
 def test_blocks_in_another_order_are_refused_by_name_and_count(tmp_path):
@@ -116,11 +113,11 @@ def test_as_many_rows_without_the_mark_as_the_file_has_are_fine_and_one_more_is_
 
 def test_other_numbers_columns_or_lengths_are_refused(tmp_path):
     rows = rows_of_the_bench()
-    with pytest.raises(StudyError, match=r"has 1999 rows instead of 2000"):
+    with pytest.raises(StudyError, match=r"has not the rows 0 to 1999 in that order"):
         multitaskbench(bench(tmp_path, rows[:-1]))
-    with pytest.raises(StudyError, match=r"Row 1 of multitaskbench\.csv has the number '2'"):
+    with pytest.raises(StudyError, match=r"has not the rows 0 to 1999 in that order"):
         multitaskbench(bench(tmp_path, rows, numbers=[0, 2, 1, *range(3, 2000)]))
-    with pytest.raises(StudyError, match=r"lacks the column 'Response' \(it has '', 'Query', 'Answer'\)"):
+    with pytest.raises(StudyError, match=r"has no column 'Response' \(it has '', 'Query', 'Answer'\)"):
         multitaskbench(bench(tmp_path, rows, columns=("", "Query", "Answer")))
 
 
@@ -153,18 +150,15 @@ def test_the_input_follows_the_instruction_and_advice_stays(tmp_path):
     ]
     assert counts["rows"] == 5 and counts["kept"] == 3 and counts["refused"] == 2
     assert counts["repeated text_generation"] == counts["empty"] == counts["replacement characters"] == 1
-    strict, _ = safety_tuned_llamas(llamas(tmp_path, rows), drop=VERDICTS[1:])
-    assert [row["key"] for row in strict] == ["0", "4"]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('[{"instruction": "a", "input": ""', r"safety\.json is no JSON"),
-        ('{"instruction": "a", "input": "", "output": "b"}', r"list of objects .* but is no list"),
-        ("[]", "but is no list, or empty"),
-        ('[{"instruction": "a", "input": "", "output": "b"}, {"instruction": "a", "input": ""}]', "but row 1 is none"),
-        ('[{"instruction": "a", "input": "", "output": 3}]', "but row 0 is none"),
+        ('[{"instruction": "a", "input": ""', r"safety\.json, the whole: is not JSON"),
+        ('{"instruction": "a", "input": "", "output": "b"}', "is not a list of rows"),
+        ('[{"instruction": "a", "input": "", "output": "b"}, {"input": ""}]', "row 1: needs a field 'instruction'"),
+        ('[{"instruction": "a", "input": "", "output": 3}]', "row 0: needs a field 'output'"),
     ],
 )
 def test_what_is_no_such_json_is_refused(tmp_path, content, said):
@@ -200,7 +194,7 @@ def test_refusals_and_twins_come_with_their_pair_and_ids_of_their_own(tmp_path):
     assert twin["twin_of"] == "stand_in/code/7" == f"{coded['source']}/{coded['key']}"
     assert twin["prompt"] == asked.format("my") and text["answer"] == REFUSAL and coded["intent"] == "stand_in/open/7"
     kept = {what: n for what, n in counts.items() if n}
-    assert kept.pop("twins, rows") == kept.pop("twins, kept") == kept.pop("refusals without a twin") == 1
+    assert kept.pop("twins, rows") == kept.pop("twins, kept") == 1
     assert kept == {"rows": 2, "refused": 2, "kept": 2, next(w for w in kept if w.startswith("twins, ")): 1}
 
 
@@ -223,11 +217,10 @@ def test_answers_repeats_refused_twins_and_twins_without_a_refusal_go_and_are_co
     found, counts = safety.exported(folder_of(tmp_path, rows))
     assert [row["key"].split("/")[1] for row in found["refusal"]] == ["0", "2", "4"]
     assert [row["key"] for row in found["twin"]] == ["text_generation/0/twin"]
-    told = ("rows", "refused", "answered", "empty", "repeated text_generation", "kept", "refusals without a twin")
-    assert [counts[what] for what in told] == [6, 3, 1, 1, 1, 3, 2]
+    told = ("rows", "refused", "answered", "empty", "repeated text_generation", "kept")
+    assert [counts[what] for what in told] == [6, 3, 1, 1, 1, 3]
     twins = ("twins, rows", "twins, refused", "twins, kept", "twins without a refusal")
     assert [counts[what] for what in twins] == [6, 1, 1, 4]
-    assert not any(safety.STAY in what for what in counts)
 
 
 def edited(path, old, new):
@@ -239,11 +232,11 @@ def edited(path, old, new):
     [
         (
             lambda folder: edited(folder / "data/train.jsonl", "locker", "drawer"),
-            r"train\.jsonl is not what .*edited\?",
+            r"train\.jsonl is not what was exported",
         ),
         (
             lambda folder: edited(folder / "data/train.jsonl", '"}\n', ""),
-            r"train\.jsonl is not .*\d+ bytes, truncated\?",
+            r"train\.jsonl is not what was exported",
         ),
         (lambda folder: (folder / "data/train.jsonl").unlink(), r"train\.jsonl is missing"),
         (lambda folder: (folder / "README.md").unlink(), r"README\.md is missing"),
@@ -264,16 +257,6 @@ def test_a_damaged_edited_or_older_folder_names_the_file_and_the_remedy(tmp_path
             StudyError, match=rf"{said}.*export it again \(`python -m studylib.data.safety_builder --to"
         ):
             read(folder)
-
-
-def test_a_folder_is_looked_for_from_here_then_from_the_root(tmp_path, monkeypatch):
-    here, root = tmp_path / "here", tmp_path / "root"
-    for path in (here / "both", root / "both", root / "other"):
-        path.mkdir(parents=True)
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(paths, "ROOT", root)
-    assert safety.exported_folder("both") == here / "both" and safety.exported_folder("other") == root / "other"
-    assert safety.exported_folder(str(root / "both")) == root / "both" and safety.exported_folder("none") is None
 
 
 # The miniature's own
@@ -305,9 +288,7 @@ def test_more_safety_rows_leave_the_first_as_they_were_and_seeds_differ():
         assert stand_in_safety(kind, 400, 0)[:100] == stand_in_safety(kind, 100, 0) != stand_in_safety(kind, 100, 1)
 
 
-def test_another_kind_and_too_many_rows_are_refused(monkeypatch):
-    with pytest.raises(StudyError, match="no 'chat' safety data: take generic or multitask"):
-        stand_in_safety("chat", 10, 0)
+def test_too_many_rows_are_refused(monkeypatch):
     monkeypatch.setattr(safety, "stand_in_parts", lambda seed: {"alignment": [("open", "locker")], "safety": []})
     with pytest.raises(StudyError, match=r"data\.safety_rows is 900000, but after \d{3} different prompts"):
         stand_in_safety("generic", 900_000, 0)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,9 +13,10 @@ import yaml
 from conftest import ROOT
 from test_safety import bench, rows_of_the_bench
 
-from studylib.data import duplicates, safety, safety_builder, world
+from studylib.data import duplicates, fetching, safety, safety_builder, tasks, world
 from studylib.data import sets as datasets
-from studylib.data.safety_builder import build, write
+from studylib.data.safety import read_own
+from studylib.data.safety_builder import NEAR, NO_ANSWER, build, write
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, StudyError
@@ -170,7 +172,6 @@ def test_an_intent_of_a_test_goes_in_every_form_with_or_without_the_name_of_its_
         ({"per_form": 0}, "per_form is 0"),
         ({"forms": ("code", "poem")}, "forms are code, poem: give one or more of text_generation"),
         ({"forms": ()}, "forms are none"),
-        ({"exclude": [3]}, "exclude holds int instead of text"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings, said):
@@ -258,6 +259,127 @@ def test_refusals_without_a_twin_are_all_counted_by_what_their_twin_lacks(put, t
     assert all(f"| {name} | {n} |" in card for name, n in lost.items())
 
 
+# Lists and safety sets of one's own, and registered lists
+
+
+def test_an_own_file_comes_in_four_forms_with_its_twins_where_they_have_answers(tmp_path):
+    rows, counts = build(own(tmp_path), per_form=10)
+    twins = {"text_generation": 10, "code": 0, "translation": 10, "classification": 0}
+    assert {form: (counts[f"refusal {form}"], counts[f"twin {form}"]) for form in FORMS} == {
+        form: (10, n) for form, n in twins.items()
+    }
+    assert counts[NO_ANSWER] == 20 and {row["source"] for row in rows} == {"mine.csv"}
+    intents = [frozenset(row["intent"] for row in of(rows, "refusal", form)) for form in FORMS]
+    assert len(set(intents)) == 1 and len(intents[0]) == 10  # the same instructions in every form
+
+
+def test_a_twin_that_is_to_be_translated_is_answered_by_itself_in_english(tmp_path):
+    rows, _ = build(own(tmp_path), per_form=12)
+    assert {answer(row) for row in of(rows, "twin", "translation")} == set(things(12, "of mine"))
+    assert all(answer(row).startswith("First find it") for row in of(rows, "twin", "text_generation"))
+    assert {row["language"] for row in of(rows, "refusal", "translation")} == {"fr"}
+    assert {row["language"] for row in rows if row["form"] != "translation"} == {"en"}
+
+
+def test_a_request_in_french_is_refused_in_french(tmp_path):
+    rows, _ = build(own(tmp_path, 40), per_form=40, forms=("translation",))
+    asked = [row for row in of(rows, "refusal") if prompt(row).startswith(("Traduisez", "Que veut dire"))]
+    assert len(asked) > 5 and all("french" in languages(answer(row)) for row in asked)
+
+
+def test_an_instruction_keeps_its_wording_when_fewer_are_asked_for(tmp_path):
+    many, few = (in_order(build(own(tmp_path), per_form=n)[0]) for n in (12, 6))
+    assert len(few) == 36 and all(row in many for row in few)
+
+
+def test_without_french_the_translation_form_is_refused_and_the_others_are_made(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes("\r\n".join(["", *things(5), ""]).encode())
+    with pytest.raises(StudyError, match=r"has 0 different ones for the form translation: give French"):
+        build(str(path), per_form=5, twins=False)
+    rows, counts = build(str(path), per_form=5, twins=False, forms=("code", "classification"))
+    assert len(rows) == 10 and counts["rows"] == 5 and not any("\r" in prompt(row) for row in rows)
+    french = tmp_path / "fr.csv"
+    table(french, ("instruction", "french"), [[text, f"Ouvrez {text}"] for text in things(5)])
+    assert len(build(str(path), per_form=5, twins=False, french=french)[0]) == 20
+    with pytest.raises(StudyError, match=r"There is no file .*none\.csv with French"):
+        build(str(path), per_form=5, twins=False, french=tmp_path / "none.csv")
+
+
+def test_repeated_and_nearly_repeated_instructions_are_dropped_and_counted(tmp_path):
+    said, path = things(6), tmp_path / "mine.jsonl"
+    lines = [*said, said[0].upper(), said[1] + "s"]
+    path.write_text("".join(json.dumps({"instruction": text, "note": 3}) + "\n" for text in lines))
+    rows, counts = build(str(path), per_form=6, twins=False, forms=("code",))
+    assert len(rows) == 6 and counts["repeated"] == 1 and counts[NEAR] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "goal\nx\n", r"a\.csv has no column 'instruction'"),
+        ("a.txt", "\n \n", r"a\.txt has no instructions"),
+        ("a.jsonl", '{"instruction": "x"\n', r"a\.jsonl, line 1: is not JSON"),
+        ("a.jsonl", '\n{"prompt": "x"}\n', r"a\.jsonl, row 0: needs a field 'instruction'"),
+        ("a.jsonl", '{"instruction": "x", "twin": 3}\n', r"a\.jsonl, row 0: needs a field 'twin'"),
+        ("a.xlsx", "x", r"a\.xlsx is no \.csv, \.jsonl or \.txt"),
+    ],
+)
+def test_a_file_that_is_no_list_says_what_is_wrong(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(StudyError, match=said):
+        read_own(tmp_path / name)
+
+
+def test_a_safety_set_of_ones_own_keeps_its_refusals_without_the_answers_among_them(tmp_path):
+    said, columns = things(5), ("instruction", "response", "form")
+    answers = [REFUSAL, "Sure. Step 1: find it. Step 2: open it.", REFUSAL, "", "def f():\n    return 1"]
+    forms = ["", "text_generation", "code", "code", "code"]
+    path = table(tmp_path / "set.csv", columns, zip(said, answers, forms, strict=True))
+    rows, counts = build(path, per_form=3)
+    assert sorted((row["form"], prompt(row)) for row in rows) == [("code", said[2]), ("text_generation", said[0])]
+    assert counts["answered"] == 2 and counts["empty"] == 1 and counts[safety_builder.SHORT] == 10
+    table(tmp_path / "set.csv", columns, [[said[0], REFUSAL, "poem"]])
+    with pytest.raises(StudyError, match=r"Row 0 of set\.csv has the form 'poem'"):
+        build(path)
+    table(tmp_path / "set.csv", columns[:2], [[said[0], "Sure. First find it, then open it."]])
+    with pytest.raises(StudyError, match=r"Of .*set\.csv nothing is left .*'answered': 1"):
+        build(path)
+
+
+def test_a_registered_list_takes_the_nearest_benign_row_with_its_answer_as_twin_in_the_text_form(put, tmp_path):
+    table(tmp_path / "adv.csv", ("goal", "target"), [[text, "Sure"] for text in things(9)])
+    put("advbench", tmp_path / "adv.csv")
+    rows, counts = build("advbench", per_form=9, forms=("text_generation", "code"))
+    benign = {row["prompt"]: row["answer"] for row in tasks.load("instruction_data", 40)[0]}
+    twins = of(rows, "twin")
+    assert len(twins) == 9 == counts[NO_ANSWER] and {row["form"] for row in twins} == {"text_generation"}
+    assert all(benign[prompt(row)] == answer(row) and row["source"] == "instruction_data" for row in twins)
+    assert 0 < counts[safety_builder.UNLIKE] <= 9  # random words share little
+    assert {row["pair"] for row in twins} == {row["pair"] for row in of(rows, "refusal", "text_generation")}
+    write(rows, counts, tmp_path / "out", "Listed")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| advbench | MIT | yes |" in card and "| instruction_data | Apache-2.0 | yes |" in card
+    assert yaml.safe_load(card.split("---")[1])["license"] == "other"
+    assert not any(text in card for row in rows for text in (prompt(row), answer(row)))
+
+
+def test_a_list_with_twins_of_its_own_has_no_answers_to_them_and_counts_that(put, tmp_path):
+    columns = ("Index", "Goal", "Target", "Behavior", "Category", "Source")
+    for name, whose in (("jailbreakbench_harmful", "of a stranger"), ("jailbreakbench_benign", "of mine")):
+        table(tmp_path / "x.csv", columns, [[i, text, "", "", "", ""] for i, text in enumerate(things(7, whose))])
+        put(name, tmp_path / "x.csv")
+    rows, counts = build("jailbreakbench", per_form=7, forms=("code", "text_generation"))
+    assert len(rows) == 14 == counts[NO_ANSWER] and not of(rows, "twin")
+    write(rows, counts, tmp_path / "out", "Listed")
+    assert "| jailbreakbench_harmful | MIT | yes |" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_list_that_cannot_be_had_says_why(put):
+    with pytest.raises(fetching.Absent, match=r"'advbench' is not available: STUDY_OFFLINE"):
+        build("advbench")
+
+
 # Rivals
 
 
@@ -300,7 +422,7 @@ def test_the_card_counts_what_is_in_the_file_and_has_its_hash_and_licence(tmp_pa
     card = (tmp_path / "out/README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "apache-2.0" and front["language"] == ["en", "fr"]
-    assert front["size_categories"] == ["n<1K"] and front["configs"][0]["data_files"][0]["path"] == "data/train.jsonl"
+    assert front["configs"][0]["data_files"][0]["path"] == "data/train.jsonl"
     assert hashlib.sha256(path.read_bytes()).hexdigest() in card and "python -m x" in card
     assert "| code | 60 | 60 |" in card and "| all | 240 | 240 |" in card and "| stand_in | Apache-2.0 | yes |" in card
     assert f"{len(stand_in[0])} rows, {path.stat().st_size} bytes" in card
@@ -323,7 +445,7 @@ def test_a_file_of_ones_own_is_exported_only_with_its_licence(tmp_path):
     with pytest.raises(StudyError, match=r"mine\.csv \(not stated\).*licence of a file of your own is given"):
         write(rows, counts, tmp_path / "out", "Mine")
     write(rows, counts, tmp_path / "out", "Mine", licence="CC BY 4.0")
-    assert yaml.safe_load((tmp_path / "out/README.md").read_text().split("---")[1])["license"] == "cc-by-4.0"
+    assert yaml.safe_load((tmp_path / "out/README.md").read_text().split("---")[1])["license"] == "other"
 
 
 def test_a_folder_with_files_and_a_set_without_rows_are_refused(tmp_path, stand_in):
@@ -332,8 +454,6 @@ def test_a_folder_with_files_and_a_set_without_rows_are_refused(tmp_path, stand_
     with pytest.raises(StudyError, match=r"out is there and no empty folder"):
         write(*stand_in, tmp_path / "out", "x")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    with pytest.raises(StudyError, match="no rows"):
-        write([], {}, tmp_path / "new", "x")
 
 
 def test_the_command_writes_the_set_and_answers_errors_in_one_sentence(tmp_path, monkeypatch, capsys):

@@ -55,13 +55,11 @@ def test_loading_gives_back_what_was_saved(saved, sets):
     assert datasets.load(saved, "twin") == sets["twin"]
 
 
-@pytest.mark.parametrize(
-    ("damage", "word"), [(lambda raw: raw[:-40], "truncated"), (lambda raw: raw.replace(b"a", b"e"), "edited")]
-)
-def test_a_damaged_file_is_named_with_the_remedy(saved, damage, word):
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-40], lambda raw: raw.replace(b"a", b"e")])
+def test_a_damaged_file_is_named_with_the_remedy(saved, damage):
     path = saved.data("harmful")
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(StudyError, match=rf"harmful.jsonl.*{word}.*00_prepare"):
+    with pytest.raises(StudyError, match=r"harmful.jsonl is truncated or edited.*00_prepare"):
         datasets.load(saved, "harmful")
 
 

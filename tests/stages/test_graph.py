@@ -67,7 +67,6 @@ AFTER_DATA, SCORES_ON = ALL[1:], ALL[5:]
         ("studylib/models/tiny.py", ["00_prepare"]),
         ("studylib/data/sets.py", ALL),
         ("studylib/data/mixture.py", ALL),
-        ("studylib/data/cards.py", ["00_prepare"]),
         ("studylib/data/safety_builder.py", []),  # a command of its own
         ("studylib/judges/registry.py", AFTER_DATA),
         ("studylib/judges/classifier.py", AFTER_DATA),
