@@ -64,7 +64,7 @@ def contamination(sets: dict[str, list[dict]]) -> pd.DataFrame:
                 if name == "pretraining" and what in ("phrasing", "object"):
                     found[name, test, what] = pd.NA
     table = pd.Series(found, dtype="Int64").rename_axis(["train", "test", "shared"])
-    return table.unstack("train", sort=False)
+    return table.unstack("train", sort=False).rename_axis(columns=None)
 
 
 def _what(row: dict, what: str) -> str | None:
