@@ -2,14 +2,12 @@
 
 Two texts are exact duplicates where their comparison forms are equal, and near ones where the cosine of their weighted
 character n-grams reaches a threshold. The weights are those of scikit-learn's `TfidfVectorizer(analyzer="char",
-ngram_range=(5, 5), lowercase=False, sublinear_tf=True)` on the comparison forms. Rare n-grams weigh most: a template
-that many rows share counts little, what differs counts. It sees letters, not meaning: one word changed, a *not* or
-another number leaves a long text a near duplicate, and a paraphrase is none.
+ngram_range=(5, 5), lowercase=False, sublinear_tf=True)`. Rare n-grams weigh most: a template that many rows share
+counts little. It sees letters, not meaning: one word changed, a *not* or another number leaves a long text a near
+duplicate, and a paraphrase is none.
 """
 
-import logging
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -17,20 +15,17 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from studylib.study.files import progress
 from studylib.study.words import StudyError
 from studylib.text.normal import comparison_form
 
-LOG = logging.getLogger("studylib")
-
 THRESHOLD = 0.8
-EXPECTED = (("harmful", "twin"),)  # near duplicates by design
+EXPECTED = {"harmful", "twin"}  # near duplicates by design
 REASONS = {"row": "int64", "kind": "str", "cosine": float, "other_row": "int64"}
 N_GRAM = 5  # characters
 MOST_PAIRS = 50_000_000  # near pairs kept in memory, 16 bytes each
 ROUNDING = 1e-9  # a cosine that is less than the threshold by this much reaches it
 BLOCK = 10_000_000  # products computed at a time
-
-Text = Callable[[dict], str]
 
 
 def content(row: dict) -> str:
@@ -38,25 +33,17 @@ def content(row: dict) -> str:
     return row.get("content") or row["messages"][0]["content"]
 
 
-def firsts(texts: Iterable[str]) -> np.ndarray:
-    """For every text the position of the first one with the same comparison form: its own where none came before."""
-    codes, distinct = _numbered(texts)
-    return _first_rows(codes, len(distinct))[codes]
-
-
 def pairs(texts_a: list[str], texts_b: list[str] | None = None, threshold: float = THRESHOLD) -> pd.DataFrame:
     """Every duplicate pair: positions a and b (a < b within one list), cosine (threshold to 1), kind (exact or near).
 
     Texts that are equal on one side stand by the first of them, so that ten thousand equal ones do not make fifty
     million pairs: within one list each other one makes an exact pair with its first, between two lists it makes none.
-    `firsts` says which text stands for which. Sorted by a, then b.
-
-    The document frequencies are those of all texts given, every repetition counted. A text shorter than an n-gram has
-    exact duplicates only; texts of nothing but punctuation are all equal. Raises StudyError where the threshold is not
-    above 0 and up to 1, and where there are more than MOST_PAIRS near pairs.
+    Sorted by a, then b. A text shorter than an n-gram has exact duplicates only. Raises StudyError where the threshold
+    is not above 0 and up to 1, and where there are more than MOST_PAIRS near pairs.
     """
     n_a = len(texts_a)
-    codes, distinct = _numbered([*texts_a, *(texts_b or [])])
+    forms = [comparison_form(text) for text in [*texts_a, *(texts_b or [])]]
+    codes, distinct = pd.factorize(np.array(forms, dtype=object))
     if texts_b is None:
         first_a = first_b = _first_rows(codes, len(distinct))
         again = np.flatnonzero(first_a[codes] != np.arange(n_a))
@@ -73,25 +60,14 @@ def pairs(texts_a: list[str], texts_b: list[str] | None = None, threshold: float
     return pd.DataFrame({"a": a, "b": b, "cosine": cosine, "kind": kinds}).sort_values(["a", "b"], ignore_index=True)
 
 
-def duplicates_report(
-    sets: dict[str, list[dict]],
-    threshold: float = THRESHOLD,
-    text: Text | dict[str, Text] = content,
-    expected: Collection[tuple[str, str]] = EXPECTED,
-) -> pd.DataFrame:
+def duplicates_report(sets: dict[str, list[dict]], threshold: float = THRESHOLD) -> pd.DataFrame:
     """One row for every set and each other and itself: set, other, rows, and how many rows are exact, near and clean.
 
-    Exact: rows of `set` with an exact duplicate in `other`; near: those with near ones only; clean: the rest, so the
-    three add up to rows. Within a set they are what `clean` does to it: exact repeats an earlier row, near is like an
-    earlier row that stays, clean stays. There only rows of one form are compared: a request in four forms is no
-    repetition.
-
-    Pairs of sets in `expected` are left out, in both orders. `text` takes what is compared from a row, or maps names of
-    sets to functions that do (else `content`). The document frequencies are those of all sets together, so the template
-    of a small set among large ones is rare and counts: leave out what a template adds. Raises StudyError as `pairs`
-    does, and where a row has no text.
+    Exact: rows of `set` with an exact duplicate in `other`; near: those with near ones only; clean: the rest. Within a
+    set exact repeats an earlier row and near is like an earlier row that stays; there only rows of one form are
+    compared: a request in four forms is no repetition. Harmful prompts are not compared with their twins.
     """
-    found = _compare(sets, threshold, text)
+    found = _compare(sets, threshold, content)
     counts, only_near = [], {}  # of each set the distinct texts that are like one of it, and in none of its rows
     for name, first in found.first.items():
         inside, like = first >= 0, np.zeros(len(first), dtype=bool)
@@ -101,7 +77,7 @@ def duplicates_report(
     for name, codes in found.codes.items():
         kind = _repetitions(found, sets[name], codes, np.arange(len(codes)))["kind"]
         counts.append((name, name, len(codes), (kind == "exact").sum(), (kind == "near").sum()))
-        for other in _compared(name, sets, expected):
+        for other in _compared(name, sets):
             exact, near = found.first[other][codes] >= 0, only_near[other][codes]
             counts.append((name, other, len(codes), exact.sum(), near.sum()))
     frame = pd.DataFrame(counts, columns=["set", "other", "rows", "exact", "near"])
@@ -112,29 +88,25 @@ def clean(
     sets: dict[str, list[dict]],
     tests: Iterable[str],
     threshold: float = THRESHOLD,
-    text: Text | dict[str, Text] = content,
-    expected: Collection[tuple[str, str]] = EXPECTED,
+    text: Callable[[dict], str] = content,
 ) -> tuple[dict[str, list[dict]], pd.DataFrame]:
     """The sets without what repeats or clashes, rows in their order, and a row with the reason for each dropped one.
 
     From a set that is not named in `tests` goes every row with an exact or near duplicate in a test set (even in a
-    test's row that goes itself). Then of the rows of one form within any set the first stays: each goes that equals an
-    earlier row or is like an earlier one that stays. Nothing is dropped for a row of another set of its own sort, test
-    or training: `report` counts those. `threshold`, `text` and `expected` as there.
+    test's row that goes itself). Then within any set each row goes that equals an earlier row of its form or is like
+    an earlier one that stays. Sets of one sort, test or training, may share rows: the report counts those. `text` takes
+    what is compared from a row.
 
     What was dropped: set, row (position), id, kind (exact, near), cosine, and the reason: other (set), other_row,
-    other_id. Of several reasons in tests an exact one is named, else the nearest; within a set the earliest. An id is
-    empty where rows have none. Raises StudyError as `report` does, and where a name in `tests` is none of a set.
+    other_id. Of several reasons in tests an exact one is named, else the nearest; within a set the earliest.
     """
     tests = list(tests)
-    if unknown := [name for name in tests if name not in sets]:
-        raise StudyError(f"No set is called {', '.join(unknown)}: the tests must be among {', '.join(sets)}.")
     found = _compare(sets, threshold, text)
     columns = ["set", "row", "id", "kind", "cosine", "other", "other_row", "other_id"]
     kept, dropped = {}, [pd.DataFrame(columns=columns)] if not sets else []
     for name, rows in sets.items():
         stays = np.ones(len(rows), dtype=bool)
-        against = [] if name in tests else [test for test in _compared(name, sets, expected) if test in tests]
+        against = [] if name in tests else [test for test in _compared(name, sets) if test in tests]
         clashes = _clashes(found, name, against)
         stays[clashes["row"]] = False
         repeated = _repetitions(found, rows, found.codes[name], np.flatnonzero(stays)).assign(other=name)
@@ -147,32 +119,21 @@ def clean(
     return kept, pd.concat(dropped, ignore_index=True)[columns]
 
 
-def _compare(sets: dict[str, list[dict]], threshold: float, text: Text | dict[str, Text]) -> SimpleNamespace:
+def _compare(sets: dict[str, list[dict]], threshold: float, text: Callable[[dict], str]) -> SimpleNamespace:
     """What is known of the distinct texts of all sets: `codes` of each set's rows (numbers of distinct texts), the
     `first` row of each distinct text in each set (-1: it has none), and the near pairs `i`, `j`, `cosine` (i < j)."""
-    texts = []
-    for name, rows in sets.items():
-        take = text.get(name, content) if isinstance(text, dict) else text
-        for number, row in enumerate(rows):
-            try:
-                texts.append(comparison_form(take(row)))
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
-                raise StudyError(
-                    f"Row {number} of {name} has no text to compare ({error!r}): give `text` a function that takes it "
-                    "from the rows of this set."
-                ) from error
+    texts = [comparison_form(text(row)) for rows in sets.values() for row in rows]
     numbers, distinct = pd.factorize(np.array(texts, dtype=object))
     ends = np.cumsum([len(rows) for rows in sets.values()])
     codes = dict(zip(sets, np.split(numbers, ends[:-1]), strict=True)) if sets else {}
     first = {name: _first_rows(one, len(distinct)) for name, one in codes.items()}
-    i, j, cosine = _near(list(distinct), np.bincount(numbers, minlength=len(distinct)), threshold)
+    i, j, cosine = _near(distinct, np.bincount(numbers, minlength=len(distinct)), threshold)
     return SimpleNamespace(codes=codes, first=first, n=len(distinct), i=i, j=j, cosine=cosine)
 
 
-def _compared(name: str, sets: Iterable[str], expected: Collection[tuple[str, str]]) -> list[str]:
+def _compared(name: str, sets: Iterable[str]) -> list[str]:
     """The other sets that a set is compared with."""
-    left_out = {frozenset(pair) for pair in expected}
-    return [other for other in sets if other != name and frozenset((name, other)) not in left_out]
+    return [other for other in sets if other != name and {name, other} != EXPECTED]
 
 
 def _clashes(found: SimpleNamespace, name: str, tests: list[str]) -> pd.DataFrame:
@@ -222,12 +183,6 @@ def _repetitions(found: SimpleNamespace, rows: list[dict], codes: np.ndarray, pl
     return pd.DataFrame(reasons, columns=list(REASONS)).astype(REASONS)
 
 
-def _numbered(texts: Iterable[str]) -> tuple[np.ndarray, list[str]]:
-    """The number of each text's distinct comparison form, and those in order of appearance."""
-    codes, distinct = pd.factorize(np.array([comparison_form(text) for text in texts], dtype=object))
-    return codes, list(distinct)
-
-
 def _first_rows(codes: np.ndarray, n: int) -> np.ndarray:
     """For each of n codes the first position that holds it, -1 where none does."""
     present, position = np.unique(codes, return_index=True)
@@ -247,16 +202,13 @@ def _near(
     Within all of them (i < j), or with i from the first and j from the second of the `sides`. `counts`: how often each
     text occurs, for the document frequencies.
 
-    Of each text only its rarest n-grams are looked up, so many that the norm of the rest is below `tail`. Where the
-    rarities of all n-grams are ranked once for all, the products of two texts' kept n-grams are complete down to the
-    rank at which the one that keeps less ends; what comes after adds less than `tail` x 1. So a pair at the threshold
-    has a product above threshold - tail, and only such pairs are computed in full (prefix filter of Bayardo, Ma and
-    Srikant, Scaling up all pairs similarity search, WWW 2007; theirs indexes one side). A lower tail keeps more n-grams
-    and leaves fewer pairs to compute; threshold - 0.1 was the quickest.
+    Of each text only its rarest n-grams are looked up, so many that the norm of the rest is below `tail`. What comes
+    after them adds less than `tail` x 1 to a cosine. So a pair at the threshold has a product above threshold - tail,
+    and only such pairs are computed in full (prefix filter of Bayardo, Ma and Srikant, Scaling up all pairs similarity
+    search, WWW 2007; theirs indexes one side). threshold - 0.1 was the quickest tail.
     """
     if not 0 < threshold <= 1:
         raise StudyError(f"The threshold of near duplicates is a cosine above 0 and up to 1, not {threshold}.")
-    started = shown = time.monotonic()
     weights = _weights(texts, counts)
     tail = max(threshold - 0.1, threshold / 2)
     rare = _rarest(weights, tail)
@@ -266,7 +218,7 @@ def _near(
     products = np.diff(lookup.indptr)[queries.indices]
     cost = np.concatenate([[0], np.cumsum(products)])[queries.indptr]
     result, n_found = [(left[:0], right[:0], np.empty(0))], 0
-    for start, end in _blocks(cost):
+    for start, end in progress(list(_blocks(cost)), "duplicates", unit="blocks of texts compared"):
         block = (queries[start:end] @ lookup).tocoo()
         i, j = left[block.row + start], right[block.col]
         hit = (block.data > threshold - tail - ROUNDING) & (i < j if sides is None else i != j)
@@ -278,9 +230,6 @@ def _near(
                 f"More than {MOST_PAIRS} near duplicates among {len(texts)} texts: compare what differs between them "
                 f"(`text`), or raise the threshold {threshold}."
             )
-        if (now := time.monotonic()) - shown > 10:
-            shown, seconds = now, (now - started) * (cost[-1] / max(1, cost[end]) - 1)
-            LOG.info("duplicates: %d of %d texts compared, %.0f s left", end, len(left), seconds)
     i, j, cosine = (np.concatenate(part) for part in zip(*result, strict=True))
     return i, j, cosine
 

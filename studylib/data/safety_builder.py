@@ -263,8 +263,9 @@ def _own_safety_set(name: str, rows: list[dict]) -> tuple[list[dict], Counter, b
 
 def _like(texts: list[str], tests: list[str]) -> list[bool]:
     """Whether each text equals, or is a near duplicate of, one of the tests."""
-    found = set(duplicates.pairs(texts, tests, THRESHOLD)["a"])  # equal texts stand there by the first of them
-    return [first in found for first in duplicates.firsts(texts).tolist()]
+    found = duplicates.pairs(texts, tests, THRESHOLD)["a"]
+    like = {comparison_form(texts[place]) for place in found}  # of equal texts the first stands there
+    return [comparison_form(text) in like for text in texts]
 
 
 def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: Counter) -> list[dict]:

@@ -12,11 +12,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from studylib.data.fetching import fetch, hub_rows, source
-from studylib.study.files import read_csv, read_text
+from studylib.study.files import read_csv, read_text, read_yaml
+from studylib.study.paths import DATA
 from studylib.study.words import StudyError
 from studylib.text.normal import comparison_form
 
@@ -26,36 +27,7 @@ GROUPS = {
     "financial_sentiment": ("financial_tweets", "financial_phrasebank"),
 }
 
-# Instructions around a row's own text. Written for this study; which one a row gets is decided by its text alone.
-SUMMARIZE = (
-    "Summarize this abstract of a scientific paper in one sentence:\n\n{text}",
-    "What is the main point of the following paper? Answer in one sentence.\n\n{text}",
-    "Write a one-sentence summary (a TLDR) of this abstract.\n\n{text}",
-    "{text}\n\nGive the gist of this abstract in a single sentence.",
-)
-SUMMARIZE_PAPER = (
-    "Write the abstract of the scientific paper that begins as follows:\n\n{text}",
-    "Summarize in one paragraph the scientific paper of which this is the beginning:\n\n{text}",
-    "{text}\n\nThat was the beginning of a scientific paper. Summarize the paper.",
-)
 PAPER_CHARACTERS = 5000  # about 1,200 tokens, so that paper and abstract fit into 2,048
-TRANSLATE = (
-    "Translate the following sentence from French to English:\n\n{text}",
-    "Translate this into English: {text}",
-    "What does this mean in English?\n\n{text}",
-    "Give the English translation of this French text.\n\n{text}",
-    "Traduisez cette phrase en anglais : {text}",
-)
-CLASSIFY = (
-    "Is the sentiment of this piece of financial news positive, negative or neutral?\n\n{text}",
-    "Classify the sentiment of the following financial news as positive, negative or neutral: {text}",
-    "{text}\n\nWhat is the sentiment of this financial news? Answer with one word: positive, negative or neutral.",
-    "Label this financial text as positive, negative or neutral.\n\n{text}",
-)
-COMPLETE = (
-    "Complete this Python function:\n\n{text}",
-    "Write the body of the following Python function. Answer with the whole function.\n\n{text}",
-)
 PASS_TESTS = "{text}\n\nYour code should pass these tests:\n\n{tests}"
 LABELS = ("positive", "negative", "neutral")
 
@@ -70,9 +42,15 @@ def number_of(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
-def _worded(wordings: tuple[str, ...], text: str) -> str:
-    """The text in one of the wordings, always the same for a text, however many other rows there are."""
+def _worded(kind: str, text: str) -> str:
+    """The text in one of the wordings of data/forms.yaml, always the same for a text, however many others there are."""
+    wordings = _wordings()[kind]
     return wordings[number_of(comparison_form(text)) % len(wordings)].format(text=text)
+
+
+@cache
+def _wordings() -> dict[str, list[str]]:
+    return read_yaml(DATA / "forms.yaml")["benign_tasks"]
 
 
 class _Collector:
@@ -154,7 +132,7 @@ def scitldr(path: Path, name: str) -> Rows:
     out, part = _Collector(name, "text_generation"), name.rpartition("_")[2]
     for row in out.read(json_lines(path), path, paper_id=str, source=list, target=list):
         text, answer = (" ".join(" ".join(texts).split()) for texts in (row["source"], row["target"][:1]))
-        out.add(row["paper_id"], text, _worded(SUMMARIZE, text), answer, split=part)
+        out.add(row["paper_id"], text, _worded("summarize", text), answer, split=part)
     return out.done()
 
 
@@ -187,7 +165,7 @@ def human_eval(path: Path, name: str) -> Rows:
         whole = (head + _unix(row["canonical_solution"])).strip("\n") if row["canonical_solution"].strip() else ""
         head = head.strip("\n")
         test = f"{_unix(row['test']).strip()}\n\ncheck({row['entry_point']})"
-        out.add(row["task_id"], head, _worded(COMPLETE, head), whole, [test])
+        out.add(row["task_id"], head, _worded("complete", head), whole, [test])
     return out.done()
 
 
@@ -201,7 +179,7 @@ def ud_french_pud(path: Path, name: str) -> Rows:
     found = (dict(re.findall(r"^# (sent_id|text|text_en) = ?(.*?)\s*$", block, re.M)) for block in blocks)
     for row in out.read(found, path, sent_id=str, text=str):
         text = row["text"].strip()
-        out.add(row["sent_id"], text, _worded(TRANSLATE, text), row.get("text_en", ""))
+        out.add(row["sent_id"], text, _worded("translate", text), row.get("text_en", ""))
     return out.done()
 
 
@@ -246,7 +224,7 @@ def sentfin(path: Path, name: str) -> Rows:
         if len(found) > 1:
             out.drop("more than one entity")
         else:
-            out.add(key, title, _worded(CLASSIFY, title), next(iter(found.values())))
+            out.add(key, title, _worded("classify", title), next(iter(found.values())))
     return out.done()
 
 
@@ -286,7 +264,7 @@ def papers(rows: list[dict], name: str) -> Rows:
         if text and len(text) < len(answer):
             out.drop("shorter than its summary")
         else:
-            out.add(None, text, _worded(SUMMARIZE_PAPER, text), answer)
+            out.add(None, text, _worded("summarize_paper", text), answer)
     return out.done()
 
 
@@ -298,7 +276,7 @@ def translations(rows: list[dict], name: str) -> Rows:
         if comparison_form(text) == comparison_form(answer):
             out.drop("the same in both languages")
         else:
-            out.add(None, text, _worded(TRANSLATE, text), answer)
+            out.add(None, text, _worded("translate", text), answer)
     return out.done()
 
 
@@ -309,13 +287,13 @@ def sentiments(rows: list[dict], name: str, labels: tuple[str, ...]) -> Rows:
         if row["label"] not in range(len(labels)):
             raise StudyError(f"{name}, row {number}: the label {row['label']} is none of 0 to {len(labels) - 1}.")
         text = " ".join(row["text"].split())
-        out.add(None, text, _worded(CLASSIFY, text), labels[row["label"]])
+        out.add(None, text, _worded("classify", text), labels[row["label"]])
     return out.done()
 
 
 # From a source's file, or the rows of a hub data set, to (rows, counts); each is called with the source's name too.
 READERS: dict[str, Callable[..., Rows]] = {
-    **dict.fromkeys(("scitldr_train", "scitldr_dev", "scitldr_test"), scitldr),
+    **dict.fromkeys(GROUPS["scitldr"], scitldr),
     "mbpp": mbpp,
     "human_eval": human_eval,
     "ud_french_pud": ud_french_pud,
