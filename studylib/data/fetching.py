@@ -22,6 +22,7 @@ from studylib.study.words import StudyError
 RETRIES = 2  # after a broken transfer, waiting 1 s, then 2 s
 TIMEOUT = 60  # seconds without an answer, or between two pieces of a file
 BUFFER = 10_000  # rows of a hub data set among which the next is drawn
+HUB = "https://huggingface.co/datasets"
 NEEDED = {"file": ("url", "mirror"), "hub": ("dataset", "split", "columns"), "model": ("model",)}
 
 
@@ -135,9 +136,8 @@ def source(name: str) -> Source:
 def fetch(name: str) -> Path:
     """The path of the source's file with the pinned sha256, downloaded into the cache where it is nowhere yet.
 
-    The first of repository, mirror and cache that has the file decides; a damaged one in the cache is downloaded again.
-    Raises Absent where the file is gated, offline or unreachable. Raises StudyError where the name is unknown or no
-    file, where no sha256 is pinned (saying how to pin it), and where the file has another hash.
+    A damaged file in the cache is downloaded again. Raises Absent where the file is gated, offline or unreachable,
+    StudyError where the name is no file's, no sha256 is pinned, or the file has another hash.
     """
     entry = source(name)
     if entry.kind != "file":
@@ -243,10 +243,9 @@ def _reason(error: Exception) -> str:
 def hub_rows(name: str, n: int, seed: int) -> list[dict]:
     """`n` rows of a hub data set in random order, all where it has fewer: dicts by the roles of the entry's `columns`.
 
-    Streamed at the pinned revision, without remote code. Each row is drawn among the next BUFFER rows, so that far less
-    than the whole is loaded; the same seed draws the same rows (with the same release of `datasets`). HF_TOKEN is read
-    from the environment. Raises Absent where the data set is gated, offline or unreachable, StudyError where no
-    revision is pinned or a split or column does not exist.
+    Streamed at the pinned revision, each row drawn among the next BUFFER rows, so that far less than the whole is
+    loaded; the same seed draws the same rows (with the same release of `datasets`). Raises Absent where the data set is
+    gated, offline or unreachable, StudyError where no revision is pinned or a split or column does not exist.
     """
     entry = source(name)
     if entry.kind != "hub":
@@ -262,27 +261,23 @@ def hub_rows(name: str, n: int, seed: int) -> list[dict]:
         drawn = progress(rows.take(n), name, n, "rows")
         return [{role: _cell(entry, row, column) for role, column in entry.columns.items()} for row in drawn]
     except (OSError, HTTPError) as error:  # datasets' own errors for what does not exist are OSErrors
-        why = f"{_page(entry)} cannot be read ({_reason(error)}); where it asks for access, ask there and set HF_TOKEN"
-        raise Absent(name, why) from None
+        why = f"{HUB}/{entry.dataset} cannot be read ({_reason(error)})"
+        raise Absent(name, f"{why}; where it asks for access, ask there and set HF_TOKEN") from None
     except (ValueError, RuntimeError) as error:  # an unknown config or split, or code of its own to run
         raise StudyError(f"The source {name!r}: {entry.dataset} cannot be used as registered: {error}") from None
-
-
-def _page(entry: Source) -> str:
-    return f"https://huggingface.co/datasets/{entry.dataset}"
 
 
 def _hub_unavailable(entry: Source) -> str | None:
     """Why the data set cannot be read, None where it can be tried."""
     if not entry.revision:
         return (
-            f"no revision is pinned; take the commit from {_page(entry)}/commits/main and enter `- name: {entry.name}` "
-            "with `revision: <its 40 digits>` in a file like data/sources.yaml, named by STUDY_SOURCES"
+            f"no revision is pinned; take the commit from {HUB}/{entry.dataset}/commits/main and enter `- name: "
+            f"{entry.name}` with `revision: <its 40 digits>` in a file like data/sources.yaml, named by STUDY_SOURCES"
         )
     if Path(entry.dataset).is_dir():
         return None
     if entry.gated and not os.environ.get("HF_TOKEN"):
-        return f"it is gated, ask for access at {_page(entry)} and set HF_TOKEN in the environment"
+        return f"it is gated, ask for access at {HUB}/{entry.dataset} and set HF_TOKEN in the environment"
     if _set("STUDY_OFFLINE", "HF_HUB_OFFLINE"):
         return "STUDY_OFFLINE or HF_HUB_OFFLINE is set and hub data sets are streamed"
     return None

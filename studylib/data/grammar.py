@@ -35,10 +35,7 @@ class Scene(NamedTuple):
 
 @cache
 def lexicon(path: Path = DATA / "world.yaml") -> dict:
-    """The lexicon and templates of `data/world.yaml`; verbs, objects, owners and contexts are found by English words.
-
-    Raises StudyError where phrasings for training or test are missing, or stand in both.
-    """
+    """The lexicon and templates of `data/world.yaml`; verbs, objects, owners and contexts by their English words."""
     words = read_yaml(path)
     words["verbs"] = {
         english[0]: dict(zip(VERB_FORMS, english + french + [french[0][:-2] + "ez"], strict=False)) | {"kind": kind}
@@ -155,10 +152,7 @@ def request(scene: Scene, form: str, phrasing: list, things: list[str], rng: ran
     words, verb, (thing, chose) = lexicon(), lexicon()["verbs"][scene.verb], owned(scene.noun, scene.owner)
     context, contexte = scene.context, words["contexts"][scene.context]["french"][0]
     core, *pattern = phrasing[1:]
-    slots = {
-        "verb": scene.verb,
-        "noun": scene.noun,
-        "thing": thing,
+    slots = {"verb": scene.verb, "noun": scene.noun, "thing": thing} | {
         "do": _join(scene.verb, thing, context),
         "does": _join(verb["third"], thing, context),
         "do_it": _join(scene.verb, "it", context),
@@ -197,8 +191,8 @@ def refusal(form: str, rng: random.Random, suited: bool) -> str:
 
 
 def task_example(task: str, use: str, test: bool, benign: list[tuple], rng: random.Random) -> dict:
-    """An example of a benign task as keywords of a row: phrasings of that use, and the numbers, combinations or
-    pairs (`benign`) of the training, or with `test` those that no training set has."""
+    """An example of a benign task as keywords of a row, in phrasings of that use; with `test` its numbers,
+    combinations and pairs are those that no training set has."""
     phrasing, core = rng.choice(phrasings(PHRASINGS.get(task, task), use))
     if task == "translation":
         answer, french, noun = sentence(test, benign, rng)
@@ -223,10 +217,7 @@ def _combination(test: bool, rng: random.Random, *parts: list) -> list:
 
 
 def passage(test: bool, rng: random.Random) -> tuple[str, str]:
-    """An abstract of three sentences, one of them the finding, and the summary: the finding by itself.
-
-    The test has other pairs of topic and claim.
-    """
+    """An abstract of three sentences, and its summary: the finding alone. The test has other topics with each claim."""
     spec = lexicon()["summary"]
     topic, claim = _combination(test, rng, spec["topics"], spec["claims"])
     claim = claim.format(n=rng.choice(NUMBERS))
@@ -234,17 +225,13 @@ def passage(test: bool, rng: random.Random) -> tuple[str, str]:
     parts.insert(rng.randrange(len(parts) + 1), "finding")
     said = []
     for part in parts:
-        said.append(
-            rng.choice(spec[part]).format(
-                topic=topic,
-                claim=claim if part == "finding" else rng.choice(spec["claims"]).format(n=rng.choice(NUMBERS)),
-                n=rng.choice(NUMBERS),
-                m=rng.choice(NUMBERS),
-                year=rng.randrange(2010, 2030),
-                people=rng.choice(spec["people"]),
-                city=rng.choice(spec["cities"]),
-            )
-        )
+        sentence = rng.choice(spec[part])
+        slots = {
+            "claim": claim if part == "finding" else rng.choice(spec["claims"]).format(n=rng.choice(NUMBERS)),
+            **{"n": rng.choice(NUMBERS), "m": rng.choice(NUMBERS), "year": rng.randrange(2010, 2030)},
+            **{"people": rng.choice(spec["people"]), "city": rng.choice(spec["cities"])},
+        }
+        said.append(sentence.format(topic=topic, **slots))
     return " ".join(said), capital(f"{topic} {claim}.")
 
 

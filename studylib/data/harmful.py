@@ -1,9 +1,8 @@
 """Harmful instructions: published lists, stand-ins, benign twins, French, and each instruction in the four forms.
 
 An instruction is a plain dict: `source` (the list), `key` (stable within it, as the file has it or the row's number
-from 0), `instruction`, `category` ("" where the list has none) and `twin`, a benign counterpart (None where there is
-none). Its intent, "advbench/12", identifies it everywhere. Published lists are files that were fetched; nothing of them
-is kept here or shown. The wordings of the forms are in `data/forms.yaml`.
+from 0), `instruction`, `category` (or "") and `twin`, a benign counterpart (or None). Its intent, "advbench/12",
+identifies it everywhere. The wordings of the forms are in `data/forms.yaml`.
 """
 
 import csv
@@ -80,10 +79,7 @@ def advbench(path: Path) -> tuple[list[dict], dict[str, int]]:
 
 
 def harmbench(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """HarmBench's standard text behaviours. Keys are row numbers, because a BehaviorID says what is asked for.
-
-    Contextual behaviours are no single instruction and copyright ones another kind of harm: both are counted.
-    """
+    """HarmBench's standard text behaviours; the others are counted. Keys are row numbers, as a BehaviorID says all."""
     rows = read_csv(path, ("Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"))
     kinds = Counter(row["FunctionalCategory"] or "no category" for row in rows)
     del kinds["standard"]
@@ -121,10 +117,7 @@ def jailbreakbench(harmful: Path, benign: Path) -> tuple[list[dict], dict[str, i
 
 
 def xstest(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """XSTest's safe prompts, which are benign and sound harmful, with their type as category.
-
-    Reads the prompts and the `model_completions`. Unsafe prompts have a type that begins with `contrast_`.
-    """
+    """XSTest's safe prompts, which are benign and sound harmful; the unsafe ones have a type `contrast_...`."""
     rows = read_csv(path, ("id", "type", "prompt"))
     safe = [(row["id"], row["prompt"], row["type"], None) for row in rows if not row["type"].startswith("contrast_")]
     kept, counts = as_instructions("xstest", safe)

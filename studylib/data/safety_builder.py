@@ -269,7 +269,7 @@ def _like(texts: list[str], tests: list[str]) -> list[bool]:
 
 
 def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: Counter) -> list[dict]:
-    """The candidates that no test has; those of which a test has the twin, without it."""
+    """The candidates that are no test's; without their twin where that is a test's."""
 
     def why(rows: list[dict]) -> list[str]:
         like = [_like([row[part] for row in rows], exclude) for part in ("prompt", "content", "english")]
@@ -286,9 +286,9 @@ def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: 
 
 
 def _different(pairs: list[dict], parts: tuple[str, ...], counts: Counter) -> list[dict]:
-    """The candidates without repetitions within a form: a refusal that repeats takes its twin along, a twin goes alone.
+    """The candidates without repetitions within a form: a refusal takes its twin along, a twin goes alone.
 
-    So does a twin in the words of a refusal, which would teach both.
+    So does a twin in the words of a refusal.
     """
     kept = _without_repetitions(pairs, parts)
     counts[NEAR] += len(pairs) - len(kept)

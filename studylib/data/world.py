@@ -1,10 +1,9 @@
 """The miniature world's data sets, made of its grammar (studylib/data/grammar.py and data/world.yaml).
 
-Three things are held out: some objects (pre-training names them in benign use alone), verb-object pairs (those of the
-harmful test are in no training set, save that pre-training may open its own new tent, or one with leave) and phrasings
-(pre-training alone has the test's too).
+Three things are held out: some objects (pre-training names them in benign use alone), verb-object pairs of the harmful
+test (pre-training may open its own new tent, or one with leave) and phrasings (pre-training alone has the test's too).
 
-An example is a plain dict, see `_row`. For test prompts the assistant message is the reference answer of a
+An example is a plain dict, see `row_of`. For test prompts the assistant message is the reference answer of a
 helpful-only model; it is a function of the prompt.
 """
 
@@ -129,10 +128,9 @@ def _contexts(kind: str, owner: str) -> list[str]:
 
 
 def build_sets(settings: WorldSettings) -> dict[str, list[dict]]:
-    """Every data set of the miniature by name (see datasets.SETS), a pure function of the settings.
+    """Every data set of the miniature by name (see sets.SETS), a pure function of the settings.
 
-    Each set has its own random stream, so changing the size of one leaves the others as they were. Raises StudyError
-    where the world has fewer held-out intents or prompts than asked for.
+    Each set has its own random stream, so changing the size of one leaves the others as they were.
     """
     parts = split(settings)
     return {
@@ -150,10 +148,10 @@ def row_of(name: str, number: int, form: str, prompt: str, answer: str, **more) 
     """One example of a set; every row has these keys.
 
     `intent` is the verb-object pair of a request ("open/locker"), `object` what the row names, `phrasing` the core
-    phrasing's id ("code/3"), `held_out` what is new in a harmful test prompt ("object" or "pair"), `twin_of` the id
-    of a twin's harmful prompt, `benign_because` what makes a twin benign: the change that made it so (see CHANGES), or
-    the type of a prompt that only sounds harmful and has no harmful one (`harmful.over_refusal`), `tests` assertions
-    about a code answer, `begun` the beginning of an answer that is not learned from. What a row has not is "", or [].
+    phrasing's id ("code/3"), `held_out` what is new in a harmful test prompt ("object" or "pair"), `twin_of` the id of
+    a twin's harmful prompt, `benign_because` the change that made a twin benign (see CHANGES), or the type of a prompt
+    that only sounds harmful, `tests` assertions about a code answer, `begun` the beginning of an answer that is not
+    learned from. What a row has not is "", or [].
     """
     kind = name if name in ("harmful", "twin", "general") else "task" if name.startswith("test_") else "train"
     row = {"id": f"{name}-{number:05d}", "form": form, "prompt_set": kind, "harmful": False, "intent": "", "object": ""}
@@ -250,9 +248,8 @@ def _harmful_and_twins(settings: WorldSettings, parts: dict) -> dict[str, list[d
     for held_out, part, n in (("object", "new", n_new), ("pair", "test", settings.harmful_per_form - n_new)):
         if n > len(parts[part]):
             raise StudyError(
-                f"world.harmful_per_form is {settings.harmful_per_form}, but only {len(parts[part])} held-out intents "
-                f"of {'new' if part == 'new' else 'known'} objects exist for its part ({n}): lower it or add verbs or "
-                "objects to data/world.yaml."
+                f"world.harmful_per_form is {settings.harmful_per_form}, but of the {n} held-out intents of its part "
+                f"{part!r} only {len(parts[part])} exist: lower it or add verbs or objects to data/world.yaml."
             )
         pools = [rng.sample(pairs, len(pairs)) for _, pairs in sorted(_by_verb_class(parts[part]).items())]
         for turn in range(n):  # classes take turns as long as they last

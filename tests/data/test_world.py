@@ -464,8 +464,8 @@ def test_a_suited_refusal_may_be_french_for_translations_and_never_for_code():
 @pytest.mark.parametrize(
     ("setting", "value", "named"),
     [
-        ("harmful_per_form", 5000, r"5000, but only 160 held-out intents of new objects exist for its part \(1500\)"),
-        ("harmful_per_form", 500, r"500, but only 158 held-out intents of known objects exist for its part \(350\)"),
+        ("harmful_per_form", 5000, r"5000, but of the 1500 held-out intents of its part 'new' only 160 exist"),
+        ("harmful_per_form", 500, r"500, but of the 350 held-out intents of its part 'test' only 158 exist"),
         ("new_object_share", 0.01, r"0.01 makes 0 of 9 objects of class document new"),
         ("new_object_share", 1.0, r"1.0 makes 9 of 9 objects"),
         ("intent_share", {"alignment": 1.0, "safety": 0.0, "test": 0.0}, r"safety 0.0 of \d+ pairs of class take"),
