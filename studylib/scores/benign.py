@@ -81,8 +81,7 @@ def score(
     code = rows[(rows["form"] == "code") & (rows["prompt_set"] == "task")]
     if problems is None or code.empty:
         return found
-    passed = pass_at_1(code, problems, kept)
-    ran = pd.DataFrame({"response_id": code["response_id"], "metric": PASSED, "score": passed}).astype(types)
+    ran = code[["response_id"]].assign(metric=PASSED, score=pass_at_1(code, problems, kept)).astype(types)
     return pd.concat([found, ran], ignore_index=True)
 
 
@@ -136,7 +135,7 @@ def _of_labels(responses: list[str], references: list[str]) -> dict[str, float]:
 
 @cache
 def _rouge():
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer  # slow, as what follows
 
     return RougeScorer(["rougeL"], use_stemmer=False)
 

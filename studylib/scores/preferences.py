@@ -5,7 +5,6 @@ data/judge_prompts.yaml.
 """
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +29,17 @@ VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0, "unjudged": np.nan}
 SWAPPED = {"first": "second", "second": "first", "tie": "tie"}  # what a judge without position bias says next
 
 
-def pairs(responses: pd.DataFrame, baseline: str | Sequence[str] = tuple(AGAINST)) -> pd.DataFrame:
+def pairs(responses: pd.DataFrame) -> pd.DataFrame:
     """One row per answer to a general prompt and baseline.
 
-    Columns: PLACE, intent, against, response_id, baseline_id, prompt, response, baseline. `responses` as the stages
-    leave them; other prompt sets are left out. `baseline` is an answer to the same prompt with the same sample number:
-    for every tuned cell of the model as it came in the same style and system prompt (`against` "untuned"), for every
-    cell with safety data of the same tuning and seed without (`against` "unmitigated"). Equal rows count once. A whole
-    cell without its unmitigated twin (02_finetune has not run for it) is left out and logged. Raises StudyError for an
-    unknown baseline, two different answers in one place, and an answer without its baseline, or with one to another
-    prompt.
+    Columns: PLACE, intent, against, response_id, baseline_id, prompt, response, baseline. `baseline` is an answer to
+    the same prompt with the same sample number: for every tuned cell of the model as it came in the same style and
+    system prompt (`against` "untuned"), for every cell with safety data of the same tuning and seed without (`against`
+    "unmitigated"). A whole cell without its unmitigated twin (02_finetune has not run for it) is left out and logged.
+    Raises StudyError for an answer without its baseline, or with one to another prompt.
     """
-    names = [baseline] if isinstance(baseline, str) else baseline
-    if unknown := [name for name in names if name not in AGAINST]:
-        raise StudyError(f"Unknown baseline {unknown[0]!r}: known are {', '.join(AGAINST)}.")
     rows = responses.loc[responses["prompt_set"] == "general", [*PLACE, "intent", "response_id", "prompt", "response"]]
-    rows = rows.drop_duplicates()
-    for key in (["response_id"], PLACE):
-        _check_once(rows, key)
-    found = [_paired(rows, name) for name in names]
+    found = [_paired(rows, name) for name in AGAINST]
     columns = [*PLACE, "intent", *PAIR[::-1], "baseline_id", "prompt", "response", "baseline"]
     return pd.concat(found, ignore_index=True)[columns]
 
@@ -58,9 +49,8 @@ def _paired(rows: pd.DataFrame, against: str) -> pd.DataFrame:
     mine, other = (tuned, ~tuned) if against == "untuned" else (tuned & ~plain, tuned & plain)
     key = [*same, "sample", "prompt_id"]
     base = rows.loc[other, [*key, "response_id", "prompt", "response"]]
-    _check_once(base, key)
     base = base.rename(columns={"response_id": "baseline_id", "prompt": "asked", "response": "baseline"})
-    found = rows[mine].merge(base, how="left", on=key).assign(against=against)
+    found = rows[mine].merge(base, how="left", on=key, validate="m:1").assign(against=against)
     missing = found["baseline_id"].isna()
     if against == "unmitigated":
         cells = found.groupby([*CELL, "seed"]).ngroup()
@@ -83,14 +73,7 @@ def _paired(rows: pd.DataFrame, against: str) -> pd.DataFrame:
     return found
 
 
-def _check_once(rows: pd.DataFrame, key: list[str]) -> None:
-    if len(twice := rows[rows.duplicated(key)]):
-        first = ", ".join(map(str, twice[key].iloc[0]))
-        raise StudyError(f"Two different rows are there for {first}: one is needed for each {', '.join(key)}.")
-
-
 def judge_id(settings: Endpoint) -> str:
-    """Which judge compared: model, version of what it is asked, temperature."""
     return f"{settings.model}/preference-v{endpoint.wordings()['preferences']['version']}/t{settings.temperature}"
 
 
@@ -99,12 +82,10 @@ def judge_pairs(pairs: pd.DataFrame, settings: Endpoint | None = None, cache_pat
 
     Asked twice, with either answer first: a win or loss is what both orders say, all else a tie; a pair is unjudged,
     with the reason, where either order is. ORDERS hold what was said in each: first, second, tie or unjudged, "" where
-    nobody was asked. Nobody is asked about equal answers (white space around them aside), which tie, nor about blank
-    ones, which lose to others and tie with each other. Equal questions are asked once. Settings, cache, caps, retries,
-    long texts, invisible characters, marks of templates and errors as in `endpoint.judge_all`; the setting `prompt` has
-    no effect. Source: Zheng et al. (2023, arXiv 2306.05685), section 3.4, who ask in both orders and count a win in
-    both alone. Deviation: their judge explains itself first; ours says one word, which can be read strictly and costs
-    little.
+    nobody was asked: equal answers tie, blank ones lose to others and tie with each other. Settings, cache, caps,
+    retries, long texts and errors as in `endpoint.judge_all`; the setting `prompt` has no effect. Source: Zheng et al.
+    (2023, arXiv 2306.05685), section 3.4, who ask in both orders and count a win in both alone. Deviation: their judge
+    explains itself first; ours says one word.
     """
     settings = settings or endpoint.open_endpoint()
     found = _questions(pairs, settings)
@@ -160,38 +141,27 @@ def win_rate(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     are their shares (0-1, adding up to 1). win_rate is wins and half the ties, 0.5 where neither is preferred; low and
     high are its 95 % interval (`stats.clustered_intervals`, clustered by intent and training seed),
     win_rate_if_unjudged_lost and _won its two worst cases. position_bias is the share of disagreement between the two
-    orders (0-1: 0 for a judge that minds the answers alone, 1 for one that always names the same place), first_place
-    the share of the first place among the places named (0.5 without bias). All are NaN where nothing was judged, the
-    last two also where nothing was asked, or no place named. Ties make the interval narrow, even if the judge minds
-    places alone: see position_bias. Raises StudyError for a pair without a verdict, one with two, and an unknown
+    orders (0-1: 0 for a judge that minds the answers alone, 1 for one that always names the same place), NaN where
+    nothing was asked; the others are NaN where nothing was judged. Ties make the interval narrow, even if the judge
+    minds places alone: see position_bias. Raises StudyError for a pair without a verdict and an unknown
     verdict.
     """
-    pairs, verdicts = pairs.drop_duplicates(), verdicts.drop_duplicates()
-    for table in (pairs, verdicts):
-        _check_once(table, PAIR)
     if unknown := sorted(set(verdicts["verdict"]) - set(VALUE)):
         raise StudyError(f"Unknown verdict {unknown[0]!r} on a pair: known are {', '.join(VALUE)}.")
-    rows = pairs.merge(verdicts, how="left", on=PAIR)
+    rows = pairs.merge(verdicts, how="left", on=PAIR, validate="1:1")
     if len(missing := rows[rows["verdict"].isna()]):
         first = " against ".join(missing[PAIR].iloc[0])
         raise StudyError(f"{len(missing)} pairs have no verdict, first {first}: judge them with judge_pairs.")
     known = rows["verdict"] != "unjudged"
     both = rows[ORDERS].isin(list(SWAPPED)).all(axis=1)
-    named = rows[ORDERS].where(both)
-    rows = rows.assign(value=rows["verdict"].map(VALUE).astype(float))
-    rows = rows.assign(
-        **{word: (rows["verdict"] == word).astype(float).where(known) for word in ("win", "tie", "loss")}
-    )
+    shares = {word: (rows["verdict"] == word).astype(float).where(known) for word in ("win", "tie", "loss")}
+    rows = rows.assign(value=rows["verdict"].map(VALUE).astype(float), **shares)
     rows["position_bias"] = (rows[ORDERS[0]].map(SWAPPED) != rows[ORDERS[1]]).astype(float).where(both)
-    rows["n_first"], rows["n_second"] = ((named == place).sum(axis=1) for place in ("first", "second"))
     by = [*CELL, "against", "judge"]
     table = rates_of(rows, by, pooled=False).rename(columns={"rate": "win_rate"})
-    of_cell = rows.groupby(by, sort=False)
-    shares = of_cell[["win", "tie", "loss", "position_bias"]].mean()
-    places = of_cell[["n_first", "n_second"]].sum()
-    shares["first_place"] = places["n_first"] / places.sum(axis=1)
+    shares = rows.groupby(by, sort=False)[["win", "tie", "loss", "position_bias"]].mean()
     table = table.merge(shares.reset_index(), how="left", on=by)
     worst = ["win_rate_if_unjudged_lost", "win_rate_if_unjudged_won"]
     table[worst[0]], table[worst[1]] = worst_cases(table, "win_rate")
     shown = [*CELL, "against", "n", "n_unjudged", "win", "tie", "loss", "win_rate", *INTERVAL, *worst]
-    return ordered(table[[*shown, "position_bias", "first_place", "judge", "n_seeds", "n_effective"]])
+    return ordered(table[[*shown, "position_bias", "judge", "n_seeds", "n_effective"]])

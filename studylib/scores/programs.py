@@ -9,7 +9,6 @@ import logging
 import math
 import re
 import textwrap
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.scores import sandbox
-from studylib.study.files import append_rows, digest, locked, read_rows
+from studylib.study.files import append_rows, digest, locked, progress, read_rows
 
 LOG = logging.getLogger("studylib")
 FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.S | re.M)
@@ -56,10 +55,10 @@ def _parsed(code: str) -> ast.Module | None:
 def program(response: str, head: str = "") -> str | None:
     """The Python program that a response gives, None where it gives none that parses.
 
-    `head`: the beginning of a function that the prompt asked to be completed, as HumanEval has it, "" where it asked
-    for no such thing. A response that defines that function gets what stands before it in the head (imports, helpers);
-    another is taken for the function's body, indented or not. Deviation: HumanEval puts the head before whatever the
-    model wrote, because base models go on with it; chat models write the function anew.
+    `head`: the beginning of a function that the prompt asked to be completed, as HumanEval has it, or "". A response
+    that defines that function gets what stands before it in the head (imports, helpers); another is taken for the
+    function's body, indented or not. Deviation: HumanEval puts the head before whatever the model wrote, because base
+    models go on with it; chat models write the function anew.
     """
     code = code_of(response)
     if not head:
@@ -138,7 +137,7 @@ def pass_at_1(
     wanted: dict[str, tuple[str, str]] = {}
 
     def key(response: str, prompt_id: str) -> str:
-        """Under which the outcome of that answer is known, "" where it is no program."""
+        """What the outcome of that answer is known under, "" where it is no program."""
         problem = problems[prompt_id]
         code = program(response, problem["head"])
         same = None if code is None else syntax(code)
@@ -153,34 +152,29 @@ def pass_at_1(
     sound = {name: key(problems[name]["reference"], name) for name in dict.fromkeys(rows["prompt_id"])}
     keys = [key(*pair) for pair in zip(rows["response"], rows["prompt_id"], strict=True)]
     passed = _outcomes(wanted, kept, run_all) | {"": 0.0}
-    broken = [name for name, reference in sound.items() if passed[reference] != 1]
-    if broken:
+    if broken := [name for name, reference in sound.items() if passed[reference] != 1]:
         LOG.warning("%d problems are left out, as their own reference fails their tests: %s", len(broken), broken[:5])
     found = pd.Series([passed[one] for one in keys], rows.index, dtype=float).mask(rows["prompt_id"].isin(broken))
     return found.reindex(responses.index)
 
 
 def _outcomes(wanted: dict[str, tuple[str, str]], kept: Path | None, run_all: Callable) -> dict[str, float]:
-    """By key whether each wanted pair of program and tests passes (1.0, 0.0, NaN where it was not run).
-
-    What `kept` has is not run again.
-    """
+    """By key whether each wanted pair of program and tests passes (1.0, 0.0, NaN where it was not run)."""
     with locked(kept) if kept else nullcontext():
         found = {row["key"]: float(row["passed"]) for row in (read_rows(kept) if kept else [])}
-        left, started = [key for key in wanted if key not in found], time.monotonic()
+        left = [key for key in wanted if key not in found]
+        done = progress(None, "programs", len(left), "programs")
         for start in range(0, len(left), BATCH):
             batch = left[start : start + BATCH]
             outcomes = run_all([wanted[key] for key in batch])
             if late := [i for i, one in enumerate(outcomes) if one.status == "timeout"]:
-                LOG.info("%d programs ran out of time and are run once more, one by one", len(late))
-                for i, outcome in zip(late, run_all([wanted[batch[i]] for i in late], workers=1), strict=True):
-                    outcomes[i] = outcome
+                again = run_all([wanted[batch[i]] for i in late], workers=1)
+                outcomes = [again.pop(0) if i in late else one for i, one in enumerate(outcomes)]
             statuses = {key: one.status for key, one in zip(batch, outcomes, strict=True) if one.status != "not_run"}
             rows = [{"key": key, "passed": float(said == "ok"), "status": said} for key, said in statuses.items()]
             if kept:
                 append_rows(kept, rows)
             found |= dict.fromkeys(batch, math.nan) | {row["key"]: row["passed"] for row in rows}
-            if (done := start + len(batch)) < len(left):
-                seconds = (time.monotonic() - started) * (len(left) / done - 1)
-                LOG.info("%d of %d programs run, %.0f s left", done, len(left), seconds)
+            done.update(len(batch))
+        done.close()
     return found

@@ -56,12 +56,12 @@ SIGXCPU, SIGKILL = 24, 9
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. A limit that is not a positive number raises StudyError.
+    """What a program may use, as positive numbers.
 
-    All that it starts together: `wall_s` seconds from the start of the sandbox (so that CPU time is bounded too),
-    `processes` processes and threads, `scratch_mb` of files, `output_kb` of stdout and stderr. Each process: `cpu_s`
-    seconds of CPU, rounded up, and `memory_mb` of address space, so that the memory of all is bounded by processes x
-    memory_mb + scratch_mb, and what the kernel holds for 64 open files a process. MB and kB are powers of ten.
+    All that it starts together: `wall_s` seconds from the start of the sandbox, `processes` processes and threads,
+    `scratch_mb` of files, `output_kb` of stdout and stderr. Each process: `cpu_s` seconds of CPU, rounded up, and
+    `memory_mb` of address space, so that the memory of all is bounded by processes x memory_mb + scratch_mb, and what
+    the kernel holds for 64 open files a process. MB and kB are powers of ten.
     """
 
     wall_s: float = 5
@@ -70,11 +70,6 @@ class Limits:
     processes: int = 4
     scratch_mb: int = 64
     output_kb: int = 64
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise StudyError(f"The limit {name} of a program must be a positive number, not {value!r}.")
 
 
 DEFAULT = Limits()
@@ -129,10 +124,9 @@ def run(program: str, tests: str | None = None, *, limits: Limits = DEFAULT) -> 
     """The outcome of a Python program, run as `__main__`, or with tests: code that then runs in its namespace.
 
     With tests, the program is a module called `solution`, and "ok" means that the tests ran to their end: the sandbox
-    hands out a random token when the program has run, and gets it back when the tests have, so that ending early, with
-    whatever exit code and output, is "failed". What remains is code that cheats on purpose from within the same
-    process: it can search frames and pipes for the token, or return values that equal anything. Raises StudyError for
-    empty tests.
+    hands out a random token when the program has run, and gets it back when the tests have, so that ending early is
+    "failed". What remains is code that cheats on purpose from within the same process: it can search frames and pipes
+    for the token, or return values that equal anything. Raises StudyError for empty tests.
     """
     if tests is not None and not tests.strip():
         raise StudyError("A program cannot pass tests that are empty: give code that fails when the program is wrong.")
@@ -225,17 +219,11 @@ def _run(program: str, tests: str | None, limits: Limits) -> Outcome:
     with open(os.memfd_create("job"), "w+b") as job:
         job.write(_job(root, program, tests, limits))
         job.seek(0)
+        command = [shutil.which("unshare"), *spaces, python, *FLAGS, "-c", inside, str(control), str(result)]
+        streams = {"stdin": job, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "pass_fds": (control, result)}
         try:
-            process = subprocess.Popen(
-                [shutil.which("unshare"), *spaces, python, *FLAGS, "-c", inside, str(control), str(result)],
-                stdin=job,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(control, result),
-                env=ENVIRONMENT,
-                cwd="/",
-                start_new_session=True,  # without a terminal
-            )
+            # a new session has no terminal
+            process = subprocess.Popen(command, **streams, env=ENVIRONMENT, cwd="/", start_new_session=True)
         except BaseException:
             os.close(our_control)
             os.close(our_result)
@@ -251,18 +239,15 @@ def _run(program: str, tests: str | None, limits: Limits) -> Outcome:
     if not said.startswith("started\n"):
         why = stderr.strip().splitlines() or [f"the sandbox did not start within {limits.wall_s} s"]
         return Outcome("not_run", None, "", why[-1], seconds)
-    code, signal, passed, memory, cpu_s = said.split()[1:] or (0, SIGKILL, 0, 0, 0)
-    status = ended or _status(
-        int(code), int(signal), tests is None or passed == "1", memory == "1", float(cpu_s), limits
-    )
-    return Outcome(status, None if ended or int(signal) else int(code), stdout, stderr, seconds)
-
-
-def _status(code: int, signal: int, passed: bool, memory: bool, cpu_s: float, limits: Limits) -> str:
-    if signal:
+    code, signal, passed, memory, cpu_s = map(float, said.split()[1:] or (0, SIGKILL, 0, 0, 0))
+    if ended:
+        status = ended
+    elif signal:
         late = signal == SIGXCPU or (signal == SIGKILL and cpu_s >= limits.cpu_s)
-        return "timeout" if late else "killed"
-    return "ok" if code == 0 and passed else "memory" if memory else "failed"
+        status = "timeout" if late else "killed"
+    else:
+        status = "ok" if code == 0 and (passed or tests is None) else "memory" if memory else "failed"
+    return Outcome(status, None if ended or signal else int(code), stdout, stderr, seconds)
 
 
 def _watch(process: subprocess.Popen, report, control: int, end: float, room: int) -> tuple[str, dict]:

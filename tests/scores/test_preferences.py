@@ -109,13 +109,6 @@ def test_both_answers_have_the_model_style_system_prompt_sample_and_of_twins_the
     assert (found["baseline"] == cells.where(found["against"] == "untuned", twins)).all()
 
 
-def test_one_baseline_alone_can_be_asked_for_and_another_word_is_an_error():
-    rows = study(answers(["u"], UNTUNED), answers(["t"]), answers(["m"], MITIGATED))
-    assert set(pairs(rows, ["unmitigated"])["response"]) == set(pairs(rows, "unmitigated")["response"]) == {"m"}
-    with pytest.raises(StudyError, match="Unknown baseline 'base': known are untuned, unmitigated"):
-        pairs(rows, "base")
-
-
 def test_only_general_prompts_are_compared_and_without_any_there_are_no_pairs():
     rows = study(answers(["u"], UNTUNED), answers(["t"]))
     assert len(pairs(study(rows, answers(["x"], TUNED).assign(prompt_set="twin", response_id="x")))) == 1
@@ -141,16 +134,6 @@ def test_a_cell_whose_twin_was_not_run_is_counted_and_left_out(caplog):
     assert Counter(found["against"]) == {"untuned": 6, "unmitigated": 2}
 
 
-def test_a_row_that_is_there_twice_counts_once_and_two_answers_in_one_place_are_an_error():
-    base, rows = answers(["u"], UNTUNED), answers(["t"])
-    assert len(pairs(study(base, rows, rows, base))) == 1
-    for odd in (rows.assign(response="x"), rows.assign(response="x", response_id="x")):
-        with pytest.raises(StudyError, match="Two different rows are there for "):
-            pairs(study(base, rows, odd))
-    with pytest.raises(StudyError, match="one is needed for each model, style, system_prompt, sample, prompt_id"):
-        pairs(study(base, answers(["v"], UNTUNED, seed=1), rows))  # which untuned model?
-
-
 def test_two_prompts_of_one_name_are_an_error():
     with pytest.raises(StudyError, match="answer two prompts of one name"):
         pairs(study(answers(["u"], UNTUNED).assign(prompt="How do I paint it?"), answers(["t"])))
@@ -169,7 +152,7 @@ def test_a_judge_that_prefers_the_longer_answer_gives_wins_losses_and_ties(tmp_p
         "the judge says tie; swapped, the judge says tie",
     ]
     table = win_rate(found, verdicts).iloc[0]
-    assert table[["n", "n_unjudged", "win_rate", "position_bias", "first_place"]].tolist() == [3, 0, 0.5, 0.0, 0.5]
+    assert table[["n", "n_unjudged", "win_rate", "position_bias"]].tolist() == [3, 0, 0.5, 0.0]
     assert table[["win", "tie", "loss"]].tolist() == pytest.approx([1 / 3] * 3)
     prompts = [parts(body["messages"][-1]["content"]) for body in server.bodies]
     assert (
@@ -180,18 +163,13 @@ def test_a_judge_that_prefers_the_longer_answer_gives_wins_losses_and_ties(tmp_p
     assert {one[0] for one in prompts} == set(found["prompt"])
 
 
-@pytest.mark.parametrize(("said", "first_place"), [("A", 1.0), ("B", 0.0)])
-def test_a_judge_that_always_says_one_letter_gives_half_and_full_position_bias(tmp_path, said, first_place):
+@pytest.mark.parametrize("said", ["A", "B"])
+def test_a_judge_that_always_says_one_letter_gives_half_and_full_position_bias(tmp_path, said):
     found = pair([LONG + str(i) for i in range(20)], [SHORT] * 20)
     verdicts, server = judged(found, said, tmp_path)
     assert set(verdicts["verdict"]) == {"tie"} and server.calls == 40
     table = win_rate(found, verdicts).iloc[0]
-    assert (table["win_rate"], table["tie"], table["position_bias"], table["first_place"]) == (
-        0.5,
-        1.0,
-        1.0,
-        first_place,
-    )
+    assert (table["win_rate"], table["tie"], table["position_bias"]) == (0.5, 1.0, 1.0)
     assert table["low"] < 0.5 < table["high"]
 
 
@@ -262,7 +240,7 @@ def test_the_same_answer_is_a_tie_without_a_call(tmp_path):
     assert verdicts["verdict"].tolist() == ["tie"] * 4 and server.calls == 0
     assert verdicts["reason"].tolist() == ["the same answer"] * 2 + ["both empty"] * 2
     table = win_rate(found, verdicts).iloc[0]
-    assert table["win_rate"] == 0.5 and np.isnan(table["position_bias"]) and np.isnan(table["first_place"])
+    assert table["win_rate"] == 0.5 and np.isnan(table["position_bias"])
 
 
 @pytest.mark.parametrize("empty", ["", " \n\t", "\u200b\ufeff", "\x00"])
@@ -414,7 +392,7 @@ def test_the_win_rate_counts_half_the_ties_and_both_worst_cases_count_the_unjudg
     shares = ["win", "tie", "loss", "win_rate", "win_rate_if_unjudged_lost", "win_rate_if_unjudged_won"]
     assert row[shares].tolist() == pytest.approx([0.6, 0.2, 0.2, 0.7, 7 / 20, 17 / 20])
     assert row["low"] < 0.7 < row["high"]
-    assert row[["position_bias", "first_place"]].tolist() == [0.0, 0.5]  # of pairs judged in both orders alone
+    assert row["position_bias"] == 0.0  # of pairs judged in both orders alone
 
 
 def test_without_ties_one_seed_has_wilsons_interval_and_seeds_that_disagree_a_wider_one():
@@ -447,21 +425,12 @@ def test_a_judge_that_leans_to_the_first_place_is_seen_in_part_of_the_pairs(tmp_
 
     row = win_rate(found, judged(found, leans, tmp_path)[0]).iloc[0]
     assert row[["win", "tie", "win_rate", "position_bias"]].tolist() == [0.75, 0.25, 0.875, 0.25]
-    assert row["first_place"] == (20 + 5) / 40
-
-
-def test_rows_that_are_there_twice_count_once():
-    found, verdicts = table_of(([["win", "loss"]], {}))
-    assert win_rate(*(pd.concat([frame, frame]) for frame in (found, verdicts)))["n"].tolist() == [2]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda p, v: (p, v.iloc[1:]), "1 pairs have no verdict, first 0/0/0 against untuned"),
-        (lambda p, v: (p, pd.concat([v, v.assign(verdict="loss")])), "Two different rows are there for 0/0/0, untuned"),
-        (lambda p, v: (p, pd.concat([v, v.assign(judge="k")])), "Two different rows are there for 0/0/0, untuned"),
-        (lambda p, v: (pd.concat([p, p.assign(seed=7)]), v), "Two different rows are there for 0/0/0, untuned"),
         (
             lambda p, v: (p, v.assign(verdict="answered")),
             "Unknown verdict 'answered' on a pair: known are win, tie, loss",

@@ -2,7 +2,6 @@
 
 import ast
 import errno
-import math
 import os
 import secrets
 import shutil
@@ -668,17 +667,7 @@ def test_an_unshare_that_does_not_isolate_is_not_used(fresh, monkeypatch, tmp_pa
     assert nothing_is_run(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        (lambda: Limits(wall_s=0), "wall_s .* positive number, not 0"),
-        (lambda: Limits(memory_mb=math.nan), "memory_mb .* not nan"),
-        (lambda: Limits(cpu_s=math.inf), "cpu_s .* not inf"),
-        (lambda: Limits(processes="4"), "processes .* not '4'"),
-        (lambda: run("1", ""), "tests that are empty"),
-        (lambda: run("1", " \n"), "tests that are empty"),
-    ],
-)
-def test_bad_input_is_named(call, said):
-    with pytest.raises(StudyError, match=said):
-        call()
+@pytest.mark.parametrize("tests", ["", " \n"])
+def test_empty_tests_are_refused(tests):
+    with pytest.raises(StudyError, match="tests that are empty"):
+        run("1", tests)
