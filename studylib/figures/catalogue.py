@@ -25,7 +25,7 @@ LEVEL = f"{100 * CONFIDENCE:.0f} %"
 
 
 def draw(name: str, *frames: pd.DataFrame) -> tuple[Figure, str, str]:
-    """The figure of that name from its tables, its caption and its alternative text; every number is of what is drawn.
+    """The figure of that name from its tables, its caption and its alternative text.
 
     Raises ValueError, a sentence that says what is missing, where there is nothing to draw, and KeyError for no figure.
     """

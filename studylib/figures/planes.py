@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from studylib.analysis.comparisons import ARM_ORDER, arm_marks, pareto_front
 from studylib.analysis.rates import one_dose, one_row_per_mark
-from studylib.analysis.readable import arm_label, arm_with_dose, calibration_label, cell_words, label, span
+from studylib.analysis.readable import arm_label, arm_with_dose, cell_words, label, span
 from studylib.figures import style
-from studylib.figures.changes import SIGNIFICANT, change_heatmap
+from studylib.figures.changes import SIGNIFICANT, attack_changes, change_heatmap
 from studylib.figures.rates import rows_of
 from studylib.figures.style import Drawn, points
 from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError
@@ -53,13 +53,9 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Dr
     left = min(np.floor(10 * table[["score", "score_low"]].min(axis=None)) / 10, 0.9)  # no empty half
     for calibration, task, ax in panels:
         part = style.rows_at(table[table["panel"] == task], calibration)
-        _draw_front(ax, part.rename(columns={"score": "x"}), left)
-        for row in style.aligned_last(part):
-            look = (
-                style.STAR if row["finetune_task"] == "none" else style.arm_look(row["safety_data"]) | {"markersize": 5}
-            )
-            width = style.ends(row["score"], row["score_low"], row["score_high"])
-            style.draw_point(ax, row["score"], row, "rate", xerr=width, **look | _hollow(row))
+        part = part.rename(columns={"score": "x", "score_low": "x_low", "score_high": "x_high"})
+        _draw_front(ax, part, left)
+        _draw_marks(ax, part, markersize=5)
         ax.set(xlim=(left, 1), xticks=(left, (left + 1) / 2, 1))
         ax.xaxis.set_major_formatter(style.in_percent)
         if ax.get_subplotspec().is_last_row():
@@ -79,11 +75,10 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Dr
 
 
 def task_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
-    """One row per mark of safety_vs_helpfulness.
+    """One row per mark of safety_vs_helpfulness: rate, low, high; score, score_low, score_high, n_score; panel; front.
 
-    rate, low, high of attack success; score, score_low, score_high, n_score. `panel` is the tuned task whose score it
-    is; the aligned model has a row in each panel. `front` is that of `comparisons.pareto_front` within panel and
-    calibration. A mark without rate or score has no row. Raises ValueError as the figure.
+    `panel` is the tuned task whose score it is; the aligned model has a row in each. `front` is that of
+    `comparisons.pareto_front` within panel and calibration. A mark without rate or score has no row.
     """
     table = rows_of("safety_vs_helpfulness", attack, forms=["all"])
     scores = helpfulness[(helpfulness["measure"] == "task_score") & helpfulness["form"].isin(TASKS)]
@@ -111,7 +106,7 @@ def transfer_matrix(comparisons: pd.DataFrame) -> Drawn:
     """
     table = transfers(comparisons)
     panels = [
-        (f"tuned on {label(task)}, {calibration_label(trained, False).split(',')[0]}", part)
+        (f"tuned on {label(task)}, {style.style_label(trained)}", part)
         for task in style.tasks_of(table, tuned=True)
         for trained in STYLES
         if len(part := table[(table["finetune_task"] == task) & (table["style"] == trained)])
@@ -140,9 +135,8 @@ def transfers(comparisons: pd.DataFrame) -> pd.DataFrame:
     The dose is the most frequent one of the data of one form. Raises ValueError where no such data have a pair, and
     where several judges or models have one place.
     """
-    rows = comparisons[comparisons["kind"].isin(["mitigation", "arm"]) & comparisons["safety_data"].isin(ROWS)]
-    rows = rows[(rows["measure"] == "attack_success_rate") & rows["form"].isin([*FORMS, "all"])]
-    rows = rows[~rows["system_prompt"].astype(bool)]
+    rows = attack_changes(comparisons, "mitigation", "arm")
+    rows = rows[rows["safety_data"].isin(ROWS) & ~rows["system_prompt"].astype(bool)]
     alone = rows[rows["safety_data"].isin(ROWS[: len(FORMS)])]
     known = (alone["n"] > 0).any()
     style.require(known, "transfer_matrix", "no model was tuned with safety data of one form alone")
@@ -170,13 +164,9 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Drawn:
             _join(ax, part, "scaled", ":")
             if panel == shown[0]:
                 _label_doses(ax, part)
-            for row in style.aligned_last(part):
-                look = LOOKS[row["safety_data"]] | {"markersize": 5.5}
-                look = (style.STAR if row["finetune_task"] == "none" else look) | {"elinewidth": 0.5}
-                width = style.ends(row["x"], row["x_low"], row["x_high"])
-                style.draw_point(ax, row["x"], row, "rate", xerr=width, **look | _hollow(row))
+            _draw_marks(ax, part, markersize=5.5, elinewidth=0.5)
             style.mark_empty(ax, part)
-        style.title_row(axes[i, -1], f"tuned on {label(task)}")
+    style.title_rows(axes, [f"tuned on {label(task)}" for task in tasks])
     axes[0, 0].set(**style.UNIT_AXIS)
     for ax, panel in zip(axes[-1], shown, strict=True):
         of = table[table["panel"] == panel]
@@ -233,9 +223,13 @@ def _plane_in_words(tuned: pd.DataFrame, arms: list[str]) -> dict:
     }
 
 
-def _hollow(row: dict) -> dict:
-    """The look of a mark of which it is undecided whether it is on the front."""
-    return {} if row["front"] in ("yes", "no", "") else style.HOLLOW
+def _draw_marks(ax, table: pd.DataFrame, **look) -> None:
+    """Marks with both intervals, hollow where it is undecided whether they are on the front; the star on top."""
+    last = table.sort_values("finetune_task", key=lambda task: task == "none", kind="stable")
+    for row, undecided in zip(last.to_dict("records"), _undecided(last), strict=True):
+        own = look | (style.STAR if row["finetune_task"] == "none" else LOOKS[row["safety_data"]])
+        width = style.ends(row["x"], row["x_low"], row["x_high"])
+        style.draw_point(ax, row["x"], row, "rate", xerr=width, **own | (style.HOLLOW if undecided else {}))
 
 
 def _undecided(table: pd.DataFrame) -> pd.Series:
@@ -294,24 +288,19 @@ def runs_side_by_side(rows: pd.DataFrame, names: Sequence[str]) -> Drawn:
     tasks, calibrations = style.tasks_of(rows), style.calibrations_of(rows)
     arms = [arm for arm in SAFETY_DATA if arm in set(rows["safety_data"])]
     columns = min(3, len(names))  # of the legend
-    margins = {"right": 0.5, "bottom": 1.1, "top": 0.35 + 0.18 * -(-len(names) // columns)}
-    fig, axes = style.new_figure(len(calibrations), len(arms), 1.9 if len(calibrations) == 1 else 1.25, **margins)
+    y = style.OVER_REFUSAL if measure == "over_refusal_rate" else style.ATTACK
+    x = f"tuned on ({label(form)}; {style.n_of(rows)} per point)"
+    top = 0.35 + 0.18 * -(-len(names) // columns)
+    fig, axes = style.calibration_rows(calibrations, list(map(style.safety_label, arms)), y, x, top=top)
     looks = [{"color": colour, "marker": marker} for colour, marker in zip(RUN_COLOURS, RUN_MARKS, strict=True)]
     for row in rows.to_dict("records"):
         ax = axes[calibrations.index((row["style"], row["system_prompt"])), arms.index(row["safety_data"])]
         i = names.index(row["run"])
         x = tasks.index(row["finetune_task"]) + 0.76 * ((i + 0.5) / len(names) - 0.5)
         style.draw_point(ax, x, row, "value", markersize=3.5, **looks[i])
-    for ax, arm in zip(axes[0], arms, strict=True):
-        ax.set_title(f"{'no' if arm == 'none' else arm} safety data", size="medium")
-    style.title_calibrations(axes, calibrations)
     for ax in axes.flat:
         style.slanted_ticks(ax, tasks)
         style.mark_empty(ax, ax.containers)
-    axes[0, 0].set(**style.UNIT_AXIS)
-    y = style.OVER_REFUSAL if measure == "over_refusal_rate" else style.ATTACK
-    y = y if len(calibrations) > 2 else y.replace(" (", "\n(")
-    style.outer_labels(fig, y, f"tuned on ({label(form)}; {style.n_of(rows)} per point)")
     handles = [style.dot_handle(name, markersize=4.5, **looks[i]) for i, name in enumerate(names)]
     fig = style.add_legend(fig, handles, rows=-(-len(handles) // columns))
     judged = rows.groupby("run", sort=False)["judge"].first().reindex(names).fillna("nothing to draw")

@@ -46,20 +46,31 @@ def attack_success_by_form(attack: pd.DataFrame) -> Drawn:
     """
     table = rows_of("attack_success_by_form", attack, safety_data=["none"])
     x_label = f"form of the harmful prompt ({style.n_of(table)} per bar)"
-    fig, panels = style.panels_of(table, style.tasks_of(table), style.ATTACK, x_label)
+    fig, panels, marks = bars_by_form(table, style.ATTACK, x_label)
+    for calibration, task, ax in panels:
+        for x, form in enumerate(FORMS):
+            if bar := marks.get((*calibration, task, "none", form)):
+                style.draw_point(ax, x, bar, "rate", color=style.INK)
+    return Drawn(fig, table, style.facts(table, form=True))
+
+
+def bars_by_form(table: pd.DataFrame, y: str, x_label: str, axis=style.UNIT_AXIS, why: str = "not run") -> tuple:
+    """A figure with a bar per form as high as its `rate`, the aligned model's as a tick; its panels and its rows.
+
+    The panels are those of `style.panels_of`; the rows are by style, system_prompt, tuned task, safety data and form.
+    """
+    fig, panels = style.panels_of(table, style.tasks_of(table), y, x_label, axis=axis)
     marks = _marks(table)
     for calibration, task, ax in panels:
         for x, form in enumerate(FORMS):
             if bar := marks.get((*calibration, task, "none", form)):
                 ax.bar(x, bar["rate"], 0.8, color=style.FORM_COLOURS[form], linewidth=0)
-                style.draw_point(ax, x, bar, "rate", color=style.INK)
             if task != "none":
                 style.draw_tick(ax, x, marks.get((*calibration, "none", "none", form)), "rate")
         style.slanted_ticks(ax, FORMS)
-        style.mark_empty(ax, [key for key in marks if key[:3] == (*calibration, task)])
+        style.mark_empty(ax, [key for key in marks if key[:3] == (*calibration, task)], why)
     keys = [Patch(color=colour, label=label(form)) for form, colour in style.FORM_COLOURS.items()]
-    fig = style.add_legend(fig, [*keys, Line2D([], [], **style.TICK)])
-    return Drawn(fig, table, style.facts(table, form=True))
+    return style.add_legend(fig, [*keys, Line2D([], [], **style.TICK)]), panels, marks
 
 
 def safety_data_comparison(attack: pd.DataFrame) -> Drawn:
@@ -93,7 +104,6 @@ def _arms_by_form(table: pd.DataFrame, value: str, y: str, prompt: str) -> Drawn
 
 
 def _marks(table: pd.DataFrame) -> dict[tuple, dict]:
-    """The rows by style, system_prompt, tuned task, safety data and form."""
     keys = ["style", "system_prompt", "finetune_task", "safety_data", "form"]
     return dict(zip(table[keys].itertuples(index=False, name=None), table.to_dict("records"), strict=True))
 
@@ -198,7 +208,7 @@ def calibration_grid(grid: pd.DataFrame) -> Drawn:
     }
     fig, axes = style.new_figure(1, 1, max(0.26 * len(rows), 0.8), left=2.25, right=0.95, top=0.15, bottom=0.75)
     ax = axes[0, 0]
-    names = ["not tuned" if trained == "none" else _style_label(trained) for _, trained in rows]
+    names = ["not tuned" if trained == "none" else style.style_label(trained) for _, trained in rows]
     tests = [calibration_label(*calibration, separator="\n") for calibration in calibrations]
     style.heat_map(ax, wide["rate"].set_axis(tests, axis=1), names, wide["words"])
     for place, (task, trained) in enumerate(rows):
@@ -222,12 +232,8 @@ def calibration_grid(grid: pd.DataFrame) -> Drawn:
     )
     parts = {"the style of their tuning": tuned[same], "another style": tuned[~same]}
     by_style = {which: span(100 * part["rate"]) for which, part in parts.items() if len(part)}
-    only = _style_label(trained.iloc[0]) if trained.nunique() == 1 else ""
+    only = style.style_label(trained.iloc[0]) if trained.nunique() == 1 else ""
     return Drawn(fig, table, style.facts(table) | {"by_style": by_style, "only_style": only})
-
-
-def _style_label(trained: str) -> str:
-    return calibration_label(trained, False).split(",")[0]
 
 
 def dial(frame: pd.DataFrame, x: str, x_label: str, y_label: str) -> Figure:

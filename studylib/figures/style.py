@@ -1,7 +1,4 @@
-"""The marks, colours, axes and orders that all figures share, and how a figure is saved.
-
-Nothing here loads or shows a figure, and only `save` writes.
-"""
+"""The marks, colours, axes and orders that all figures share, and how a figure is saved."""
 
 from __future__ import annotations
 
@@ -57,10 +54,9 @@ def set_theme() -> None:
 
 
 def save(fig: Figure, folder, name: str, caption: str, alt: str) -> None:
-    """Write `<name>.png` (200 dpi), `.svg`, `.pdf` and `.md` (both texts), each whole or not at all, on white ground.
+    """Writes `<name>.png` (200 dpi), `.svg`, `.pdf` and `.md` (both texts), each whole or not at all, on white ground.
 
-    The same figure gives the same bytes: no date, fixed names inside the SVG. The PDF holds its letters as TrueType
-    (42), as journals ask.
+    The same figure gives the same bytes. The PDF holds its letters as TrueType (42), as journals ask.
     """
     fixed = {"svg.hashsalt": "study", "pdf.fonttype": 42}
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
@@ -122,28 +118,38 @@ def calibrations_of(table: pd.DataFrame) -> list[tuple[str, bool]]:
 
 
 def rows_at(table: pd.DataFrame, calibration: tuple[str, bool]) -> pd.DataFrame:
-    """The rows of that calibration."""
     return table[(table["style"] == calibration[0]) & (table["system_prompt"] == calibration[1])]
-
-
-def aligned_last(table: pd.DataFrame) -> list[dict]:
-    """The rows as dictionaries, the aligned model's at the end, to be drawn on top."""
-    return table.sort_values("finetune_task", key=lambda task: task == "none", kind="stable").to_dict("records")
 
 
 def new_figure(
     n_rows, n_columns, height, left=0.68, right=0.15, top=0.65, bottom=1.1, wspace=0.1, hspace=0.18, sharex=True
 ):
-    """A figure of equal panels and its axes; sizes in inches, `height` of a row, wspace and hspace in panels.
-
-    Margins are set by hand, as automatic layouts push the panels apart by the slant of their tick labels.
-    """
+    """A figure of equal panels and its axes; sizes in inches, `height` of a row, wspace and hspace in panels."""
     total = top + bottom + n_rows * height
     fig = plt.figure(figsize=(WIDTH, total), facecolor="white")  # also on a dark page
     plt.close(fig)  # made by pyplot so that notebooks know how to show it, closed so that they show it once
     axes = fig.subplots(n_rows, n_columns, squeeze=False, sharex=sharex, sharey=True)
     fig.subplots_adjust(left / WIDTH, bottom / total, 1 - right / WIDTH, 1 - top / total, wspace, hspace)
     return fig, axes
+
+
+def two_columns(contents: list, height: float, **margins):
+    """A figure with a panel for each of the contents, two in a row at most, and its axes."""
+    n_columns = min(2, len(contents))
+    fig, axes = new_figure(-(-len(contents) // n_columns), n_columns, height, **margins)
+    for ax in axes.flat[len(contents) :]:
+        ax.set_axis_off()
+    return fig, axes.flat[: len(contents)]
+
+
+def style_label(trained: str) -> str:
+    """A prompt style in words."""
+    return calibration_label(trained, False).split(",")[0]
+
+
+def safety_label(arm: str) -> str:
+    """A kind of safety data in words."""
+    return ("no" if arm == "none" else arm) + " safety data"
 
 
 def outer_labels(fig: Figure, y: str, x: str) -> None:
@@ -154,7 +160,7 @@ def outer_labels(fig: Figure, y: str, x: str) -> None:
     sns.despine(fig, left=True)
 
 
-def heat_map(ax, values: pd.DataFrame, rows: list[str], words: pd.DataFrame, size="small", **colours) -> None:
+def heat_map(ax, values: pd.DataFrame, rows: list[str], words: pd.DataFrame, **colours) -> None:
     """Cells with their words, rows by those names; a last column "all" stands apart. A NaN cell stays empty.
 
     Colours go from 0 to 1 unless vmin, vmax and cmap say otherwise.
@@ -167,7 +173,7 @@ def heat_map(ax, values: pd.DataFrame, rows: list[str], words: pd.DataFrame, siz
     for row, column in np.argwhere(values.notna().to_numpy()):
         light = _luminance(grounds[row, column]) > 0.18  # where black and white are read equally well
         place = {"x": column + 0.5, "y": row + 0.5, "ha": "center", "va": "center"}
-        ax.text(**place, s=words.iat[row, column], size=size, color=INK if light else "white")
+        ax.text(**place, s=words.iat[row, column], size="small", color=INK if light else "white")
     if values.columns[-1] == "all":
         ax.axvline(len(values.columns) - 1, color="white", linewidth=5)
     ax.set(xlabel="", ylabel="", facecolor=EMPTY)
@@ -182,16 +188,15 @@ def _luminance(colour) -> float:
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def colour_scale(fig: Figure, ax, text: str, ticks=(0, 0.25, 0.5, 0.75, 1), percent: bool = True) -> None:
-    """A bar at the right that shows the colours of the heat map, in percent, points or as they are."""
+def colour_scale(fig: Figure, ax, text: str, ticks=(0, 0.25, 0.5, 0.75, 1)) -> None:
+    """A bar at the right that shows the colours of the heat map, in percent or points."""
     box = fig.subplotpars
     height = max(box.top - box.bottom, min(1.3 / fig.get_figheight(), 0.9))  # higher than a flat heat map
     bottom = np.clip((box.top + box.bottom - height) / 2, 0.05, 0.95 - height)
     scale_ax = fig.add_axes((box.right + 0.02, bottom, 0.018, height))
     scale = fig.colorbar(ax.collections[0], cax=scale_ax)
     scale.set_label(text)
-    names = [f"{100 * tick:.0f}" if percent else f"{tick:g}" for tick in ticks]
-    scale.set_ticks(ticks, labels=[name.replace("-", "\N{MINUS SIGN}") for name in names])
+    scale.set_ticks(ticks, labels=[f"{100 * tick:.0f}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
     scale.outline.set_visible(False)
 
 
@@ -204,26 +209,28 @@ def mark_empty(ax, rows, why: str = "not run") -> None:
 def panels_of(table: pd.DataFrame, tasks: list[str], y: str, x: str, bottom=1.1, top=0.65, axis=UNIT_AXIS):
     """A figure, and (calibration, task, axes) of each panel: a row per calibration, a column per task."""
     calibrations = calibrations_of(table)
-    height = 1.9 if len(calibrations) == 1 else 1.25
-    fig, axes = new_figure(len(calibrations), len(tasks), height, right=0.5, bottom=bottom, top=top)
-    for ax, task in zip(axes[0], tasks, strict=True):
-        ax.set_title("aligned model\n(not tuned)" if task == "none" else f"tuned on\n{label(task)}", size="medium")
-    title_calibrations(axes, calibrations)
-    axes[0, 0].set(**axis)
-    outer_labels(fig, y if len(calibrations) > 2 else y.replace(" (", "\n("), x)
+    titles = ["aligned model\n(not tuned)" if task == "none" else f"tuned on\n{label(task)}" for task in tasks]
+    fig, axes = calibration_rows(calibrations, titles, y, x, axis, bottom=bottom, top=top)
     return fig, [(c, task, axes[i, j]) for i, c in enumerate(calibrations) for j, task in enumerate(tasks)]
 
 
-def title_calibrations(axes, calibrations: list[tuple[str, bool]]) -> None:
-    """The calibration of each row of panels, at the right of its last panel."""
-    for ax, calibration in zip(axes[:, -1], calibrations, strict=True):
-        title_row(ax, calibration_label(*calibration, separator="\n"))
+def calibration_rows(calibrations: list[tuple], titles: list[str], y: str, x: str, axis=UNIT_AXIS, **margins):
+    """A figure and its axes: a row of panels per calibration, a column per title."""
+    height = 1.9 if len(calibrations) == 1 else 1.25
+    fig, axes = new_figure(len(calibrations), len(titles), height, right=0.5, **margins)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, size="medium")
+    title_rows(axes, [calibration_label(*calibration, separator="\n") for calibration in calibrations])
+    axes[0, 0].set(**axis)
+    outer_labels(fig, y if len(calibrations) > 2 else y.replace(" (", "\n("), x)
+    return fig, axes
 
 
-def title_row(ax, text: str) -> None:
-    """A title at the right of the last panel of a row."""
-    ax.yaxis.set_label_position("right")
-    ax.set_ylabel(text, rotation=270, va="bottom")
+def title_rows(axes, titles: list[str]) -> None:
+    """A title of each row of panels, at the right of its last panel."""
+    for ax, title in zip(axes[:, -1], titles, strict=True):
+        ax.yaxis.set_label_position("right")
+        ax.set_ylabel(title, rotation=270, va="bottom")
 
 
 def draw_point(ax, x: float, row: dict, value: str, **style) -> None:
@@ -252,12 +259,10 @@ def slanted_ticks(ax, words, start: float = 0) -> None:
 
 
 def dot_handle(text: str, **style) -> Line2D:
-    """A legend's mark without a line."""
     return Line2D([], [], linestyle="", label=text, **style)
 
 
 def arm_look(safety_data: str) -> dict:
-    """Colour and shape of a kind of safety data."""
     return {"color": SAFETY_COLOURS[safety_data], "marker": SAFETY_MARKERS[safety_data]}
 
 
@@ -265,7 +270,7 @@ def arm_handles(table: pd.DataFrame) -> list[Line2D]:
     """A legend's marks of the kinds of safety data that the tuned models of the table have."""
     tuned = table[table["finetune_task"] != "none"]
     arms = [arm for arm in SAFETY_DATA if arm in set(tuned["safety_data"])]
-    return [dot_handle(("no" if arm == "none" else arm) + " safety data", **arm_look(arm)) for arm in arms]
+    return [dot_handle(safety_label(arm), **arm_look(arm)) for arm in arms]
 
 
 def add_legend(fig: Figure, handles: list, rows: int = 1) -> Figure:

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 from drawn import figure, texts
 from frames import study
-from matplotlib.colors import to_hex
 
 from studylib.analysis import comparisons, rates, tables
 from studylib.analysis.readable import calibration_label
@@ -190,51 +189,6 @@ def test_slopes_without_a_tuned_model_say_so(results):
             figure("seed_slopes", empty)
 
 
-def dosed(results, doses):
-    """The attack and helpfulness tables with further doses, each a tenth lower in attack success."""
-    attack, helpfulness = results["attack"], results["helpfulness"]
-    safe = attack["safety_data"] != "none"
-    more = [attack[safe].assign(safety_fraction=dose, rate=attack["rate"] * 0.9) for dose in doses]
-    costs = [helpfulness[helpfulness["safety_data"] != "none"].assign(safety_fraction=dose) for dose in doses]
-    return pd.concat([attack, *more]), pd.concat([helpfulness, *costs])
-
-
-def test_the_dose_response_has_a_solid_and_a_dashed_line_per_safety_data(results):
-    attack, helpfulness = dosed(results, [0.02, 0.2])
-    ax = figure("dose_response", attack, helpfulness).axes[0]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["", "0", "2", "10", "20"]
-    where = {"finetune_task": "code", "style": "chat", "system_prompt": False, "form": "all"}
-    found = {
-        (to_hex(line.get_color()).upper(), line.get_linestyle()): list(line.get_ydata())
-        for line in ax.lines
-        if len(line.get_xdata()) == 4
-    }
-    assert len(found) == 4
-    for arm in ("generic", "multitask"):
-        doses = [pick(attack, safety_data=arm, safety_fraction=dose, **where)["rate"] for dose in (0.02, 0.1, 0.2)]
-        solid = found[style.SAFETY_COLOURS[arm], "-"]
-        assert solid == [pick(attack, safety_data="none", **where)["rate"], *doses]
-        cost = pick(helpfulness, safety_data=arm, safety_fraction=0.1, measure="over_refusal_rate", **where)["value"]
-        assert found[style.SAFETY_COLOURS[arm], "--"][2] == cost
-
-
-def test_one_dose_and_no_dose_are_said(results):
-    attack, helpfulness = results["attack"], results["helpfulness"]
-    ax = figure("dose_response", attack, helpfulness).axes[0]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["", "0", "10"]
-    assert "One dose:" in texts("dose_response", attack, helpfulness)[0]
-    assert "Safety data: 2 and 10 % of the tuning rows." in texts("dose_response", *dosed(results, [0.02]))[0]
-    none, nothing = (table[table["safety_data"] == "none"] for table in (attack, helpfulness))
-    for empty in ((none, nothing), (attack[attack["system_prompt"]], helpfulness.iloc[:0])):
-        with pytest.raises(ValueError, match="dose_response has nothing to draw"):
-            figure("dose_response", *empty)
-
-
-def test_over_refusal_that_is_not_known_is_said(results):
-    unknown = results["helpfulness"].iloc[:0]
-    assert "Not known: over-refusal." in texts("dose_response", results["attack"], unknown)[0]
-
-
 @pytest.fixture
 def grid():
     """A calibration grid: every rate another, chat and Alpaca training of one task, and the untuned model."""
@@ -275,13 +229,11 @@ def test_the_grid_leaves_unjudged_cells_empty_and_refuses_none(grid):
 
 
 def test_every_figure_of_change_fits_the_page_and_keeps_its_words_inside(results, grid):
-    attack, helpfulness = dosed(results, [0.02])
     drawn = [
         figure("erosion_heatmap", changed(["worse"], [0.4])),  # one row is lower than its scale
         figure("calibration_grid", grid[:1]),
         figure("erosion_heatmap", results["comparisons"]),
         figure("seed_slopes", results["by_seed"]),
-        figure("dose_response", attack, helpfulness),
         figure("safety_vs_helpfulness", results["attack"], results["helpfulness"]),
         figure("calibration_grid", grid),
     ]

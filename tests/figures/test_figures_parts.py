@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from studylib.analysis import agreement, claims, tables
 from studylib.figures import parts, style
-from studylib.study.words import FORMS, TASKS, VERDICTS
+from studylib.study.words import FORMS, VERDICTS
 
 mpl.use("Agg")
 PUBLISHED = claims.published_counts(Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv")
@@ -27,10 +27,10 @@ VISION = {
 
 
 @pytest.fixture(scope="module")
-def results():
+def shares():
     style.set_theme()
     frames = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=10, seeds=(0, 1), unjudged=0.1)
-    return tables.verdict_shares(*frames[:2]), tables.variance(*frames[:2])
+    return tables.verdict_shares(*frames[:2])
 
 
 def lab(colour, vision):
@@ -44,14 +44,14 @@ def lab(colour, vision):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_of_one_figure_are_told_apart_with_any_colour_vision(vision):
-    sets = (style.FORM_COLOURS, style.SAFETY_COLOURS, parts.VERDICT_COLOURS, parts.PART_COLOURS)
+    sets = (style.FORM_COLOURS, style.SAFETY_COLOURS, parts.VERDICT_COLOURS)
     for colours in sets:
         apart = [np.linalg.norm(lab(a, vision) - lab(b, vision)) for a, b in combinations(colours.values(), 2)]
         assert min(apart) > 10  # 2.3 is just seen
 
 
 def test_a_colour_stands_for_one_thing():
-    sets = (style.FORM_COLOURS, style.SAFETY_COLOURS, parts.VERDICT_COLOURS, parts.PART_COLOURS)
+    sets = (style.FORM_COLOURS, style.SAFETY_COLOURS, parts.VERDICT_COLOURS)
     colours = [colour for one in sets for colour in one.values()]
     assert len(set(colours)) == len(colours)
     assert set(parts.VERDICT_COLOURS) == set(VERDICTS)
@@ -65,8 +65,7 @@ def segments(ax, colour):
     ]
 
 
-def test_verdicts_are_stacked_to_one_incoherent_and_unjudged_included(results):
-    shares = results[0]
+def test_verdicts_are_stacked_to_one_incoherent_and_unjudged_included(shares):
     fig = figure("verdict_composition", shares)
     ax = fig.axes[2]
     rows = shares[(shares["prompt_set"] == "harmful") & (shares["form"] == "all")]
@@ -92,16 +91,14 @@ def test_a_study_in_which_nothing_was_judged_is_drawn_as_such():
     assert "In 16 cells nothing was judged" in text and "unjudged 100 %" in alt
 
 
-def test_the_verdict_caption_counts_every_verdict(results):
-    shares = results[0]
+def test_the_verdict_caption_counts_every_verdict(shares):
     rows = shares[(shares["prompt_set"] == "harmful") & (shares["form"] == "all")]
     text, alt = texts("verdict_composition", shares)
     total = rows.loc[rows["verdict"] == "unjudged", "n_verdict"].sum()
     assert total > 0 and f"({total} in all)" in alt and "n = 80, aligned model 40 responses" in text
 
 
-def test_bars_of_cells_that_were_not_run_say_so(results):
-    shares = results[0]
+def test_bars_of_cells_that_were_not_run_say_so(shares):
     gone = (shares["finetune_task"] == "code") & (shares["safety_data"] == "generic") & shares["system_prompt"]
     some = shares[~gone]
     axes = figure("verdict_composition", some).axes
@@ -109,43 +106,9 @@ def test_bars_of_cells_that_were_not_run_say_so(results):
     assert "Not run: 2 cells, left empty." in texts("verdict_composition", some)[0]
 
 
-def parted(*shares, variance=0.2):
-    """The variance of that many cells, each with its four parts."""
-    table = pd.DataFrame(shares, columns=list(parts.PARTS))
-    where = {"model": "m", "finetune_task": list(TASKS)[: len(shares)], "style": "chat", "system_prompt": False}
-    where |= {"safety_data": "none", "safety_fraction": 0.0, "form": "all", "judge": "rules"}
-    return table.assign(**where, n=120, n_prompts=20, n_seeds=3, variance=variance)
-
-
-def test_parts_of_the_variance_are_stacked_and_unknown_ones_left_out():
-    nan = np.nan
-    table = parted((0.4, 0.1, 0.3, 0.2), (0.9, nan, nan, 0.1), (nan, nan, nan, nan))
-    table.loc[2, "variance"] = 0.0
-    fig = figure("variance_shares", table)
-    colours = parts.PART_COLOURS
-    widths = {part: [width for _, _, width in segments(fig.axes[0], colours[part])] for part in colours}
-    expected = {"prompt": [0.4, 0.9], "seed": [0.1], "prompt_x_seed": [0.3], "sample": [0.2, 0.1]}
-    assert {part: pytest.approx(found) for part, found in widths.items()} == expected
-    assert [text.get_text() for text in fig.axes[0].texts] == ["nothing varies"]
-    text, alt = texts("variance_shares", table)
-    assert "With one seed (1 bar)" in text and "No bar, nothing varies: 1 cell." in text and "n = 120 responses" in text
-    assert "prompt 40-90 %; training seed 10 %" in alt
-
-
-def test_the_variance_of_a_study_adds_up(results):
-    ax = figure("variance_shares", results[1]).axes[0]
-    ends = {}
-    for bar in ax.patches:
-        ends[round(bar.get_y(), 3)] = max(ends.get(round(bar.get_y(), 3), 0), bar.get_x() + bar.get_width())
-    assert list(ends.values()) == pytest.approx([1] * 7)
-
-
-def test_stacks_of_nothing_say_so(results):
-    shares, variance = results
+def test_stacks_of_nothing_say_so(shares):
     for name, empty in (
         ("verdict_composition", shares[shares["prompt_set"] == "twin"]),
-        ("variance_shares", variance.iloc[:0]),
-        ("variance_shares", parted((np.nan,) * 4, variance=np.nan)),
         ("published_counts", PUBLISHED.iloc[:0]),
     ):
         with pytest.raises(ValueError, match=f"{name} has nothing to draw"):
@@ -172,7 +135,7 @@ def test_the_published_caption_says_that_counts_are_no_rates():
 
 
 @pytest.fixture(scope="module")
-def made():
+def table():
     """Tables of three judges, of which one cannot tell anything, on two labelled sets."""
     rng = np.random.default_rng(0)
     rows = pd.DataFrame({"label": rng.choice(["refused", "answered"], 120), "source": np.repeat(["own", "a_set"], 60)})
@@ -184,7 +147,7 @@ def made():
         verdict = "unjudged" if judge == "silent" else verdict
         verdicts.append(rows[["response_id"]].assign(judge=judge, verdict=verdict))
     verdicts = pd.concat(verdicts, ignore_index=True)
-    return agreement.compare(rows, verdicts, draws=200), agreement.matrix(verdicts)
+    return agreement.compare(rows, verdicts, draws=200)
 
 
 def dots(ax):
@@ -192,8 +155,7 @@ def dots(ax):
     return sorted((line.get_ydata()[0], line.get_xdata()[0]) for line in lines)
 
 
-def test_a_panel_per_labelled_set_has_a_dot_per_judge_at_its_kappa(made):
-    table, _ = made
+def test_a_panel_per_labelled_set_has_a_dot_per_judge_at_its_kappa(table):
     fig = figure("judge_agreement", table)
     assert [ax.get_title().split("\n")[0] for ax in fig.axes] == ["own", "a set", "all sets"]
     for ax, source in zip(fig.axes, ("own", "a_set", "all"), strict=True):
@@ -204,43 +166,26 @@ def test_a_panel_per_labelled_set_has_a_dot_per_judge_at_its_kappa(made):
     assert "kappa" in fig._supxlabel.get_text()
 
 
-def test_the_axis_holds_every_interval_and_ends_at_one(made):
-    table, _ = made
+def test_the_axis_holds_every_interval_and_ends_at_one(table):
     ax = figure("judge_agreement", table).axes[0]
     low, high = ax.get_xlim()
     assert high == 1 and low <= min(0, table["kappa_low"].min())
 
 
-def test_one_labelled_set_has_one_panel(made):
-    table = made[0][made[0]["source"] != "own"]
+def test_one_labelled_set_has_one_panel(table):
+    table = table[table["source"] != "own"]
     assert len(figure("judge_agreement", table).axes) == 1
 
 
-def test_the_heat_map_has_a_number_for_every_two_judges_that_have_a_kappa(made):
-    _, matrix = made
-    fig = figure("agreement_matrix", matrix)
-    kappa = matrix.set_index(["judge", "other"])["kappa"]["rules", "word_list"]
-    words = [text.get_text() for text in fig.axes[0].texts]
-    assert words == [f"{kappa:.2f}".replace("0.", ".")] * 2
-    assert fig.axes[0].collections[0].get_clim() == (0, 1)
-    assert "n = 0-120 responses judged by both" in fig._supxlabel.get_text()
-
-
-def test_captions_take_every_number_from_the_table(made):
-    table, matrix = made
+def test_captions_take_every_number_from_the_table(table):
     text, alt = texts("judge_agreement", table)
     part = table[(table["model"] == "all") & table["kappa"].notna()]
     assert f"{part['kappa'].max():.2f} (rules on" in alt and f"{part['kappa'].min():.2f} (word list on" in alt
     assert "n = 60-120" in text and "95 %" in text
-    text, alt = texts("agreement_matrix", matrix)
-    assert "n = 120 " in text and "rules and word list" in alt
 
 
-def test_what_has_nothing_to_draw_says_so(made):
-    table, matrix = made
+def test_what_has_nothing_to_draw_says_so(table):
     with pytest.raises(ValueError, match="has nothing to draw: no row in judge"):
         figure("judge_agreement", table.iloc[:0])
-    with pytest.raises(ValueError, match="has nothing to draw: no row in judge"):
-        figure("agreement_matrix", matrix.iloc[:0])
     with pytest.raises(ValueError, match="no kappa is defined"):
-        texts("agreement_matrix", matrix[matrix["judge"] == "silent"])
+        texts("judge_agreement", table[table["judge"] == "silent"])
