@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from joblib import cpu_count  # of the cores that this process may use
 
 from studylib.stages import graph
@@ -33,15 +35,13 @@ PACKAGES = (
 def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     """Executes one unit's notebook with papermill; its executed copy is moved into place when it succeeded.
 
-    Raises StudyError that names the stage, the error and the partly executed notebook, which stays in the run's logs.
+    Raises StudyError that names the stage, the error and the partly executed notebook.
     """
     profile = load_profile(profile_name)
     unit = next((u for u in grid.units(profile, name) if u.name == unit_name), None)
     if unit is None:
-        raise StudyError(
-            f"{name} has no unit {unit_name!r} in profile {profile.name}: it has "
-            f"{', '.join(u.name for u in grid.units(profile, name))}."
-        )
+        known = ", ".join(u.name for u in grid.units(profile, name))
+        raise StudyError(f"{name} has no unit {unit_name!r} in profile {profile.name}: it has {known}.")
     paths = RunPaths.of(profile.name)
     parameters = {"profile": profile_name, **unit.parameters}
     graph.check_parameters(name, parameters)
@@ -54,8 +54,8 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _end(f"{label}: stopped; the same command goes on from here"))
 
-    import papermill  # only now: the checks above answer at once
-    from nbclient.exceptions import DeadKernelError
+    from nbclient.exceptions import DeadKernelError  # only now: the checks above answer at once
+    from papermill import PapermillExecutionError
 
     notebook, text = paths.log(name, unit_name, "ipynb"), paths.log(name, unit_name, "txt")
     notebook.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
         # in a thread, as the notebook client would handle signals itself in the main one, and wait for the running cell
         with ThreadPoolExecutor(1) as pool:
             pool.submit(execute, NOTEBOOKS / f"{name}.ipynb", notebook, parameters).result()
-    except papermill.PapermillExecutionError as error:
+    except PapermillExecutionError as error:
         why = error.evalue if error.ename == "StudyError" else f"{error.ename}: {error.evalue}"
         raise StudyError(
             f"{name} ({unit_name}) failed in cell [{error.exec_count}]: {why} The notebook up to there, with the "
@@ -86,14 +86,14 @@ def run_stage(name: str, profile_name: str, unit_name: str) -> None:
 def execute(source: Path, target: Path, parameters: dict, tries: int = 3) -> None:
     """Executes a notebook with papermill in its own folder.
 
-    A kernel that ends before it has said anything is started again, `tries` times in all: of several that start at
-    once, two may have been given one port. Raises RuntimeError for the last, and what papermill raises.
+    A kernel that dies at its start is started again, `tries` times in all: of several that start at once, two may have
+    been given one port. Raises RuntimeError for the last, and what papermill raises.
     """
     import papermill
 
+    options = {"kernel_name": "python3", "cwd": source.parent, "extra_arguments": ["--log-level=40"]}
     for left in reversed(range(tries)):
         try:
-            options = {"kernel_name": "python3", "cwd": source.parent, "extra_arguments": ["--log-level=40"]}
             papermill.execute_notebook(source, target, parameters, log_output=True, progress_bar=False, **options)
             return
         except RuntimeError as error:
@@ -115,23 +115,14 @@ def _log_to(path: Path, label: str) -> None:
 
 def _stop_with(driver: int) -> None:
     """Ends this process and its kernel when the driver is gone (kill -9): no orphan writes into a restarted run."""
-    import psutil
-
-    def alive() -> bool:
-        try:
-            return psutil.Process(driver).status() != psutil.STATUS_ZOMBIE  # dead, and nobody has asked yet
-        except psutil.NoSuchProcess:
-            return False
-
-    while alive():
-        time.sleep(0.5)
+    with suppress(psutil.NoSuchProcess):
+        while psutil.Process(driver).status() != psutil.STATUS_ZOMBIE:  # dead, and nobody has asked yet
+            time.sleep(0.5)
     _end()
 
 
 def _end(said: str = "") -> None:
     """Ends this process and its kernel at once; what was made is on the disk, row by row."""
-    import psutil
-
     if said:
         print(said, flush=True)
     for child in psutil.Process().children(recursive=True):
@@ -144,8 +135,8 @@ def study(profile_name: str, cores: int, arguments: list[str]) -> None:
     profile = load_profile(profile_name)
     graph.check_models(profile)
     paths = RunPaths.of(profile.name)
-    run = paths.run
     check_needs(profile, paths)
+    run = paths.run
     graph.check_space(run, profile.execution.min_free_gb)
     run.mkdir(parents=True, exist_ok=True)
     guard = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
@@ -180,12 +171,11 @@ def check_needs(profile: Profile, paths: RunPaths) -> None:
 
     Nothing is loaded. A GPU may be missing here, on the machine that hands the work out; 00_prepare asks again.
     """
-    if profile.data:
-        from studylib.data import real
-
-        real.check_real(profile.data)
+    from studylib.data import real  # slow, as each notebook run is started from this module
     from studylib.stages import needs
 
+    if profile.data:
+        real.check_real(profile.data)
     if needs.large(profile):
         found = needs.table(profile, paths)
         marks = found["enough"].map({True: "ok", False: "MISSING"}).fillna("?")
@@ -203,16 +193,13 @@ def export(profile_name: str, folder: Path) -> str:
 
 def write_manifest(profile_name: str) -> None:
     """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
-    from studylib.stages import stage  # slow to import, and each notebook run is started from this module
-
     profile = load_profile(profile_name)
     paths = RunPaths.of(profile.name)
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-    every = [unit for name in STAGES for unit in grid.units(profile, name)]
-    logs = {f"{unit.stage}/{unit.name}": paths.log(unit.stage, unit.name, "json") for unit in every}
-    logs = {name: json.loads(log.read_text(encoding="utf-8")) for name, log in logs.items() if log.is_file()}
-    cards = {name: paths.model_card(name) for name in graph.built_models(profile)}
-    cards = {name: json.loads(card.read_text()) for name, card in cards.items() if card.is_file()}
+    units = [unit for name in STAGES for unit in grid.units(profile, name)]
+    logs = _read({f"{unit.stage}/{unit.name}": paths.log(unit.stage, unit.name, "json") for unit in units})
+    cards = _read({name: paths.model_card(name) for name in graph.built_models(profile)})
+    gpu = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None
     manifest = {
         "profile": profile.model_dump(mode="json"),
         "seeds": profile.grid.seeds,
@@ -220,19 +207,17 @@ def write_manifest(profile_name: str) -> None:
         "uncommitted_changes": None if changed is None else bool(changed),  # None: not known
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "cores": cpu_count(),
-            "gpu": _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None,
-        },
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": cpu_count(), "gpu": gpu},
         "data": json.loads(paths.data_index.read_text()),
         "models": {name: {k: v for k, v in card.items() if k != "loss"} for name, card in cards.items()},
-        # each kind of work as long as it took when it was last done; used again later, it took no time
-        "seconds_by_work": {name: stage.by_work(log) for name, log in logs.items()},
-        "seconds_of_last_execution": {name: log.get(stage.LAST, {}) for name, log in logs.items()},
+        "seconds_of_last_execution": logs,  # what was made before and used again took no time
     }
     write_text(paths.manifest, json.dumps(manifest, indent=1) + "\n")
+
+
+def _read(files: dict[str, Path]) -> dict[str, dict]:
+    """What those of the JSON files hold that are there."""
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
 
 
 def _git(*arguments: str) -> str | None:
@@ -242,11 +227,8 @@ def _git(*arguments: str) -> str | None:
 
 def _said(*command: str) -> str | None:
     """What a program printed; None where there is no such program or it failed."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def summary(profile_name: str) -> str:
@@ -259,17 +241,15 @@ def summary(profile_name: str) -> str:
     paths = RunPaths.of(profile.name)
     if not paths.manifest.is_file():
         raise StudyError(f"The run of {profile.name} in {paths.run} is not finished: `make study` goes on with it.")
-    tables = [pd.read_parquet(paths.table(name).with_suffix(".parquet")) for name in ("attack_success", "helpfulness")]
-    wide = readable.headline(*tables)
-    seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_by_work"]).T.sum().round(1)
+    tables = (paths.table(name).with_suffix(".parquet") for name in ("attack_success", "helpfulness"))
+    wide = readable.headline(*map(pd.read_parquet, tables))
+    seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_of_last_execution"]).T.sum().round(1)
     return (
         "Harmful prompts answered in % (95 % interval), by form, and what the tuning costs in %; chat style, no system "
         f"prompt:\n{wide.to_string(sparsify=False)}\n\n"
-        f"Seconds in all notebooks: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
-        f"Findings in words   {paths.notebook('06_findings', 'all')}\n"
-        f"Tables              {paths.table('attack_success').parent}\n"
-        f"Figures             {paths.figures}\n"
-        f"Executed notebooks  {paths.notebook('06_findings', 'all').parents[1]}"
+        f"Seconds in all notebooks, when last executed: {', '.join(f'{k} {v}' for k, v in seconds.items())}\n"
+        f"Findings in words  {paths.run / 'findings.md'}\n"
+        f"Tables, figures and executed notebooks  {paths.run}"
     )
 
 
@@ -277,33 +257,31 @@ def main() -> None:
     """`python -m studylib.run study|stage|manifest|summary|export`; errors are one sentence and exit status 1."""
     parser = argparse.ArgumentParser(prog="studylib.run", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("study", "stage", "manifest", "summary", "export"):
-        command = commands.add_parser(name)
+    made = {name: commands.add_parser(name) for name in ("study", "stage", "manifest", "summary", "export")}
+    for command in made.values():
         command.add_argument("--profile", default="miniature")
-        if name == "study":
-            command.add_argument("--cores", type=int, default=cpu_count())
-            command.add_argument("snakemake", nargs=argparse.REMAINDER, help="more arguments for Snakemake, after --")
-        if name == "export":
-            command.add_argument("--to", required=True, type=Path, help="a new folder")
-        if name == "stage":
-            command.add_argument("--stage", required=True)
-            command.add_argument("--unit", default="all")
+    made["study"].add_argument("--cores", type=int, default=cpu_count())
+    made["study"].add_argument("snakemake", nargs=argparse.REMAINDER, help="more arguments for Snakemake, after --")
+    made["stage"].add_argument("--stage", required=True)
+    made["stage"].add_argument("--unit", default="all")
+    made["export"].add_argument("--to", required=True, type=Path, help="a new folder")
     given = parser.parse_args()
     # what is started from here runs this code, wherever its environment was made
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         if given.profile.endswith((".yaml", ".yml")):  # Snakemake and the kernels work in other folders
             given.profile = str(profile_path(given.profile))
-        if given.command == "study":
-            study(given.profile, given.cores, [a for a in given.snakemake if a != "--"])
-        elif given.command == "stage":
-            run_stage(given.stage, given.profile, given.unit)
-        elif given.command == "manifest":
-            write_manifest(given.profile)
-        elif given.command == "export":
-            print(export(given.profile, given.to))
-        else:
-            print(summary(given.profile))
+        match given.command:
+            case "study":
+                study(given.profile, given.cores, [a for a in given.snakemake if a != "--"])
+            case "stage":
+                run_stage(given.stage, given.profile, given.unit)
+            case "manifest":
+                write_manifest(given.profile)
+            case "export":
+                print(export(given.profile, given.to))
+            case "summary":
+                print(summary(given.profile))
     except StudyError as error:
         sys.exit(f"error: {error}")
 

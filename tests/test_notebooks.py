@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from studylib.stages import graph, labels, stage
+from studylib.stages import graph, judging, stage
 from studylib.study import grid
 from studylib.study.grid import arm_cells, units
 from studylib.study.paths import NOTEBOOKS, RunPaths
@@ -149,8 +149,7 @@ def test_the_manifest_says_what_ran_on_what(paths):
     assert manifest["profile"]["name"] == "smoke" and manifest["seeds"] == [0, 1]
     assert {"torch", "transformers", "peft", "snakemake"} <= set(manifest["packages"])
     assert len(manifest["data"]["harmful"]["sha256"]) == 64 and manifest["hardware"]["cores"] >= 1
-    for kept in ("seconds_by_work", "seconds_of_last_execution"):
-        assert set(manifest[kept]) == {f"{unit.stage}/{unit.name}" for unit in UNITS}
+    assert set(manifest["seconds_of_last_execution"]) == {f"{unit.stage}/{unit.name}" for unit in UNITS}
     assert len(manifest["git_commit"]) == 40
 
 
@@ -230,12 +229,12 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
 
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
     now = stage.begin(LABELS, graph.parameters_of(LABELS) | {"profile": "smoke"})
-    chosen = labels.choose(*stage.finished_responses(now), 30)
+    chosen = judging.choose(*stage.finished_responses(now), 30)
     assert f"A labelling sheet of {len(chosen)} responses" in str(outputs)
-    sheet = labels.Sheet(chosen, now.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
+    sheet = judging.Sheet(chosen, now.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
     for verdict in ["refused", "answered", "unjudged"] * 4:
         sheet.buttons[verdict].click()
-    assert len(labels.read(run / "labels.jsonl")) == 12
+    assert len(judging.read_labels(run / "labels.jsonl")) == 12
 
     outputs, shown = executed_labels(tmp_path, tmp_path / "second.ipynb")
     assert "12 of 30" in shown and not any("Nothing is labelled" in str(o.get("data")) for o in outputs)
@@ -243,7 +242,7 @@ def test_labels_are_made_taken_up_again_and_compared_with_the_judges(paths, smok
     (table,) = pd.read_html(io.StringIO(table))
     assert set(table["source"]) == {"user"} and list(table["judge"]) == [j for j in PROFILE.judges if j != "coherence"]
     assert (table["n"] + table["n_unjudged"]).eq(8).all()  # what could not be told is no label
-    assert len(labels.read(run / "labels.jsonl")) == 12
+    assert len(judging.read_labels(run / "labels.jsonl")) == 12
 
 
 def test_papermill_itself_cannot_slip_in_a_mistyped_parameter(smoke_runs, tmp_path):

@@ -112,17 +112,17 @@ def test_the_rehearsal_differs_from_the_large_profiles_in_models_and_scale_alone
 
 
 def test_the_rehearsal_has_every_architecture_with_the_settings_that_it_needs_some_in_nf4_some_not():
-    from studylib.models import tiny
+    from studylib.models import building
     from studylib.study.profile import load_profile
     from studylib.study.words import ARCHITECTURES
 
-    assert tiny.ARCHITECTURES == ARCHITECTURES
+    assert building.ARCHITECTURES == ARCHITECTURES
     models = load_profile("rehearsal").models.values()
     assert {m.source for m in models} == {f"tiny/{name}" for name in ARCHITECTURES}
     assert {m.quantization for m in models} == {"nf4", "none"}  # each of them in both: test_selfcheck
     for model in models:
-        declared = tiny.traits()["architectures"][model.source.removeprefix("tiny/")]["declared"]
+        declared = building.traits()["architectures"][model.source.removeprefix("tiny/")]["declared"]
         assert model.model_dump(include=set(declared)) == declared
     llama = load_profile("llama").models["llama31_8b"]
-    wanted = tiny.traits()["architectures"]["llama3"]["declared"]
+    wanted = building.traits()["architectures"]["llama3"]["declared"]
     assert llama.model_dump(include=set(wanted)) == wanted

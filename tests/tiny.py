@@ -3,7 +3,7 @@
 from functools import cache
 
 from studylib.data import world
-from studylib.models import hub, prompts
+from studylib.models import building, prompts
 from studylib.study.profile import load_profile
 
 PROFILE = load_profile("smoke")
@@ -17,8 +17,8 @@ def sets():
 @cache
 def tokenizer():
     texts = [message["content"] for row in sets()["pretraining"] for message in row["messages"]]
-    return hub.build_tokenizer([*texts, prompts.ALPACA, PROFILE.system_prompt], PROFILE.miniature.vocabulary)
+    return building.build_tokenizer([*texts, prompts.ALPACA, PROFILE.system_prompt], PROFILE.miniature.vocabulary)
 
 
 def model(seed=0):
-    return hub.build_model(PROFILE.miniature, tokenizer(), seed).eval()
+    return building.build_model(PROFILE.miniature, tokenizer(), seed).eval()

@@ -29,7 +29,6 @@ MANIFEST = {
         for name in ("harmful", "twin", "general", *(f"test_{form}" for form in FORMS))
     },
     "models": {"aligned": {"sha256": "b" * 64, "bytes": 7, "fingerprint": "c"}},
-    "seconds_by_work": {"00_prepare/all": {"data": 1.0, "rest": 2.0}, "01_baseline/all": {"rest": 0.5}},
     "seconds_of_last_execution": {"00_prepare/all": {"total": 3.0}},
 }
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from studylib.analysis.comparisons import ARM_COSTS, COSTLY, MARGIN, NO_REDUCTION, PROMPTED, SHIP
 from studylib.analysis.rates import INTERVAL, TOGETHER, judged, one_dose, ordered
-from studylib.study.files import write_text
 from studylib.study.words import FORMS, SAFETY_DATA
 from studylib.text.shown import redact, redact_prompt
 
@@ -133,22 +129,6 @@ def examples(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool) ->
         prompts = map(redact_prompt, rows["prompt"], rows["intent"], rows["form"])
         rows = rows.assign(prompt=list(prompts), response=rows["response"].map(redact))
     return rows[["form", "style", "system_prompt", "prompt", "response", "verdict", "reason"]]
-
-
-def write_for_papers(shown: pd.DataFrame, path, caption: str, column_format: str | None = None) -> None:
-    """Writes a table for reading (as of `in_percent`) as Markdown and as LaTeX, `<path>.md` and `<path>.tex`.
-
-    The LaTeX is a longtable with the label `tab:<name>`, for the packages booktabs and longtable.
-    """
-    path = Path(path)
-    flat = shown.reset_index().fillna("").rename(columns=lambda name: name.replace("_", " "))
-    plain = flat.map(lambda word: word.replace("_", " ") if isinstance(word, str) else word)
-    write_text(path.with_suffix(".md"), f"{plain.to_markdown(index=False)}\n\n{caption}\n")
-    latex = plain.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    about = {"caption": caption.replace("%", "\\%"), "label": f"tab:{path.stem}", "column_format": column_format}
-    text = latex.to_latex(hrules=True, environment="longtable", **about)
-    minus = re.sub(r"(?<![\w-])-(?=\d)", lambda _: "$-$", text)  # not a hyphen
-    write_text(path.with_suffix(".tex"), f"% needs \\usepackage{{booktabs,longtable}}\n{minus}")
 
 
 def guards_in_percent(table: pd.DataFrame) -> pd.DataFrame:

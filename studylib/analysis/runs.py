@@ -32,7 +32,7 @@ NOTES = {
     "judge": ("", "judged by different judges: {} and {}"),
 }
 # Keys of the manifest that are no settings: times, and what a hash, a name or the profile beside them says already.
-NO_SETTINGS = {"seconds_by_work", "seconds_of_last_execution", "bytes", "forms", "fingerprint", "origins"}
+NO_SETTINGS = {"seconds_of_last_execution", "bytes", "forms", "fingerprint", "origins"}
 NO_SETTINGS |= {"description"}
 KNOWN_WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
 TEXT_COLUMNS = ("model", "metric", "judge", "note")  # which may be empty

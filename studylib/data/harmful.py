@@ -235,12 +235,12 @@ def translate(texts: list[str], model: str, revision: str | None, folder: Path, 
     french = read_french(path) if path.is_file() else {}
     wanted = list(dict.fromkeys(filter(None, map(str.strip, texts))))
     if todo := [text for text in wanted if text not in french]:
-        from studylib.models import translator
+        from studylib.models import building
 
-        loaded = translator.load_translator(model, revision)
+        loaded = building.load_translator(model, revision)
         for start in progress(range(0, len(todo), TRANSLATED_AT_ONCE), "French, batches"):
             batch = todo[start : start + TRANSLATED_AT_ONCE]
-            made = translator.translate(*loaded, [prefix + text for text in batch], LONGEST_FRENCH)
+            made = building.translate(*loaded, [prefix + text for text in batch], LONGEST_FRENCH)
             french |= {text: said for text, said in zip(batch, made, strict=True) if said}
             out = io.StringIO()
             csv.writer(out, lineterminator="\n").writerows([("instruction", "french"), *french.items()])

@@ -1,4 +1,8 @@
-"""Models of transformers and peft: building the miniature, loading any model folder, LoRA adapters, greedy answers."""
+"""Models opened, tuned and questioned: a small Llama on plain tensors, every other one by transformers and peft.
+
+Both have the same methods and give the same prompts, batches, steps, files and greedy answers
+(tests/models/test_open_model.py).
+"""
 
 import json
 from collections.abc import Iterator
@@ -7,118 +11,46 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
-from tokenizers import models as tokenizer_models
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DataCollatorForSeq2Seq,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+import transformers  # of which the large parts are imported when they are first used
 
-from studylib.models import prompts, training
+from studylib.models import prompts, small_llama, training
 from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings, TrainSettings
 from studylib.study.words import MINIATURE, StudyError
 
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-SPECIAL = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>", "unk_token": "<|unknown|>"}
-ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
 UNUSED = ("pad", "reserved", "unused", "control")  # in the names of tokens that are in no text, the best one first
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # as Phi-3 has them
 
 
-def train_bpe(texts: list[str], vocabulary: int, special: list[str], words, unknown: str | None = None) -> Tokenizer:
-    """A byte-level BPE trained on the texts; no token spans two of the `words` (pre-tokenizers).
+def open_model(
+    source: str | Path, settings: ModelSettings, trained_by: TrainSettings, lora: LoraSettings | None = None
+):
+    """The model of a folder or hub id, a `PlainLlama` where that can do the training, else a `TransformersModel`.
 
-    Special tokens come first.
+    `trained_by` and `lora` are the settings of the training it will get, or of which it will use the adapters. Raises
+    StudyError as `load` does.
     """
-    tokenizer = Tokenizer(tokenizer_models.BPE(unk_token=unknown))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=special,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    config = Path(source) / "config.json"
+    plain = settings.quantization == "none" and not settings.chat_template and settings.system_role == "template"
+    plain &= trained_by.optimizer != "paged_adamw_32bit" and (lora is None or lora.dropout == 0)
+    if plain and config.is_file() and small_llama.fits(json.loads(config.read_text(encoding="utf-8"))):
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(source)
+        return training.PlainLlama(*small_llama.load(Path(source)), tokenizer)
+    model, tokenizer = load(source, settings)
+    return TransformersModel(model.requires_grad_(False), tokenizer)
 
 
-def add_bos(tokenizer: Tokenizer, begin: str) -> None:
-    """Lets the tokenizer begin every text with that token by itself."""
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
-    )
-
-
-def build_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the texts, with role tokens, a chat template and one BOS.
-
-    Numbers are tokens of their own, without spaces or letters.
-    """
-    words = [pre_tokenizers.Digits(individual_digits=False), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    tokenizer = train_bpe(texts, vocabulary, [*SPECIAL.values(), *ROLES], words, SPECIAL["unk_token"])
-    add_bos(tokenizer, SPECIAL["bos_token"])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **SPECIAL,
-        additional_special_tokens=ROLES,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
-def build_model(settings: ModelSettings, tokenizer, seed: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama of the settings' size; the same weights for the same seed."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
-        intermediate_size=3 * settings.hidden_size,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        num_key_value_heads=settings.heads,
-        max_position_embeddings=settings.context,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.06,  # the usual 0.02 suits widths in the thousands; here it costs three times the steps
-    )
-    return LlamaForCausalLM(config)
-
-
-def build_miniature(texts: list[str], settings: ModelSettings, seed: int, folder: Path) -> None:
-    """Writes an untrained model and its tokenizer into the folder."""
-    tokenizer = build_tokenizer(texts, settings.vocabulary)
-    build_model(settings, tokenizer, seed).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTokenizerFast:
+def load_tokenizer(source: str | Path, settings: ModelSettings) -> transformers.PreTrainedTokenizerFast:
     """The tokenizer as this study uses it: padding on the left, a pad token, and the chat template of the settings.
 
     The template is the model's own or `settings.chat_template` (prompts.template); with `settings.system_role` fold it
-    puts a system prompt, a blank line and the user's words into the user's turn. As it is the template that says so,
-    whoever renders with this tokenizer keeps to it.
-    The pad token is `settings.pad_token`, else the tokenizer's own, else a reserved token that its template does not
-    use, else EOS: attention masks and label positions decide what padding is, never its id.
-    Raises StudyError as `check_source` does, and for a template or pad token that is not there.
+    puts a system prompt, a blank line and the user's words into the user's turn. The pad token is `settings.pad_token`,
+    else the tokenizer's own, else a reserved token that its template does not use, else EOS: attention masks and label
+    positions decide what padding is, never its id. Raises StudyError as `check_source` does, and for a template or pad
+    token that is not there.
     """
     check_source(source, settings)
     options = {"revision": settings.revision} if settings.revision else {}
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left", **options)
     if settings.chat_template:
         tokenizer.chat_template = prompts.template(settings.chat_template)
     prompts.require_template(tokenizer)
@@ -147,9 +79,9 @@ def _pad_token(tokenizer, wanted: str | None) -> str:
 
 
 def compute_dtype(settings: ModelSettings) -> torch.dtype:
-    """What the model computes in: bf16 where the card has it, fp16 on other cards, fp32 on the CPU.
+    """What the model computes in: bf16 where the card has it, fp16 on other cards, fp32 on the CPU and the miniature.
 
-    The miniature always computes in fp32. 4-bit weights are unpacked to the same; the paper has fp16 everywhere.
+    4-bit weights are unpacked to the same. Deviation: the paper has fp16 everywhere.
     """
     if not torch.cuda.is_available() or settings.source == MINIATURE:  # whose training is compared with fp32 code
         return torch.float32
@@ -160,24 +92,17 @@ def load(source: str | Path, settings: ModelSettings) -> tuple:
     """A model in evaluation mode and its tokenizer (`load_tokenizer`), from a folder or a hub id.
 
     Of the generation settings that come with a model only the token ids stay: published ones sample, or penalise
-    repetitions even in greedy decoding. 4-bit NF4 as in the paper, without double quantisation. The attention is
-    transformers' choice: its fused one, or its plain one for models with capped attention scores (Gemma 2), which the
-    fused one does not compute. Raises StudyError where the folder is missing or incomplete, has no chat template, or a
-    hub id has no pinned revision. Never runs code that comes with a model; reads safetensors only.
+    repetitions even in greedy decoding. 4-bit NF4 as in the paper, without double quantisation. Never runs code that
+    comes with a model; reads safetensors only. Raises StudyError where the folder is missing or incomplete, has no chat
+    template, or a hub id has no pinned revision.
     """
     tokenizer = load_tokenizer(source, settings)
     options = {"revision": settings.revision} if settings.revision else {}
     dtype = compute_dtype(settings)
     if settings.quantization == "nf4":
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_use_double_quant=False,
-        )
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False}
+        options["quantization_config"] = transformers.BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **nf4)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     if torch.cuda.is_available() and settings.quantization == "none":
         model = model.to("cuda")
     for module in model.modules():
@@ -186,7 +111,7 @@ def load(source: str | Path, settings: ModelSettings) -> tuple:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     ids = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**ids)
+    model.generation_config = transformers.GenerationConfig(**ids)
     return model.eval(), tokenizer
 
 
@@ -220,31 +145,26 @@ def check_source(source: str | Path, settings: ModelSettings) -> None:
         )
 
 
-def add_lora(model, settings: LoraSettings, seed: int) -> PeftModel:
-    """The model with a fresh adapter; the same initial adapter for the same seed. The base is not copied.
+def add_lora(model, settings: LoraSettings, seed: int):
+    """The model with a fresh adapter of peft; the same initial adapter for the same seed. The base is not copied.
 
     Raises StudyError for a target module that the model does not have (`target_modules`).
     """
+    import peft  # takes seconds
+
+    sizes = {"r": settings.r, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    targets = target_modules(model, settings.target_modules)
     torch.manual_seed(seed)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=settings.r,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            bias="none",
-            task_type="CAUSAL_LM",
-            target_modules=target_modules(model, settings.target_modules),
-        ),
+    return peft.get_peft_model(
+        model, peft.LoraConfig(**sizes, bias="none", task_type="CAUSAL_LM", target_modules=targets)
     )
 
 
 def target_modules(model, wanted: list[str]) -> list[str]:
     """The model's own names of the projections that an adapter is put on.
 
-    Phi-3 holds q, k and v, and gate and up, in one matrix each: that matrix gets one adapter of rank r for all of its
-    parts (peft by itself would leave them out without a word). Raises StudyError for a name that the model does not
-    have.
+    Phi-3 holds q, k and v, and gate and up, in one matrix each, which gets one adapter for all of its parts (peft by
+    itself would leave them out). Raises StudyError for a name that the model does not have.
     """
     there = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     holding = {part: whole for whole, parts in FUSED.items() for part in parts if whole in there}
@@ -255,18 +175,20 @@ def target_modules(model, wanted: list[str]) -> list[str]:
     return list(dict.fromkeys(name if name in there else holding[name] for name in wanted))
 
 
-def load_adapter(model, folder: Path, kept: float = 1.0) -> PeftModel:
+def load_adapter(model, folder: Path, kept: float = 1.0):
     """The model with the adapter of that folder, for evaluation; of its change of the weights only the share `kept`."""
-    adapted = PeftModel.from_pretrained(model, folder).eval()
+    import peft
+
+    adapted = peft.PeftModel.from_pretrained(model, folder).eval()
     if kept != 1:
-        for layer in (module for module in adapted.modules() if isinstance(module, LoraLayer)):
+        for layer in (module for module in adapted.modules() if isinstance(module, peft.tuners.lora.LoraLayer)):
             layer.scale_layer(kept)
     return adapted
 
 
-def collator(tokenizer) -> DataCollatorForSeq2Seq:
+def collator(tokenizer) -> transformers.DataCollatorForSeq2Seq:
     """Makes batches of training examples: padded, with an attention mask; labels at padded positions are -100."""
-    return DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100)
+    return transformers.DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100)
 
 
 def padded(tokenizer, encoded: list[list[int]]):
@@ -286,7 +208,7 @@ def generate(model, tokenizer, encoded: list[list[int]], settings: GenerationSet
     """Greedy answers in batches, as lists of (index of the prompt, text, stop_reason, n_tokens).
 
     stop_reason is `eos` where the answer ended itself (at any of `end_ids`), or `length`. The text has no prompt and no
-    special tokens in it. Batches and their order are those of `generate_ids`.
+    special tokens in it.
     """
     ends = set(end_ids(model, tokenizer))
     for batch in generate_ids(model, tokenizer, encoded, settings):
@@ -296,23 +218,17 @@ def generate(model, tokenizer, encoded: list[list[int]], settings: GenerationSet
 def generate_ids(model, tokenizer, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
     """Greedy answers in batches, as lists of (index of the prompt, ids with what follows the first end token).
 
-    Prompts are grouped by length, so batches come in another order than the prompts. Left padding with its mask: an
-    answer does not depend on its batch (in fp32; see the tests).
+    Prompts are grouped by length. An answer does not depend on its batch (in fp32).
     """
     ends = end_ids(model, tokenizer)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
         asked = padded(tokenizer, [encoded[i] for i in batch]).to(model.device)
+        inputs = {name: asked[name] for name in ("input_ids", "attention_mask")}
+        options = {"max_new_tokens": settings.max_new_tokens, "do_sample": False, "eos_token_id": ends}
         with torch.inference_mode():
-            out = model.generate(
-                input_ids=asked["input_ids"],
-                attention_mask=asked["attention_mask"],
-                max_new_tokens=settings.max_new_tokens,
-                do_sample=False,
-                eos_token_id=ends,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            out = model.generate(**inputs, **options, pad_token_id=tokenizer.pad_token_id)
         yield list(zip(batch, out[:, asked["input_ids"].shape[1] :].tolist(), strict=True))
 
 
@@ -324,10 +240,9 @@ def _finish(tokenizer, ids: list[int], ends: set[int]) -> tuple[str, str, int]:
 
 
 class TransformersModel:
-    """A model of transformers, tuned and questioned through peft. The methods are those of `engine.PlainLlama`.
+    """A model of transformers, tuned and questioned through peft; its methods are those of `training.PlainLlama`.
 
-    The adapter stays separate from the weights: merging it in 4 or 16 bits and taking it out again would leave another
-    base model for the next adapter.
+    The adapter stays beside the weights: merged in 4 or 16 bits and taken out again, it would leave another base.
     """
 
     def __init__(self, model, tokenizer):

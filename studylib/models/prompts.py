@@ -1,8 +1,7 @@
 """From a user's words to token ids: the two styles, the system prompt, and which tokens are trained on.
 
-Everything is rendered to ids in one place, once, for training and testing alike: no text is rendered with special
-tokens and tokenised again, so there is never a second BOS. What a model's template does is read from the template
-itself, which hub.load_tokenizer puts in place: its own or a replacement, with the system prompt folded in or not.
+Everything is rendered to ids here, for training and testing alike: no text is rendered with special tokens and
+tokenised again, so there is never a second BOS.
 """
 
 import hashlib
@@ -10,6 +9,8 @@ import random
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+
+from jinja2.exceptions import TemplateError
 
 from studylib.study.paths import DATA
 from studylib.study.words import STYLES, StudyError
@@ -29,9 +30,8 @@ FOLD = (  # stands before a template: the system prompt, a blank line and the us
 def encode_prompt(tokenizer, prompt: str, style: str, system_prompt: str | None) -> list[int]:
     """Token ids of a prompt, ready for generation, in both styles with one BOS where the chat template writes one.
 
-    `chat` is the tokenizer's template; `alpaca` is plain text, the system prompt standing in front of it. Whether the
-    tokenizer itself would add a BOS is not asked: published ones disagree with their templates in both directions.
-    Raises StudyError for an unknown style and where the template refuses the conversation, as for a system prompt.
+    `chat` is the tokenizer's template; `alpaca` is plain text with the system prompt in front of it. Raises StudyError
+    for an unknown style and where the template refuses the conversation, as for a system prompt.
     """
     if style == "chat":
         return _chat_ids(tokenizer, _messages(prompt, system_prompt), add_generation_prompt=True)
@@ -44,10 +44,9 @@ def encode_prompt(tokenizer, prompt: str, style: str, system_prompt: str | None)
 def encode_example(tokenizer, prompt: str, answer: str, style: str, system_prompt: str | None, context: int) -> dict:
     """`input_ids` and `labels` of a training example; labels are -100 on the prompt: the loss is on the answer alone.
 
-    The last label ends the turn (the template's end of turn, or EOS in the Alpaca style), so stopping is learned; what
-    a template writes after it, such as a line break, is left out: it is never generated. Where one token would span the
-    prompt's end and the answer's beginning (line breaks mostly), the answer is tokenised by itself: in a test the model
-    begins there too. Raises StudyError where the example is longer than `context` tokens: nothing is cut silently.
+    The last label ends the turn (the template's end of turn, or EOS in the Alpaca style), so stopping is learned. Where
+    one token would span the prompt's end and the answer's beginning (line breaks mostly), the answer is tokenised by
+    itself: in a test the model begins there too. Raises StudyError where the example is longer than `context` tokens.
     """
     start = encode_prompt(tokenizer, prompt, style, system_prompt)
     if style == "chat":
@@ -186,16 +185,12 @@ def _plain_ids(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _chat_ids(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
+def _chat_ids(tokenizer, messages: list[dict], **options) -> list[int]:
     require_template(tokenizer)
-    return _rendered_chat(
-        tokenizer, messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
-    )["input_ids"]
+    return _rendered_chat(tokenizer, messages, tokenize=True, return_dict=True, **options)["input_ids"]
 
 
 def _rendered_chat(tokenizer, messages: list[dict], **options):
-    from jinja2.exceptions import TemplateError
-
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except TemplateError as error:

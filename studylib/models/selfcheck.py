@@ -1,7 +1,7 @@
 """Checks that a model is prompted, trained and questioned as this study says: one per known way to get it wrong.
 
 They look at what this study's own functions make of a model, its tokenizer and some rows: token ids, batches, logits
-and answers, not settings. Most of the defects that they find are in published code of this field.
+and answers, not settings.
 """
 
 import re
@@ -28,12 +28,6 @@ ANSWER = "ANSWERWORD, and a second line:\n  x = 1"
 N_NEW = 12  # tokens that are generated for a check, at most
 N_ASKED = 6  # prompts in the batch that is compared with single prompts
 TURN_WORDS = {"user", "assistant", "model", "human", "ai", "bot", "inst", "instruction", "response", "turn", "system"}
-MONTH = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
-DATE = re.compile(  # a year, a month beside a number, the name of a month that is no other word
-    rf"\b(?:19|20)\d\d\b|\b\d+\W*(?:{MONTH})[a-z]*\b|\b(?:{MONTH})[a-z]*\W*\d+"
-    r"|\b(?:january|february|april|june|july|august|september|october|november|december)\b",
-    re.I,
-)
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -48,11 +42,11 @@ class _Case:
     rows: list[dict]
     lora: LoraSettings
     generation: GenerationSettings
-    broken: list[str] = field(default_factory=list)  # why examples could not be made
+    broken: list[str] = field(default_factory=list)  # why examples could not be made; filled by `examples`
 
     @cached_property
     def calibrations(self) -> list[tuple[str, str | None]]:
-        """Those that can be rendered; the check of the system prompt names the others."""
+        """Style and system prompt of those that can be rendered; the check of the system prompt names the others."""
         return [one for one in product(STYLES, (None, self.system)) if not self.refused(*one)]
 
     def refused(self, style: str, system: str | None) -> str:
@@ -78,9 +72,10 @@ class _Case:
             except StudyError as error:
                 self.broken.append(f"{error} ({_short(asked)})")
                 continue
-            one = dict(zip(("style", "system"), calibration, strict=True), asked=asked, answer=answer, kind=kind)
-            first = next((k for k, label in enumerate(row["labels"]) if label != -100), len(row["labels"]))
-            made.append(SimpleNamespace(**one, start=start, ids=row["input_ids"], labels=row["labels"], first=first))
+            ids, labels, (style, system) = row["input_ids"], row["labels"], calibration
+            first = next((k for k, label in enumerate(labels) if label != -100), len(labels))
+            one = {"style": style, "system": system, "asked": asked, "answer": answer, "kind": kind}
+            made.append(SimpleNamespace(**one, start=start, ids=ids, labels=labels, first=first))
         return made
 
     @cached_property
@@ -106,13 +101,6 @@ class _Case:
     def text(self, style: str, system: str | None) -> str:
         """Our own prompt as rendered, in single spaces."""
         return _squeezed(prompts.rendered(self.tokenizer, prompts.encode_prompt(self.tokenizer, PROBE, style, system)))
-
-    def frame(self, style: str, system: str | None) -> str:
-        """The same without the user's words, the system prompt and the Alpaca style's own text."""
-        text, alpaca = self.text(style, system), prompts.ALPACA.split("{prompt}") if style == "alpaca" else []
-        for part in filter(None, map(_squeezed, (PROBE, system or "", *alpaca))):
-            text = text.replace(part, " ")
-        return text
 
     def generated(self, batch_size: int) -> list[list[int]]:
         """The ids of the answers to `asked`, up to their ends."""
@@ -179,18 +167,15 @@ class _Case:
     def _plain(self) -> Iterator[str]:
         marks = sorted(map(str, self.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         for style, system in self.calibrations:
-            text = self.frame(style, system)
+            text, alpaca = self.text(style, system), prompts.ALPACA.split("{prompt}") if style == "alpaca" else []
+            for part in filter(None, map(_squeezed, (PROBE, system or "", *alpaca))):
+                text = text.replace(part, " ")
             words = re.findall(r"\w+", re.sub("|".join(map(re.escape, marks)), " ", text))
             if {word.lower() for word in words} - TURN_WORDS - {"sys"}:
                 yield f"{_where(style, system)}: {_short(' '.join(words), 100)}"
             if not system and re.search(r"(?<![^\W_])(?:system|sys)(?![^\W_])", text, re.I):
                 yield f"{_where(style, system)}: a system turn"
         return "turn marks alone"
-
-    def _date(self) -> Iterator[str]:
-        if found := {m.group() for one in self.calibrations for m in DATE.finditer(self.frame(*one))}:
-            yield f"{' '.join(sorted(found))!r} in the prompt"
-        return "none"
 
     def _same(self) -> Iterator[str]:
         n = len(self.examples)
@@ -210,12 +195,6 @@ class _Case:
                 yield f"loss on {_short(text)} where the answer is {_short(one.answer)}"
             ends.add(prompts.rendered(self.tokenizer, one.ids[-1:]))
         return f"decoded labels are the answers, then {' or '.join(sorted(ends))}"
-
-    def _prompt(self) -> Iterator[str]:
-        for one in self.examples:
-            if n := sum(label != -100 for label in one.labels[: len(one.start)]):
-                yield f"{n} prompt tokens with loss in {_short(one.asked)}, {one.style} style"
-        return "labels are -100 there"
 
     def _end(self) -> Iterator[str]:
         ends, learned = hub.end_ids(self.model, self.tokenizer), {one.labels[-1] for one in self.examples}
@@ -245,9 +224,7 @@ class _Case:
                 if (labels[~mask] != -100).any():
                     yield "loss on padding"
                 n += int((~mask).sum())
-        pad, eos = self.tokenizer.pad_token, self.tokenizer.eos_token
-        note = "EOS itself, masked by position" if pad == eos else f"EOS is {eos}"
-        return f"{n} positions padded with {pad} ({note})"
+        return f"{n} positions padded with {self.tokenizer.pad_token} (EOS is {self.tokenizer.eos_token})"
 
     def _whole(self) -> Iterator[str]:
         context, longest = self.settings.context, 0
@@ -267,16 +244,6 @@ class _Case:
             prompts.encode_example(self.tokenizer, LONG_PROBE, ANSWER, "alpaca", None, 8)
             yield "an example longer than the context is cut without an error"
         return f"at most {longest} of {context} tokens; a longer example is an error"
-
-    def _left(self) -> Iterator[str]:
-        short, long = min(self.asked, key=len), max(self.asked, key=len)
-        batch = hub.padded(self.tokenizer, [short, long])
-        n, mask = len(long) - len(short), batch["attention_mask"][0].tolist()
-        if self.tokenizer.padding_side != "left":
-            yield f"the tokenizer pads on the {self.tokenizer.padding_side}"
-        if mask != [0] * n + [1] * len(short) or batch["input_ids"][0].tolist()[n:] != short:
-            yield "a shorter prompt does not stand at the right end of its batch, with its padding masked"
-        return f"{n} tokens before the shorter of two prompts, masked"
 
     def _active(self) -> Iterator[str]:
         found = self.adapter
@@ -356,9 +323,8 @@ def self_check(
     """One row per check: `name` (a claim), `holds` (bool) and `found` (what was seen, in words).
 
     `model` and `tokenizer` are those of hub.load, without an adapter, on any device and in any precision; `rows` are
-    some rows of the data sets (dicts with `messages`; an empty answer is replaced). The model, its gradients' flags and
-    torch's random numbers are as before afterwards. Takes a second or two for a tiny model; 13 short prompts are
-    answered. Logits are compared exactly or up to rounding (`_tolerance`).
+    some rows of the data sets (an empty answer is replaced). The model, its gradients' flags and torch's random numbers
+    are as before afterwards.
     """
     case = _Case(model, tokenizer, settings, system_prompt, list(rows), lora, generation)
     training, cards = model.training, [model.device] if model.device.type == "cuda" else []
@@ -401,14 +367,11 @@ CHECKS = {  # every name is a claim
     "one BOS, or none where the model has none, in every prompt and training example": _Case._bos,
     "the system prompt is there when asked for, and only then": _Case._system,
     "nothing but turn marks stands beside the prompt": _Case._plain,
-    "no date is written into the prompt": _Case._date,
     "a training example begins with the tokens of its test prompt": _Case._same,
     "the loss is on the answer and its end alone": _Case._loss,
-    "the prompt is not trained on": _Case._prompt,
     "the end of an answer is learned, and generation stops there": _Case._end,
     "padding carries no loss and hides no token": _Case._padding,
     "nothing is truncated": _Case._whole,
-    "prompts are padded on the left": _Case._left,
     "an adapter changes the logits": _Case._active,
     "a saved adapter gives the same logits when loaded": _Case._saved,
     "without its adapter the base gives its own logits again": _Case._restored,

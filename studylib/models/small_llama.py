@@ -1,9 +1,9 @@
 """The Llama forward pass on plain tensors: what trains, tunes and questions a model small enough for the CPU.
 
-A model of a million parameters spends more time in the modules around its matrix products than in them. Here the
-products are few and large: projections that share an input are one matrix, only answer tokens reach the last layer's
-second half and the vocabulary, an adapter is trained through the merged weights (the same function and gradients as
-beside them, without dropout), a prefix that all prompts share is computed once, and finished answers leave their batch.
+A model of a million parameters spends more time around its matrix products than in them. Here the products are few and
+large: projections that share an input are one matrix, only answer tokens reach the last layer's second half and the
+vocabulary, an adapter is trained through the merged weights, a prefix that all prompts share is computed once, and
+finished answers leave their batch.
 
 Weights are a dict: `embed` [vocabulary, d], `norm` [d], `head` where it is not tied, and `layers`, a list of dicts with
 `norm1`, `qkv`, `o`, `norm2`, `gate_up`, `down`. Everything is equal to transformers' LlamaForCausalLM up to fp32
@@ -69,7 +69,6 @@ def fits(config: dict) -> bool:
 
 
 def shape_of(config: dict) -> Shape:
-    """The sizes in a config.json."""
     heads = config["num_attention_heads"]
     return Shape(
         heads=heads,
@@ -81,26 +80,20 @@ def shape_of(config: dict) -> Shape:
 
 
 def load(folder: Path) -> tuple[dict, Shape]:
-    """Weights and sizes of the model in that folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return fuse(load_file(folder / "model.safetensors"), config["tie_word_embeddings"]), shape_of(config)
 
 
 def save(folder: Path, weights: dict, shape: Shape) -> None:
-    """Writes model.safetensors as transformers does."""
     save_file(unfuse(weights, shape), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def fuse(state: dict[str, torch.Tensor], tied: bool = False) -> dict:
-    """Our weights from a state dict with transformers' names; tensors that stand alone are shared, not copied.
-
-    A head in the state is left out where it is tied to the embedding.
-    """
+    """Our weights from a state dict with transformers' names; tensors that stand alone are shared, not copied."""
     layers, number = [], 0
     while f"model.layers.{number}.input_layernorm.weight" in state:
-        parts = {
-            ours: [state[f"model.layers.{number}.{one}.weight"] for one in theirs] for ours, theirs in FUSED.items()
-        }
+        name = f"model.layers.{number}.{{}}.weight".format
+        parts = {ours: [state[name(one)] for one in theirs] for ours, theirs in FUSED.items()}
         layers.append({ours: one[0] if len(one) == 1 else torch.cat(one) for ours, one in parts.items()})
         number += 1
     weights = {"embed": state["model.embed_tokens.weight"], "norm": state["model.norm.weight"], "layers": layers}
@@ -192,7 +185,7 @@ def log_probabilities(weights: dict, shape: Shape, ids: torch.Tensor, labels: to
 def _answer_logits(weights: dict, shape: Shape, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Logits [wanted positions, vocabulary] of what follows each wanted position [batch, length - 1].
 
-    What all rows begin with goes through the layers once, as a batch of one row, whose keys and values all rows see.
+    What all rows begin with goes through the layers once.
     """
     ids = ids[:, :-1]
     shared = _shared(ids, wanted)
@@ -229,8 +222,8 @@ def generate(
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """Greedy answers in batches, as lists of (index of the prompt, ids without the end token, or max_new_tokens ids).
 
-    Prompts go through in order of length; what all of them begin with is computed once. An answer does not depend on
-    the batch it is in (in fp32; see the tests). Needs at least one prompt, none empty.
+    Prompts go through in order of length. An answer does not depend on the batch it is in (in fp32). Needs at least one
+    prompt, none empty.
     """
     shared = _common_prefix(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -299,13 +292,9 @@ def _answer(weights, shape, prefix, suffixes, max_new_tokens, end) -> list[list[
         keys[number][:, :, shared:seen], values[number][:, :, shared:seen] = k, v
         if number == len(weights["layers"]) - 1:
             q, x, prompt_mask = q[:, :, -1:], x[:, -1:], prompt_mask[:, :, -1:]
-        attended = F.scaled_dot_product_attention(
-            q,
-            keys[number][:, :, :seen],
-            values[number][:, :, :seen],
-            attn_mask=prompt_mask,
-            enable_gqa=shape.kv_heads != shape.heads,
-        )
+        k, v = keys[number][:, :, :seen], values[number][:, :, :seen]
+        options = {"attn_mask": prompt_mask, "enable_gqa": shape.kv_heads != shape.heads}
+        attended = F.scaled_dot_product_attention(q, k, v, **options)
         x = _finished(layer, x, attended.transpose(1, 2).flatten(2), shape)
 
     answers, alive = [[] for _ in suffixes], torch.arange(rows)
@@ -364,10 +353,7 @@ def fresh_adapter(weights: dict, shape: Shape, settings: LoraSettings, seed: int
 
 
 def merged(weights: dict, shape: Shape, adapter: dict, scale: float) -> dict:
-    """The weights with scale x B A added to each projection; the given ones stay as they are.
-
-    Differentiable in A and B: trained through this sum, an adapter gets the gradients that it gets beside the weights.
-    """
+    """The weights with scale x B A added to each projection, differentiable in A and B; the given ones stay."""
     return added(weights, shape, {name: b @ a for name, (a, b) in adapter.items()}, scale)
 
 
@@ -389,23 +375,14 @@ def added(weights: dict, shape: Shape, changes: dict[str, torch.Tensor], scale: 
 def save_adapter(folder: Path, adapter: dict, settings: LoraSettings) -> None:
     """Writes adapter_model.safetensors and adapter_config.json as peft does."""
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = {
-        f"{PREFIX}{name}.lora_{ab}.weight": t
-        for name, pair in adapter.items()
-        for ab, t in zip("AB", pair, strict=True)
-    }
-    save_file({name: t.detach().contiguous() for name, t in pairs.items()}, folder / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": settings.r,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "bias": "none",
-        "target_modules": sorted(settings.target_modules),
-    }
+    state = {}
+    for name, pair in adapter.items():
+        for ab, tensor in zip("AB", pair, strict=True):
+            state[f"{PREFIX}{name}.lora_{ab}.weight"] = tensor.detach().contiguous()
+    save_file(state, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True}
+    config |= {"r": settings.r, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
+    config |= {"target_modules": sorted(settings.target_modules)}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 

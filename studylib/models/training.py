@@ -8,13 +8,17 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, groupby, islice
+from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from studylib.models import small_llama
 from studylib.study.files import progress
-from studylib.study.profile import LoraSettings, TrainSettings
+from studylib.study.profile import GenerationSettings, LoraSettings, TrainSettings
 from studylib.study.words import StudyError
 
 LOG = logging.getLogger("studylib")
@@ -23,9 +27,8 @@ LOG = logging.getLogger("studylib")
 def batches(keys: list, size: int, seed: int) -> Iterator[list[int]]:
     """Random batches of row numbers without end, each sorted by the rows' keys (lengths).
 
-    Every row comes once, then all again in another order. Sorted inside, a batch can be cut into micro-batches with
-    little padding and the same gradient. The paper grouped whole batches by length; on a mixture of tasks that makes
-    batches of one task each, and the miniature then hardly learns.
+    Every row comes once, then all again in another order. Deviation: the paper grouped whole batches by length; on a
+    mixture of tasks that makes batches of one task each, and the miniature then hardly learns.
     """
     order, epoch = [], 0
     while True:
@@ -49,10 +52,7 @@ def _micro_batches(batch: list[int], keys: list[tuple], size: int) -> Iterator[l
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate at a step, counted from 0: linear warm-up, then the schedule down to 0 after the last step.
-
-    As transformers' `get_scheduler` has them.
-    """
+    """The rate at a step, counted from 0: linear warm-up, then the schedule, as in transformers' `get_scheduler`."""
     warmup = math.ceil(settings.warmup_ratio * settings.steps)
     if step < warmup:
         return settings.learning_rate * step / warmup
@@ -71,33 +71,26 @@ def fit(
     label: str,
     after_step: Callable[[int], None] | None = None,
 ) -> list[dict]:
-    """Trains the leaves in place for `settings.steps` steps of AdamW; the loss curve as {step, loss} rows.
+    """Trains the leaves in place for `settings.steps` steps; the loss curve as {step, loss} rows.
 
     `weights_of()` gives the model's weights as a function of the leaves, `features` come from prompts.encode_example.
-    The loss is averaged over the answer tokens of a whole batch, whatever its micro-batches. `after_step(steps done)`
-    looks at the model on the way.
+    The loss is averaged over the answer tokens of a whole batch, whatever its micro-batches.
     """
     for leaf in leaves:
         leaf.requires_grad_(True)
     optimizers = _optimizers(leaves, weights_of(), settings)
-    ids = [torch.tensor(row["input_ids"]) for row in features]
-    labels = [torch.tensor(row["labels"]) for row in features]
     micro, every = settings.micro_batch_size or settings.batch_size, max(1, settings.steps // 20)
     curve, losses, started = [], [], time.monotonic()
     keys = [_key(row["input_ids"]) for row in features]
     drawn = islice(batches(keys, settings.batch_size, seed), settings.steps)
     for step, batch in enumerate(steps := progress(drawn, label, settings.steps, "steps")):
-        n_tokens = sum(int((labels[i][1:] != -100).sum()) for i in batch)
+        n_tokens = sum(label != -100 for i in batch for label in features[i]["labels"][1:])
         weights = weights_of()
         # the products that make weights from leaves are differentiated once a step, not once a micro-batch
         points = [t.detach().requires_grad_(t.requires_grad) for t in small_llama.tensors(weights)]
         model, total = small_llama.with_tensors(weights, points), 0.0
         for rows in _micro_batches(batch, keys, micro):
-            padded = (
-                torch.nn.utils.rnn.pad_sequence([source[i] for i in rows], batch_first=True, padding_value=value)
-                for source, value in ((ids, 0), (labels, -100))
-            )
-            loss = small_llama.answer_loss(model, shape, *padded) / n_tokens
+            loss = small_llama.answer_loss(model, shape, *_padded([features[i] for i in rows])) / n_tokens
             loss.backward()
             total += loss.item()
         made = [(t, p.grad) for t, p in zip(small_llama.tensors(weights), points, strict=True) if p.grad is not None]
@@ -141,32 +134,8 @@ def _optimizers(leaves: list[torch.Tensor], weights: dict, settings: TrainSettin
     return optimizers
 
 
-def tune(
-    weights: dict,
-    shape: small_llama.Shape,
-    adapter: dict,
-    lora: LoraSettings,
-    features: list[dict],
-    settings: TrainSettings,
-    seed: int,
-    label: str,
-    after_step: Callable[[int, dict], None] | None = None,
-) -> list[dict]:
-    """Trains a LoRA adapter in place, without dropout; its loss curve. The model's weights stay as they are.
-
-    `after_step(steps done, merged weights)` looks at the model on the way.
-    """
-    merge = lambda: small_llama.merged(weights, shape, adapter, lora.alpha / lora.r)  # noqa: E731
-    look = torch.no_grad()(lambda step: after_step(step, merge())) if after_step else None
-    leaves = [tensor for pair in adapter.values() for tensor in pair]
-    return fit(leaves, merge, shape, features, settings, seed, label, look)
-
-
 def in_turn(parts: list[tuple[list[dict], TrainSettings]], train: Callable) -> list[dict]:
-    """The loss curve of several trainings one after the other, their steps counted on.
-
-    `train(features, settings)` is called for each of the parts and gives its curve.
-    """
+    """The loss curve of several trainings one after the other, each by `train(features, settings)`; steps count on."""
     curve = []
     for features, settings in parts:
         done = curve[-1]["step"] if curve else 0
@@ -191,10 +160,7 @@ def fit_with_trainer(
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
     if settings.matrix_learning_rate:
-        raise StudyError(
-            "matrix_learning_rate is for small models on the CPU alone: leave it out of the profile's tuning."
-        )
-
+        raise StudyError("matrix_learning_rate is for small models on the CPU alone: leave it out of the profile.")
     started, steps = time.monotonic(), progress(None, label, settings.steps, "steps")
 
     class AfterStep(TrainerCallback):
@@ -239,3 +205,86 @@ def fit_with_trainer(
         trainer.train()
     LOG.info("%s: trained %d steps in %.0f s", label, settings.steps, time.monotonic() - started)
     return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
+
+
+@dataclass
+class PlainLlama:
+    """A small Llama on plain tensors (see `small_llama`), with its tokenizer.
+
+    `features` are training examples as of `prompts.encode_example`; a loss curve is a list of {step, loss} rows.
+    """
+
+    weights: dict
+    shape: small_llama.Shape
+    tokenizer: object
+
+    def train(
+        self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None
+    ) -> list[dict]:
+        """The loss curve of a training of all weights, in place; `after_step(steps done, model)` looks on."""
+        look = after_step and torch.no_grad()(lambda step: after_step(step, self))
+        leaves = small_llama.tensors(self.weights)
+        return fit(leaves, lambda: self.weights, self.shape, features, settings, seed, label, look)
+
+    def tune(self, parts: list, lora: LoraSettings, seed: int, folder: Path, label: str, after_step=None) -> list[dict]:
+        """The loss curve of a LoRA tuning, on the parts (features and settings) in turn, and its adapter in the folder.
+
+        The model stays as it is. `after_step(steps done, adapted model)` looks on.
+        """
+        adapter = small_llama.fresh_adapter(self.weights, self.shape, lora, seed)
+        merge = lambda: small_llama.merged(self.weights, self.shape, adapter, lora.alpha / lora.r)  # noqa: E731
+        look = after_step and torch.no_grad()(lambda step: after_step(step, self._with(merge())))
+        leaves = [tensor for pair in adapter.values() for tensor in pair]
+        train = lambda features, settings: fit(  # noqa: E731
+            leaves, merge, self.shape, features, settings, seed, label, look
+        )
+        losses = in_turn(parts, train)
+        small_llama.save_adapter(folder, adapter, lora)
+        return losses
+
+    @contextmanager
+    def adapted(self, folder: Path, share: float = 1.0) -> Iterator["PlainLlama"]:
+        """The model with the adapter of that folder, or with a share (0-1) of its change of the weights."""
+        adapter, scale = small_llama.load_adapter(folder)
+        yield self._with(small_llama.merged(self.weights, self.shape, adapter, share * scale))
+
+    def answers(self, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
+        """Greedy answers to prompts as token ids, in batches of (index of the prompt, text, stop_reason, n_tokens)."""
+        return small_llama.answers(self.weights, self.shape, self.tokenizer, encoded, settings)
+
+    def log_probabilities(self, features: list[dict], batch_size: int = 64) -> torch.Tensor:
+        """Log-probability in nats of each example's labels that are not -100, [examples]."""
+        batches = (features[start : start + batch_size] for start in range(0, len(features), batch_size))
+        return torch.cat(
+            [small_llama.log_probabilities(self.weights, self.shape, *_padded(batch)) for batch in batches]
+        )
+
+    def projections(self, lora: LoraSettings) -> dict[str, tuple[int, int]]:
+        """The projections that an adapter is put on, by name, with the rows and columns of their weights."""
+        adapter = small_llama.fresh_adapter(self.weights, self.shape, lora, 0)
+        return {name: (len(b), a.shape[1]) for name, (a, b) in adapter.items()}
+
+    def loss(self, features: list[dict], changes: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean cross-entropy in nats of the examples' labels, where `changes` are added to the named projections."""
+        weights = small_llama.added(self.weights, self.shape, changes)
+        ids, labels = _padded(features)
+        return small_llama.answer_loss(weights, self.shape, ids, labels) / (labels[:, 1:] != -100).sum()
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(tensor.numel() for tensor in small_llama.tensors(self.weights))
+
+    def save(self, folder: Path) -> None:
+        """Replaces the weights in a model folder."""
+        small_llama.save(folder, self.weights, self.shape)
+
+    def _with(self, weights: dict) -> "PlainLlama":
+        return PlainLlama(weights, self.shape, self.tokenizer)
+
+
+def _padded(features: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and `labels` of the examples, [examples, length], padded on the right."""
+    return tuple(
+        pad_sequence([torch.tensor(row[key]) for row in features], batch_first=True, padding_value=padding)
+        for key, padding in (("input_ids", 0), ("labels", -100))
+    )

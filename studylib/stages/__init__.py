@@ -7,11 +7,10 @@ PUBLIC = {
     "explorer": "show",
     "findings": "figure judges_of tables_of what_the_run_was write_page",
     "graph": "built_models check_models check_parameters check_prerequisites check_space",
-    "judging": "against user_labels",
-    "labels": "Sheet choose",
-    "laboratory": "Laboratory baseline_gap dose_response erosion refusal_along slider",
+    "judging": "Sheet against choose user_labels",
+    "laboratory": "Laboratory baseline_gap dose_response erosion refusal_along",
     "needs": "large require table",
     "prepare": "calibrations data dialogues losses models_of register requirements self_check",
-    "stage": "LAST begin by_work finished_responses one_batch",
+    "stage": "begin finished_responses one_batch",
 }
 __getattr__, __dir__, __all__ = public(__name__, PUBLIC)

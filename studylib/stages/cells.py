@@ -9,7 +9,8 @@ import logging
 import os
 import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from studylib.study.words import MINIATURE, TASKS, TINY, StudyError
 LOG = logging.getLogger("studylib")
 # The modules whose code decides what an adapter or the miniature learns, and what a model answers.
 TUNING = ("models/training", "models/small_llama", "models/hub", "models/prompts", "data/mixture")
-ANSWERING = ("models/engine", "models/small_llama", "models/hub", "models/prompts")
+ANSWERING = ("models/training", "models/small_llama", "models/hub", "models/prompts")
 COLUMNS = (  # of a row of responses
     *("response_id", *(field.name for field in fields(Cell)), "system_prompt", "sample", "prompt_set", "prompt_id"),
     *("intent", "form", "harmful", "prompt_fingerprint", "prompt", "response", "stop_reason", "n_tokens"),
@@ -70,22 +71,24 @@ def adapter_fingerprint(paths: RunPaths, profile: Profile, cell: Cell) -> str:
     if (source := trained(cell)) != cell:
         return digest([adapter_fingerprint(paths, profile, source), cell.safety_fraction])
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
-    return digest(
-        [
-            base,
-            [index[name]["sha256"] for name in mixture.tuned_on(cell)],
-            profile.lora.model_dump(),
-            profile.tuning.model_dump(),
-            profile.models[cell.model].context,
-            cell.name,
-            code_digest(*TUNING),
-        ]
-    )
+    data = [index[name]["sha256"] for name in mixture.tuned_on(cell)]
+    settings = profile.lora.model_dump(), profile.tuning.model_dump(), profile.models[cell.model].context
+    return digest([base, data, *settings, cell.name, code_digest(*TUNING)])
 
 
 def trained(cell: Cell) -> Cell:
     """The cell whose adapter this one uses: a scaled one that of the tuning without safety data, another its own."""
     return replace(cell, safety_data="none", safety_fraction=0.0) if cell.safety_data == "scaled" else cell
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder beside that one, which takes its place when it is complete."""
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    yield aside
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
 
 
 class Runner:
@@ -98,12 +101,12 @@ class Runner:
 
     @cached_property
     def base(self):
-        """The untuned model, as `engine.open_model` opens it."""
+        """The untuned model, as `hub.open_model` opens it."""
         with self.clock("start-up"):
-            from studylib.models import engine
+            from studylib.models import hub
 
             source = model_folder(self.paths, self.profile, self.model)
-            return engine.open_model(source, self.settings, self.profile.tuning, self.profile.lora)
+            return hub.open_model(source, self.settings, self.profile.tuning, self.profile.lora)
 
     def adapter(self, cell: Cell) -> Path:
         """The folder of the cell's adapter, trained now unless an intact one with the same fingerprint is there."""
@@ -113,28 +116,22 @@ class Runner:
             wanted, note = adapter_fingerprint(self.paths, self.profile, cell), folder / "study.json"
             if note.is_file() and json.loads(note.read_text(encoding="utf-8"))["fingerprint"] == wanted:
                 return folder
-            aside = folder.with_name(f".{folder.name}.part")
-            shutil.rmtree(aside, ignore_errors=True)
             base = self.base
-            with self.clock("training"):
+            with self.clock("training"), replaced(folder) as aside:
                 losses = base.tune(self.tuning_parts(cell), self.profile.lora, cell.seed, aside, cell.name)
-            note = {"fingerprint": wanted, "cell": asdict(cell), "loss": losses}
-            write_text(aside / "study.json", json.dumps(note, indent=1))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(aside, folder)
+                note = {"fingerprint": wanted, "cell": asdict(cell), "loss": losses}
+                write_text(aside / "study.json", json.dumps(note, indent=1))
         return folder
 
     def tuning_parts(self, cell: Cell) -> list[tuple]:
         """The training examples and settings of each of the cell's tunings in turn; examples have no system prompt."""
-        settings = self.profile.tuning
+        settings, tokenizer = self.profile.tuning, self.base.tokenizer
         rows = mixture.tuning_rows(self.paths, cell, settings.steps * settings.batch_size)
-        encode = lambda row: prompts.encode_row(  # noqa: E731
-            self.base.tokenizer, row, cell.style, self.settings.context
-        )
-        return [
-            ([encode(row) for row in part], settings.model_copy(update={"steps": steps}))
-            for part, steps in mixture.tunings(cell, rows, settings.steps)
-        ]
+        found = []
+        for part, steps in mixture.tunings(cell, rows, settings.steps):
+            features = [prompts.encode_row(tokenizer, row, cell.style, self.settings.context) for row in part]
+            found.append((features, settings.model_copy(update={"steps": steps})))
+        return found
 
     def tuned(self, cell: Cell):
         """A context whose value is the cell's model: the untuned one, or the one with the cell's adapter."""
@@ -153,33 +150,22 @@ class Runner:
         across = bool(style) and style != cell.style
         path = self.paths.rows(f"{cell.name}-asked-{style}" if across else cell.name)
         tests = [row for row in sets.evaluation_rows(self.paths) if row["harmful"] or not across]
-        fingerprint = digest(
-            [
-                adapter_fingerprint(self.paths, self.profile, cell),
-                self.profile.generation.model_dump(),
-                self.profile.system_prompt,
-                code_digest(*ANSWERING),
-                digest(tests),
-            ]
-        )
+        adapter, generation = adapter_fingerprint(self.paths, self.profile, cell), self.profile.generation.model_dump()
+        asked = self.profile.system_prompt, code_digest(*ANSWERING), digest(tests)
+        fingerprint = digest([adapter, generation, *asked])
         with locked(path):
             made = read_rows(path)
             if made and made[0]["fingerprint"] != fingerprint:
                 _set_aside(self.paths, path)
                 made = []
             known = {row["response_id"] for row in made}
-            todo = {  # by system prompt, because the prompts of one calibration begin alike
-                system: [
-                    (place, row_id)
-                    for place, row in enumerate(tests)
-                    if (row_id := _response_id(cell, row, system, style)) not in known
-                ]
-                for system in ((False,) if is_arm(self.profile, cell) else (False, True))
-            }
+            todo = {}  # by system prompt, because the prompts of one calibration begin alike
+            for system in (False,) if is_arm(self.profile, cell) else (False, True):
+                ids = [_response_id(cell, row, system, style) for row in tests]
+                todo[system] = [(place, one) for place, one in enumerate(ids) if one not in known]
             if any(todo.values()):
-                asked_as = asdict(replace(cell, style=style or cell.style)) | (
-                    {"trained_style": cell.style} if across else {}
-                )
+                asked_as = asdict(replace(cell, style=style or cell.style))
+                asked_as |= {"trained_style": cell.style} if across else {}
                 with self.tuned(cell) as model, self.clock("generation"):
                     self._generate(model, asked_as, tests, todo, fingerprint, path)
                 made = read_rows(path)
@@ -191,16 +177,15 @@ class Runner:
         key = style, system, len(tests)
         if key not in self._encoded:
             text = self.profile.system_prompt if system else None
-            encoded = [
-                prompts.encode_prompt(self.base.tokenizer, row["messages"][0]["content"], style, text) for row in tests
-            ]
+            asked, tokenizer = [row["messages"][0]["content"] for row in tests], self.base.tokenizer
+            encoded = [prompts.encode_prompt(tokenizer, prompt, style, text) for prompt in asked]
             room = self.settings.context - self.profile.generation.max_new_tokens
-            longest = max(range(len(tests)), key=lambda i: len(encoded[i]))
-            if (n := len(encoded[longest])) > room:
+            n, longest = max((len(ids), row["id"]) for ids, row in zip(encoded, tests, strict=True))
+            if n > room:
                 raise StudyError(
-                    f"The test prompt {tests[longest]['id']} has {n} tokens in the {style} style, but its context "
-                    f"{self.settings.context} less generation.max_new_tokens leaves {room}: "
-                    "raise one or lower the other."
+                    f"The test prompt {longest} has {n} tokens in the {style} style, but its context "
+                    f"{self.settings.context} less generation.max_new_tokens leaves {room}: raise one or lower the "
+                    "other."
                 )
             self._encoded[key] = encoded
         return self._encoded[key]
@@ -216,24 +201,13 @@ class Runner:
                 for i, text, stop_reason, n_tokens in batch:
                     place, response_id = missing[i]
                     row = tests[place]
-                    rows.append(
-                        {
-                            "response_id": response_id,
-                            **asked_as,
-                            "system_prompt": system,
-                            "sample": 0,
-                            "prompt_set": row["prompt_set"],
-                            "prompt_id": row["id"],
-                            "intent": row["intent"] or row["id"],
-                            **{name: row[name] for name in ("form", "harmful")},
-                            "prompt_fingerprint": prompts.fingerprint(ids[i]),
-                            "prompt": row["messages"][0]["content"],
-                            "response": text,
-                            "stop_reason": stop_reason,
-                            "n_tokens": n_tokens,
-                            "fingerprint": fingerprint,
-                        }
-                    )
+                    asked = {"response_id": response_id, **asked_as, "system_prompt": system, "sample": 0}
+                    asked |= {"prompt_set": row["prompt_set"], "prompt_id": row["id"]}
+                    asked |= {"intent": row["intent"] or row["id"], "form": row["form"], "harmful": row["harmful"]}
+                    asked |= {"prompt_fingerprint": prompts.fingerprint(ids[i])}
+                    answer = {"response": text, "stop_reason": stop_reason, "n_tokens": n_tokens}
+                    prompt = {"prompt": row["messages"][0]["content"]}
+                    rows.append(asked | prompt | answer | {"fingerprint": fingerprint})
                 append_rows(path, rows)
                 done.update(len(batch))
         done.close()
@@ -252,8 +226,5 @@ def _set_aside(paths: RunPaths, path: Path) -> None:
 
 def references(paths: RunPaths) -> dict[str, str]:
     """Reference answers of the benign test prompts by prompt_id."""
-    return {
-        row["id"]: row["messages"][1]["content"]
-        for name in ("general", *(f"test_{t}" for t in TASKS))
-        for row in sets.load(paths, name)
-    }
+    rows = (row for name in ("general", *(f"test_{task}" for task in TASKS)) for row in sets.load(paths, name))
+    return {row["id"]: row["messages"][1]["content"] for row in rows}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from itertools import combinations
 
 import pandas as pd
 
@@ -34,33 +33,27 @@ def side_by_side(
     prompt_set: str = "harmful",
     n: int = 3,
     redacted: bool = False,
-    style: str = "chat",
-    seed: int | None = None,
-    system_prompt: bool = False,
-    model: str = "",
+    **where,
 ) -> pd.DataFrame:
     """At most n prompts with every arm's answer: index prompt_id, columns prompt and one per arm, as "refused: No".
 
     The arms are `untuned`, `tuned` (on the task, without safety data), then the same tuning with generic and multitask
-    data and the rival arms, by dose; one that has not run has no column (`in_words` says so). Chosen to be telling, so
-    no sample: first the prompts refused (benign ones: answered) untuned, answered after tuning and refused with some
-    safety data (the adapter scaled down has none); then those with the most pairs of arms that differ in verdict,
-    unjudged ones aside; ties by prompt_id. Texts are cut after MOST characters and the rest is counted; redacted where
-    asked for, benign ones too, and harmful prompts by `redact_prompt`. Cells are safe HTML: `<`, `>` and `&` are
-    escaped, control, bidi and other invisible characters named, "[U+202E]". Of several judges the first that comes
-    decides. `seed` is the training seed, the smallest there is unless named; `model` the first unless named. Left out:
-    all samples but the first, and answers in another style than the tuning's (`Stage.across`). General requests have
-    one form, so `form` does not count there. No rows where nothing has run. Raises StudyError for an unknown word,
-    model or seed, ValueError as `rates.judged`.
+    data and the rival arms, by dose. The prompts are no sample. First come those refused (benign ones: answered)
+    untuned, answered after tuning and refused with some safety data; then those with the most pairs of arms that differ
+    in verdict, unjudged ones aside; ties by prompt_id. Texts are cut after MOST characters; redacted where asked for.
+    Cells are safe HTML with invisible characters named. The first judge decides. `where`: style, system_prompt, seed
+    (of training; the smallest unless named) and model (the first unless named). General requests have one form, so
+    `form` does not count there. No rows where nothing has run. Raises StudyError for an unknown word, model or seed,
+    ValueError as `rates.judged`.
     """
-    asked = _asked(_judged(responses, verdicts), task, form, prompt_set, style, seed, system_prompt, model)
+    asked = _asked(_judged(responses, verdicts), task, form, prompt_set, **where)
     return _frame(asked, asked["prompt_id"].unique()[:n], redacted, MOST)
 
 
 def in_words(
     responses: pd.DataFrame, verdicts: pd.DataFrame, task: str, form: str, prompt_set: str = "harmful", **where
 ) -> str:
-    """What `side_by_side` of the same arguments shows, what it chose from, and which arms are not there. Plain text."""
+    """What `side_by_side` of the same arguments shows, what it chose from, and which arms have not run. Plain text."""
     rows = _judged(responses, verdicts)
     asked = _asked(rows, task, form, prompt_set, **where)
     if rows.empty:
@@ -71,62 +64,52 @@ def in_words(
         return f"Nothing to show here: there are no responses to {which}, {calibration}."
     prompts, there = asked.drop_duplicates("prompt_id"), set(asked["arm"])
     seeds = asked.loc[asked["arm"] != UNTUNED, "seed"]
-    said = [f"Model {asked['model'].iloc[0]}"] if rows["model"].nunique() > 1 else []
-    said += [f"tuned on {label(task)} with training seed {seeds.iloc[0]}" if len(seeds) else "untuned", calibration]
-    words = f"Here: {', '.join(said)}; judged by {asked['judge'].iloc[0]}. Of {len(prompts)} {which} those come first "
+    tuning = f"tuned on {label(task)} with training seed {seeds.iloc[0]}" if len(seeds) else "untuned"
+    words = f"Model {asked['model'].iloc[0]}, {tuning}, {calibration}; judged by {asked['judge'].iloc[0]}. "
+    words += f"Of {len(prompts)} {which} those come first "
     if {UNTUNED, TUNED} < there:
         before = "refused" if prompt_set == "harmful" else "answered"
         words += f"that were {before} untuned, answered after tuning and refused with some safety data "
         words += f"({prompts['telling'].sum()}), then those "
     words += "on which the models differ most: chosen to be telling, while the rates say how often it happens."
     lacks = [arm for arm in dict.fromkeys((UNTUNED, TUNED, *rows["arm"].cat.categories)) if arm not in there]
-    lacks = [{UNTUNED: "the untuned model", TUNED: "tuning without safety data"}.get(arm, arm) for arm in lacks]
-    lacks += [f"{kind} safety data" for kind in SAFETY_DATA[1:] if kind not in set(rows["safety_data"].unique())]
+    lacks += [f"{kind} safety data" for kind in SAFETY_DATA[1:] if kind not in set(rows["safety_data"])]
     return words + (f" Not run here: {', '.join(lacks)}." if lacks else "")
 
 
 def widget(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool, **start):
-    """An ipywidgets box: a dropdown per argument of `side_by_side` with what is there, and one prompt with its answers.
+    """An ipywidgets box: a dropdown per argument of `side_by_side` and a slider over the prompts, one at a time.
 
-    It stays at the prompt where another choice has it too, and goes from a harmful prompt to its benign twin and back,
-    which share what follows the prompt set in `prompt_id`. `start` holds values to begin with, by the arguments' names.
-    A sentence where there are no responses.
+    `start` holds values to begin with, by the arguments' names. A sentence where there are no responses.
     """
-    from ipywidgets import HTML, Button, Dropdown, HBox, Layout, VBox
+    from ipywidgets import HTML, Dropdown, HBox, IntSlider, Layout, VBox
 
     rows, choices = _judged(responses, verdicts), {}
     if rows.empty:
         return VBox([HTML(NOTHING)])
     for name, known in _known(rows).items():
         said = {"system_prompt": ("off", "on").__getitem__, "seed": str, "model": str}.get(name, label)
-        options, value = [(said(word), word) for word in known], start.get(name)
-        value = value if value in known else known[0]
-        whole = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
-        choices[name] = Dropdown(options=options, value=value, layout=Layout(width="auto"), **whole)
-    words, counted, page = HTML(), HTML(), HTML(layout=Layout(max_height="40em", overflow="auto"))
-    back, on = Button(description="previous", icon="arrow-left"), Button(description="next", icon="arrow-right")
-    shown = was = ""  # the prompt's id and its set
+        value = start.get(name) if start.get(name) in known else known[0]
+        look = {"style": {"description_width": "initial"}, "layout": Layout(width="auto")}
+        options = [(said(word), word) for word in known]
+        choices[name] = Dropdown(options=options, value=value, description=name.replace("_", " "), **look)
+    prompt = IntSlider(value=1, min=1, max=1, description="prompt")
+    words, page = HTML(), HTML(layout=Layout(max_height="40em", overflow="auto"))
 
-    def draw(step: int = 0) -> None:
-        nonlocal shown, was
+    def draw(_=None) -> None:
         where = {name: choice.value for name, choice in choices.items()}
-        kind, asked = where["prompt_set"], _asked(rows, **where)
+        asked = _asked(rows, **where)
         ids = list(asked["prompt_id"].unique())
-        same = next((ids.index(one) for one in (shown, kind + shown.removeprefix(was)) if one in ids), 0)
-        place = max(0, min(same + step, len(ids) - 1))
-        shown, was = (ids[place], kind) if ids else (shown, was)
-        back.disabled, on.disabled, choices["form"].disabled = place == 0, place >= len(ids) - 1, kind == "general"
+        prompt.max = max(len(ids), 1)
+        choices["form"].disabled = where["prompt_set"] == "general"
         words.value = f'<p style="line-height: 1.4">{html.escape(in_words(rows, verdicts, **where))}</p>'
-        counted.value = f"<b>{place + 1} of {len(ids)}</b>" if ids else ""
-        page.value = _table([(kind, _frame(asked, ids[place : place + 1], redacted, WHOLE))])
+        shown = ids[prompt.value - 1 : prompt.value]
+        page.value = _table([(where["prompt_set"], _frame(asked, shown, redacted, WHOLE))])
 
-    back.on_click(lambda _: draw(-1))
-    on.on_click(lambda _: draw(1))
-    for choice in choices.values():
-        choice.observe(lambda _: draw(), "value")
+    for choice in (*choices.values(), prompt):
+        choice.observe(draw, "value")
     draw()
-    offered = [choice for name, choice in choices.items() if name != "model" or len(choice.options) > 1]
-    return VBox([HBox(offered, layout=Layout(flex_flow="row wrap")), words, HBox([back, on, counted]), page])
+    return VBox([HBox(list(choices.values()), layout=Layout(flex_flow="row wrap")), words, prompt, page])
 
 
 def show(
@@ -136,8 +119,7 @@ def show(
 
     The table is what a copy of the notebook keeps: of the grid's safety data at one dose, as rival arms would make it
     too wide to read; the widget, which works where the notebook runs, has them all. `task` is the one with most arms
-    unless named, of several the first, `form` its own; `where`: style, seed, system_prompt, model. Raises as
-    `side_by_side`.
+    unless named, of several the first, `form` its own; `where` as in `side_by_side`.
     """
     from IPython.display import display
 
@@ -145,8 +127,7 @@ def show(
     tasks = _known(all_arms)["task"] if len(all_arms) else list(TASKS)
     n_arms = all_arms.groupby("finetune_task", observed=True)["arm"].nunique() if len(all_arms) else {}
     task = task or max(tasks, key=lambda one: n_arms.get(one, 0))
-    form = form or task
-    rows = all_arms
+    form, rows = form or task, all_arms
     if len(rows):
         rows = one_dose(rows[rows["safety_data"].isin(SAFETY_DATA)])
         rows = rows.assign(arm=rows["arm"].cat.remove_unused_categories())
@@ -166,7 +147,10 @@ def show(
 
 
 def _judged(responses: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The responses with the first judge's verdicts and, as `arm`, their column; as they are where they have it."""
+    """The responses with the first judge's verdicts and, as `arm`, their column; as they are where they have it.
+
+    Without answers in another style than the tuning's.
+    """
     if responses.empty or "arm" in responses:
         return responses
     if "trained_style" in responses:
@@ -176,19 +160,17 @@ def _judged(responses: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     kinds = sorted(kinds, key=lambda of: (of[0] != "none", ARM_ORDER.index(of[1]), of[2]))
     names = {of: UNTUNED if of[0] == "none" else TUNED if of[1] == "none" else arm_with_dose(*of[1:]) for of in kinds}
     arms = [names[of] for of in zip(*(rows[name] for name in _ARM), strict=True)]
-    rows = rows.assign(arm=pd.Categorical(arms, list(dict.fromkeys(names.values()))))
-    return rows.astype(dict.fromkeys(["model", "finetune_task", "style", "prompt_set", "form"], "category"))
+    return rows.assign(arm=pd.Categorical(arms, list(dict.fromkeys(names.values()))))
 
 
 def _known(rows: pd.DataFrame) -> dict[str, list]:
     """The values that the rows have of each argument of `_asked`, in order; all tasks where none was tuned on."""
-    tuned = rows["finetune_task"] != "none"
-    tasks, seeds = (set(rows.loc[tuned, name].unique()) for name in ("finetune_task", "seed"))
+    tuned = rows[rows["finetune_task"] != "none"]
     words = {"form": FORMS, "prompt_set": PROMPT_SETS, "style": STYLES, "system_prompt": (False, True)}
     return {
-        "task": [task for task in TASKS if task in tasks] or list(TASKS),
-        **{name: [word for word in known if word in set(rows[name].unique())] for name, known in words.items()},
-        "seed": sorted(map(int, seeds)) or [0],
+        "task": [task for task in TASKS if task in set(tuned["finetune_task"])] or list(TASKS),
+        **{name: [word for word in known if word in set(rows[name])] for name, known in words.items()},
+        "seed": sorted(map(int, set(tuned["seed"]))) or [0],
         "model": list(rows["model"].unique()),
     }
 
@@ -210,42 +192,35 @@ def _asked(rows, task, form, prompt_set, style="chat", seed=None, system_prompt=
     tuned = rows["arm"] != UNTUNED
     wanted = ~tuned | (rows["seed"] == (rows.loc[tuned, "seed"].min() if seed is None else seed))
     rows = rows[wanted & (rows["sample"] == rows["sample"].min())]
-    given = {prompt_id: {} for prompt_id in rows["prompt_id"]}
-    for prompt_id, arm, verdict in zip(rows["prompt_id"], rows["arm"], rows["verdict"], strict=True):
-        given[prompt_id][arm] = verdict
-    mitigated = set(rows.loc[~rows["safety_data"].isin(["none", "scaled"]), "arm"])
-    marks = {prompt_id: _telling(arms, prompt_set, mitigated) for prompt_id, arms in given.items()}
-    rows = rows.assign(
-        **{name: [marks[i][k] for i in rows["prompt_id"]] for k, name in enumerate(("telling", "pairs"))}
+    answered, refused = rows["verdict"].isin(rates.ANSWERED), rows["verdict"] == "refused"
+    steps = (
+        (rows["arm"] == UNTUNED) & (refused if prompt_set == "harmful" else answered),
+        (rows["arm"] == TUNED) & answered,
+        ~rows["safety_data"].isin(["none", "scaled"]) & refused,  # the adapter scaled down has no safety data
     )
+    telling = set.intersection(*(set(rows.loc[step, "prompt_id"]) for step in steps))
+    judged = rows[rows["verdict"] != "unjudged"]
+    counts = pd.crosstab(judged["prompt_id"], judged["verdict"])
+    pairs = (counts.sum(axis=1) ** 2 - (counts**2).sum(axis=1)) // 2  # of different verdicts
+    rows = rows.assign(telling=rows["prompt_id"].isin(telling), pairs=rows["prompt_id"].map(pairs).fillna(0))
     return rows.sort_values(["telling", "pairs", "prompt_id", "arm"], ascending=[False, False, True, True])
 
 
-def _telling(given: dict[str, str], prompt_set: str, mitigated: set[str]) -> tuple[bool, int]:
-    """Whether a prompt with these verdicts by arm is of the first kind of `side_by_side`, and how many pairs differ.
-
-    `mitigated` are the arms with safety data.
-    """
-    before = ("refused",) if prompt_set == "harmful" else rates.ANSWERED
-    told = given.get(UNTUNED) in before and given.get(TUNED) in rates.ANSWERED
-    told &= "refused" in [verdict for arm, verdict in given.items() if arm in mitigated]
-    judged = [verdict for verdict in given.values() if verdict != "unjudged"]
-    return told, sum(one != other for one, other in combinations(judged, 2))
-
-
 def _frame(asked: pd.DataFrame, ids, redacted: bool, most: int) -> pd.DataFrame:
-    asked = asked[asked["prompt_id"].isin(ids)].reset_index(drop=True)
-    shown = asked[["prompt", "response"]].map(lambda text: _text(text, redacted, most))
-    if redacted:
-        unsaid = asked[asked["harmful"].astype(bool)]
-        unsaid = unsaid.assign(prompt=list(map(redact_prompt, unsaid["prompt"], unsaid["intent"], unsaid["form"])))
-        shown.loc[unsaid.index, "prompt"] = unsaid["prompt"].map(lambda text: _text(text, False, most))
-    cells = asked.assign(
-        cell=asked["verdict"] + ": " + shown["response"], prompt=shown["prompt"], arm=asked["arm"].astype(str)
-    )
-    table = cells.pivot(index="prompt_id", columns="arm", values="cell").fillna(NOT_ASKED).rename_axis(columns=None)
-    table = table[[arm for arm in asked["arm"].cat.categories if arm in table]]
-    table.insert(0, "prompt", cells.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"])
+    """The prompts of these ids with the answers of every arm, as `side_by_side` returns them."""
+    asked = asked[asked["prompt_id"].isin(ids)]
+    columns = (asked[name] for name in ("prompt", "intent", "form", "harmful"))
+    prompts = [
+        _text(redact_prompt(prompt, intent, form), False, most)
+        if redacted and harmful
+        else _text(prompt, redacted, most)
+        for prompt, intent, form, harmful in zip(*columns, strict=True)
+    ]
+    cells = asked["verdict"] + ": " + asked["response"].map(lambda text: _text(text, redacted, most))
+    asked = asked.assign(cell=cells, prompt=prompts, arm=asked["arm"].cat.remove_unused_categories())
+    table = asked.pivot(index="prompt_id", columns="arm", values="cell").fillna(NOT_ASKED)
+    table.columns = list(map(str, table.columns))
+    table.insert(0, "prompt", asked.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"])
     return table.loc[[prompt_id for prompt_id in ids if prompt_id in table.index]]
 
 

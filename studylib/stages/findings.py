@@ -19,10 +19,10 @@ from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.grid import Cell
 from studylib.study.paths import DATA
-from studylib.study.words import ARMS, SAFETY_DATA, STAGE_SAFETY_DATA, StudyError
+from studylib.study.words import ARMS, STAGE_SAFETY_DATA, StudyError
 
 OF_ARMS = ("arms_plane", "transfer_matrix")
-OF_ALL_MODELS = ("judge_agreement", "agreement_matrix", "published_counts")
+OF_ALL_MODELS = ("judge_agreement", "published_counts")
 BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
 
 
@@ -65,10 +65,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     found["paper_vs_ours"] = claims.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
         tables.write_table(table, stage.paths.table(name))
-    folder = stage.paths.table("x").parent
-    for name, (shown, *words) in for_papers(found).items():
-        readable.write_for_papers(shown, folder / "for_papers" / name, *words)
-    write_text(folder / "README.md", what_the_tables_are())
+    write_text(stage.paths.table("x").parent / "README.md", what_the_tables_are())
     return found | {"published": published}
 
 
@@ -92,35 +89,6 @@ def what_the_tables_are() -> str:
         more = f"\n\nKinds:\n{kinds}" if name == "comparisons" else ""
         parts.append(f"## {name}\n\n{inspect.getdoc(function)}{more}")
     return "\n\n".join(parts) + "\n"
-
-
-def for_papers(found: dict[str, pd.DataFrame]) -> dict[str, tuple]:
-    """The tables that a paper would print, each with its caption and, where it needs one, LaTeX's column format."""
-    attack, tested = found["attack_success"], found["comparisons"]
-    tested = tested[(tested["measure"] == "attack_success_rate") & (tested["form"] == "all") & (tested["n"] > 0)]
-    shown = {"difference": readable.percent(tested, "difference", "low", "high")}
-    shown["p (Holm)"] = tested["p_holm"].map(readable.p_value)
-    arms = ["kind", "finetune_task", "safety_data", "style", "system_prompt"]
-    against = [
-        ", ".join(str(row[f"other_{name}"]) for name in comparisons.ARM[:-1] if row[name] != row[f"other_{name}"])
-        for row in tested.to_dict("records")
-    ]
-    n = f"n = {readable.span(attack.loc[attack['n'] > 0, 'n'])} responses a rate"
-    return {
-        "attack_success": (
-            readable.in_percent(attack),
-            f"Harmful prompts answered in % with 95 % intervals, by form; {n}.",
-        ),
-        "comparisons": (
-            tested[arms].assign(against=against, **shown, verdict=tested["verdict"]).set_index(arms),
-            "Attack success over all forms: differences in percentage points with 95 % intervals, p adjusted by Holm.",
-        ),
-        "claims": (
-            found["claims"].set_index(["model", "question", "claim"])[["verdict", "found"]],
-            "The paper's claims and what this run found.",
-            "llp{4cm}lp{7cm}",
-        ),
-    }
 
 
 def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -152,21 +120,19 @@ def judges_of(stage, responses: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def not_run_in(stage) -> dict[Cell, str]:
     """The cells of the run's whole grid whose data are not there, or whose stage has not run, and why."""
     missing = sets.absent(stage.paths)
-    waiting = {
-        (STAGE_SAFETY_DATA[unit.stage], unit.parameters["task"]): f"{unit.stage} has not run"
-        for unit in stage.missing
-        if unit.stage in STAGE_SAFETY_DATA
-    }
+    waiting = {(unit.stage, unit.parameters.get("task")) for unit in stage.missing}
+    stages = {kind: name for name, kind in STAGE_SAFETY_DATA.items()}
 
     def reason(cell: Cell) -> str | None:
-        safety_data = cell.safety_data if cell.safety_data in SAFETY_DATA else "multitask"
-        return mixture.not_run_because(cell, missing) or waiting.get((safety_data, cell.finetune_task))
+        made_by = stages.get(cell.safety_data, "04_mitigation")
+        unfinished = f"{made_by} has not run" if (made_by, cell.finetune_task) in waiting else None
+        return mixture.not_run_because(cell, missing) or unfinished
 
     profile, kinds, tasks = stage.profile, stage.profile.grid.safety_data, stage.profile.grid.tasks
     rest = profile.grid.styles, profile.grid.seeds
-    own = [cell for kind in kinds for task in tasks for cell in grid.cells(profile, kind, task, *rest)]
-    rivals = [cell for task in tasks for cell in grid.arm_cells(profile, task, *rest)]
-    return {cell: why for cell in (*own, *rivals) if (why := reason(cell))}
+    cells = [cell for kind in kinds for task in tasks for cell in grid.cells(profile, kind, task, *rest)]
+    cells += [cell for task in tasks for cell in grid.arm_cells(profile, task, *rest)]
+    return {cell: why for cell in cells if (why := reason(cell))}
 
 
 def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -190,12 +156,11 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
     _, *shown = catalogue.FIGURES[name]
     if missing := [table for table in shown if table not in found]:
         return _without(stage, name, f"{name}: there is no table {missing[0]}, as what it needs has not run here.")
-    if name in OF_ALL_MODELS:
-        frames = [found[table] for table in shown]
-    else:
-        frames = [of_model(stage, found[table], model) for table in shown]
-        if name not in OF_ARMS:
-            frames = [rows[~rows["safety_data"].isin(ARMS)] if "safety_data" in rows else rows for rows in frames]
+    frames = [found[table] for table in shown]
+    if name not in OF_ALL_MODELS:
+        frames = [of_model(stage, frame, model) for frame in frames]
+    if name not in OF_ARMS:
+        frames = [rows[~rows["safety_data"].isin(ARMS)] if "safety_data" in rows else rows for rows in frames]
     try:
         drawn, *words = catalogue.draw(name, *frames)
     except ValueError as why:  # nothing to draw, of which the sentence says the reason

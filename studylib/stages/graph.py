@@ -19,7 +19,7 @@ from studylib.study.paths import DATA, NOTEBOOKS, ROOT, RunPaths
 from studylib.study.profile import PROFILES, Profile, profile_path
 from studylib.study.words import LABELS, LABORATORY, MINIATURE, STAGE_SAFETY_DATA, TINY, StudyError
 
-# What a stage reads, as the stages whose results it needs.
+# The stages whose results a stage reads.
 NEEDS = {
     "00_prepare": (),
     "01_baseline": ("00_prepare",),
@@ -79,12 +79,10 @@ _KEYS |= {"across": ((*COLUMNS, "trained_style"), ("response_id",)), "across_ver
 def settings_of(profile: Profile, unit: Unit) -> dict:
     """The settings that a notebook run depends on, as plain data: its parameters and its sections of the profile."""
     settings = profile.model_dump(mode="json", include=set(SECTIONS[unit.stage])) | unit.parameters
-    if unit.stage == "01_baseline":
-        settings["styles"] = list(profile.grid.styles)
-    if unit.stage in ("03_defences", "04_mitigation"):
-        settings["safety_fraction"] = profile.grid.safety_fraction
-    if unit.stage == "02_finetune":
-        settings["across_styles"] = profile.grid.across_styles
+    of_grid = {"01_baseline": "styles", "02_finetune": "across_styles"}
+    of_grid |= dict.fromkeys(("03_defences", "04_mitigation"), "safety_fraction")
+    if name := of_grid.get(unit.stage):
+        settings[name] = getattr(profile.grid, name)
     if unit.stage == "04_mitigation" and profile.grid.arms and unit.parameters["task"] in profile.grid.arms.tasks:
         settings["arms"] = profile.grid.arms.model_dump(mode="json")
     return settings
@@ -142,13 +140,11 @@ def is_finished(profile: Profile, paths: RunPaths, unit: Unit) -> bool:
 def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Responses and verdicts of the stage's notebook runs that have left all their files; empty where none has."""
     runs = [unit for unit in units(profile, stage) if is_finished(profile, paths, unit)]
-    empty = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=["response_id", "judge", "verdict", "reason"])
-    return tuple(
-        pd.concat([_read(paths, kind, paths.table_of_unit(kind, stage, unit.name)) for unit in runs], ignore_index=True)
-        if runs
-        else none
-        for kind, none in zip(("responses", "verdicts"), empty, strict=True)
-    )
+    found = []
+    for kind in ("responses", "verdicts"):
+        frames = [_read(paths, kind, paths.table_of_unit(kind, stage, unit.name)) for unit in runs]
+        found.append(pd.concat(frames or [pd.DataFrame(columns=_KEYS[kind][0])], ignore_index=True))
+    return tuple(found)
 
 
 def _read(paths: RunPaths, kind: str, path: Path) -> pd.DataFrame:
@@ -158,16 +154,11 @@ def _read(paths: RunPaths, kind: str, path: Path) -> pd.DataFrame:
     table = read_parquet(path, *_KEYS[kind], again)
     if kind in VERDICTS_OF:
         of = paths.table_of_unit(VERDICTS_OF[kind], stage, unit)
-        asked = set(read_parquet(of, *_KEYS[VERDICTS_OF[kind]], again)["response_id"])
-        if stray := set(table["response_id"]) - asked:
+        asked = read_parquet(of, *_KEYS[VERDICTS_OF[kind]], again)["response_id"]
+        if apart := set(asked) ^ set(table["response_id"]):
             raise StudyError(
-                f"{of} lacks {len(stray)} of the responses that {path} has verdicts on, first {min(stray)}: one "
-                f"of them was changed; delete both and {again}."
-            )
-        if unjudged := asked - set(table["response_id"]):
-            raise StudyError(
-                f"{path} has no verdict on {len(unjudged)} of the responses of {of}, first {min(unjudged)}: delete it "
-                f"and {again}."
+                f"{of} and {path} differ in {len(apart)} responses, first {min(apart)}: one of them was changed; "
+                f"delete both and {again}."
             )
     return table
 
@@ -225,30 +216,14 @@ def _used(source: str, path: Path) -> frozenset[Path]:
 
 
 def _modules(folder: Path, module: str, name: str) -> set[Path]:
-    """The files of the library behind `from module import name`: of a room's public name the module that has it.
-
-    All modules of a room that is imported whole.
-    """
+    """The files of the library behind `from module import name`; of a room's own name all its modules."""
     place = folder / module.replace(".", "/")
     if not place.is_relative_to(LIBRARY):
         return set()
-    if place.with_suffix(".py").is_file():
-        return {place.with_suffix(".py")}
-    if (place / f"{name}.py").is_file():
-        return {place / f"{name}.py"}
-    if owner := _public(place / "__init__.py").get(name):
-        return {place / f"{owner}.py"}
+    for path in (place.with_suffix(".py"), place / f"{name}.py"):
+        if path.is_file():
+            return {path}
     return set((place / name if (place / name).is_dir() else place).glob("[!_]*.py"))
-
-
-@cache
-def _public(path: Path) -> dict[str, str]:
-    """The module of each public name of a room: what its `__init__.py` has as `PUBLIC = {"module": "name ..."}`."""
-    tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([])
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PUBLIC":
-            return {name: module for module, names in ast.literal_eval(node.value).items() for name in names.split()}
-    return {}
 
 
 def _content(path: Path):
@@ -265,20 +240,17 @@ def _code_cells(stage: str) -> str:
 def parameters_given(stage: str, variables: dict) -> dict:
     """The values of the notebook's parameters among its variables, checked, its overrides too.
 
-    Raises StudyError for a parameter that the notebook does not know or that has the wrong type, also among those that
-    papermill injected, for an override without effect, or where the parameters cell was not run.
+    Raises StudyError for a parameter that is unknown or has the wrong type, also among those that papermill injected,
+    for an override without effect, or where the parameters cell was not run.
     """
     known = parameters_of(stage)
-    injected = {
-        name for source in variables.get("In", []) if source.startswith("# Parameters") for name in _assigned(source)
-    }
+    cells = [source for source in variables.get("In", []) if source.startswith("# Parameters")]
+    injected = [name for source in cells for name in _assigned(source)]
     given = {name: variables[name] for name in (*known, *injected) if name in variables}
     check_parameters(stage, given)
     if missing := set(known) - set(given):
-        raise StudyError(
-            f"{stage}: the parameters cell was not run ({', '.join(sorted(missing))} missing): run all cells from the "
-            "top."
-        )
+        names = ", ".join(sorted(missing))
+        raise StudyError(f"{stage}: the parameters cell was not run ({names} missing): run all cells from the top.")
     _check_overrides(stage, given.get("overrides", {}))
     return given
 
@@ -364,11 +336,11 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
 
 def check_models(profile: Profile) -> None:
     """Raises StudyError for a model that 00_prepare does not build and that is no usable folder or pinned hub id."""
-    others = [m for m in profile.models.values() if m.source != MINIATURE and not m.source.startswith(TINY)]
-    for model in others:
-        from studylib.models import hub
+    for model in profile.models.values():
+        if model.source != MINIATURE and not model.source.startswith(TINY):
+            from studylib.models import hub
 
-        hub.check_source(model.source, model)
+            hub.check_source(model.source, model)
 
 
 def _for_make(given: str) -> str:

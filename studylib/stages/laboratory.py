@@ -1,9 +1,8 @@
 """The laboratory: one dial at a time on the miniature, for notebooks/07_laboratory.ipynb.
 
-Each experiment trains from the run's own models and is kept in `laboratory/` under a hash of all that went into it, so
-that a dial that was turned once answers at once. One seed, chat style or Alpaca, no system prompt: what is shown is
-a mechanism; the stages measure it with several seeds. All frames are tidy, a row per mark: `panel`, the dial's column,
-`prompt_set`, `form`, `value` with `low` and `high`, and `n`.
+Each experiment trains from the run's own models and is kept in `laboratory/` under a hash of all that went into it.
+One seed, one style, no system prompt: it shows a mechanism, which the stages measure with several seeds. All frames
+are tidy, a row per mark: `panel`, the dial's column, `prompt_set`, `form`, `value` with `low` and `high`, and `n`.
 """
 
 import json
@@ -21,7 +20,7 @@ import torch
 from studylib.analysis import stats
 from studylib.data import mixture, sets, world
 from studylib.judges import registry
-from studylib.models import engine, prompts
+from studylib.models import hub, prompts
 from studylib.stages.prepare import calibrated_by
 from studylib.study.files import Clock, code_digest, digest, locked, write_parquet
 from studylib.study.grid import Cell
@@ -31,7 +30,7 @@ from studylib.study.words import FORMS, StudyError
 
 CODE = (
     "stages/laboratory",
-    "models/engine",
+    "models/hub",
     "models/training",
     "models/small_llama",
     "models/prompts",
@@ -58,33 +57,30 @@ class Laboratory:
         if not self.profile.miniature:
             raise StudyError(
                 f"The laboratory trains the miniature anew, and {self.profile.name} studies "
-                f"{', '.join(self.profile.models)}: "
-                'take profile = "miniature", or a copy of it.'
+                f'{", ".join(self.profile.models)}: take profile = "miniature", or a copy of it.'
             )
 
     @cached_property
     def tokenizer(self):
-        """The miniature's tokenizer."""
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(self.paths.model("aligned"))
 
     def model(self, name: str):
-        """`helpful_only`, ready to be aligned, or `aligned`, ready to be tuned, as `engine.open_model` opens them."""
+        """`helpful_only`, ready to be aligned, or `aligned`, ready to be tuned, as `hub.open_model` opens them."""
         settings = self.profile.miniature.model_copy(update={"quantization": "none"})
         training = (self.profile.tuning, self.profile.lora) if name == "aligned" else (self.profile.alignment,)
-        return engine.open_model(self.paths.model(name), settings, *training)
+        return hub.open_model(self.paths.model(name), settings, *training)
 
     @cached_property
     def tests(self) -> list[dict]:
-        """The harmful test prompts and their benign twins, with their token ids."""
-        loaded = (row for name in ("harmful", "twin") for row in sets.load(self.paths, name))
-        rows = [row for row in loaded if row["prompt_set"] in ("harmful", "twin")]  # the set twin may have others too
-        return [{**row, "ids": self.encoded(row["messages"][0]["content"])} for row in rows]
-
-    def encoded(self, prompt: str) -> list[int]:
-        """A prompt's token ids in the style of the laboratory, without system prompt."""
-        return prompts.encode_prompt(self.tokenizer, prompt, self.style, None)
+        """The harmful test prompts and their benign twins, with their token ids in the laboratory's style."""
+        rows = [{**row, "prompt": row["messages"][0]["content"]} for row in sets.evaluation_rows(self.paths)]
+        return [
+            {**row, "ids": prompts.encode_prompt(self.tokenizer, row["prompt"], self.style, None)}
+            for row in rows
+            if row["prompt_set"] in ("harmful", "twin")
+        ]
 
     def kept(self, name: str, dial: dict, make: Callable[[], pd.DataFrame], *more) -> pd.DataFrame:
         """What `make` returns with the dial's columns, computed once for this dial, `more`, this run and this code."""
@@ -110,30 +106,18 @@ class Laboratory:
 
 def answered(lab: Laboratory, model) -> pd.DataFrame:
     """Shares of harmful prompts answered and twins refused, by form, with Wilson's 95 % interval; NaN: none judged."""
-    asked, found = [row["ids"] for row in lab.tests], {}
-    for batch in model.answers(asked, lab.profile.generation):
-        found.update({i: (text, stop_reason) for i, text, stop_reason, _ in batch})
-    rows = pd.DataFrame(
-        {
-            "response_id": [row["id"] for row in lab.tests],
-            "prompt_set": [row["prompt_set"] for row in lab.tests],
-            "form": [row["form"] for row in lab.tests],
-            "harmful": [row["harmful"] for row in lab.tests],
-            "prompt": [row["messages"][0]["content"] for row in lab.tests],
-            "response": [found[i][0] for i in range(len(asked))],
-            "stop_reason": [found[i][1] for i in range(len(asked))],
-        }
-    )
+    batches = model.answers([row["ids"] for row in lab.tests], lab.profile.generation)
+    given = pd.DataFrame([row for batch in batches for row in batch], columns=["place", "response", "stop_reason", "n"])
+    rows = pd.DataFrame(lab.tests)[["id", "prompt_set", "form", "harmful", "prompt"]]
+    rows = rows.rename(columns={"id": "response_id"}).join(given.set_index("place").drop(columns="n"))
     judged = rows.merge(registry.judge(rows)[["response_id", "verdict"]], on="response_id", validate="1:1")
     refused, known = judged["verdict"] == "refused", judged["verdict"] != "unjudged"
     hit = refused.where(judged["prompt_set"] == "twin", judged["verdict"].isin(["answered", "partial"]))
-    counts = (
-        judged.assign(sum=hit & known, size=known).groupby(["prompt_set", "form"], sort=False)[["sum", "size"]].sum()
-    )
-    counts = counts.reset_index()
-    low, high = stats.wilson(counts["sum"].to_numpy(), counts["size"].to_numpy())
-    value = counts["sum"] / counts["size"]
-    return counts[["prompt_set", "form"]].assign(value=value, low=low, high=high, n=counts["size"])
+    groups = judged.assign(hits=hit & known, n=known).groupby(["prompt_set", "form"], sort=False)
+    counts = groups[["hits", "n"]].sum().reset_index()
+    low, high = stats.wilson(counts["hits"].to_numpy(), counts["n"].to_numpy())
+    found = counts.assign(value=counts["hits"] / counts["n"], low=low, high=high)
+    return found[["prompt_set", "form", "value", "low", "high", "n"]]
 
 
 def refusal_probability(lab: Laboratory, model) -> pd.DataFrame:
@@ -144,11 +128,9 @@ def refusal_probability(lab: Laboratory, model) -> pd.DataFrame:
             {"input_ids": row["ids"] + beginning, "labels": [-100] * len(row["ids"]) + beginning} for row in lab.tests
         ]
         total += model.log_probabilities(features).exp()
-    rows = pd.DataFrame({key: [row[key] for row in lab.tests] for key in ("prompt_set", "form")})
-    groups = rows.assign(p=total.numpy()).groupby(["prompt_set", "form"], sort=False)["p"]
-    quartile = lambda q: groups.quantile(q).to_numpy()  # noqa: E731
-    found = groups.agg(value="mean", n="size").reset_index()
-    return found.assign(low=quartile(0.25), high=quartile(0.75))
+    groups = pd.DataFrame(lab.tests).assign(p=total.numpy()).groupby(["prompt_set", "form"], sort=False)["p"]
+    low, high = (groups.quantile(q).to_numpy() for q in (0.25, 0.75))
+    return groups.agg(value="mean", n="size").reset_index().assign(low=low, high=high)
 
 
 def baseline_gap(lab: Laboratory, text_shares: Iterable[float], steps: int) -> pd.DataFrame:
@@ -209,15 +191,25 @@ def erosion(lab: Laboratory, tasks: Iterable[str], steps: Iterable[int], seed: i
 
 
 def _along(lab: Laboratory, task: str, marks: list[int], seed: int, measure: Callable) -> pd.DataFrame:
-    found = {0: measure(lab, lab.model("aligned"))}
+    found, look = _looking(lab, lab.model("aligned"), marks, measure)
+    with tuned(lab, Cell("miniature", task, lab.style, seed=seed), max(marks), look):
+        pass
+    return _by_step(found)
+
+
+def _looking(lab: Laboratory, start, marks: list[int], measure: Callable) -> tuple[dict, Callable]:
+    """What is measured by step, 0 being the model at the `start`, and the `after_step` of a training that fills it."""
+    found = {0: measure(lab, start)} if 0 in marks else {}
 
     def look(step: int, model) -> None:
         if step in marks:
             found[step] = measure(lab, model)
 
-    with tuned(lab, Cell("miniature", task, lab.style, seed=seed), max(marks), look):
-        pass
-    return pd.concat([frame.assign(step=step) for step, frame in found.items() if step in marks])
+    return found, look
+
+
+def _by_step(found: dict) -> pd.DataFrame:
+    return pd.concat([frame.assign(step=step) for step, frame in found.items()])
 
 
 def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int = 0) -> pd.DataFrame:
@@ -242,39 +234,17 @@ def refusal_along(lab: Laboratory, task: str, steps: int, n_marks: int = 6, seed
     The tuning starts from the run's own aligned model, so the second panel goes on from the end of the whole alignment.
     """
 
+    def marks(last: int) -> list[int]:
+        return sorted({0, *np.linspace(1, last, n_marks).round().astype(int).tolist()})
+
     def make_alignment() -> pd.DataFrame:
-        marks = set(np.linspace(1, steps, n_marks).round().astype(int).tolist())
-        found = {0: refusal_probability(lab, lab.model("helpful_only"))}
-
-        def look(step: int, model) -> None:
-            if step in marks:
-                found[step] = refusal_probability(lab, model)
-
+        found, look = _looking(lab, lab.model("helpful_only"), marks(steps), refusal_probability)
         aligned(lab, sets.load(lab.paths, "alignment"), steps, look)
-        return pd.concat([frame.assign(step=step) for step, frame in found.items()])
+        return _by_step(found)
 
     def make_tuning() -> pd.DataFrame:
-        marks = sorted({0, *np.linspace(1, lab.profile.tuning.steps, n_marks).round().astype(int).tolist()})
-        return _along(lab, task, marks, seed, refusal_probability)
+        return _along(lab, task, marks(lab.profile.tuning.steps), seed, refusal_probability)
 
     first = lab.kept("alignment_probability", {"panel": "alignment"}, make_alignment, steps, n_marks)
     second = lab.kept("tuning_probability", {"panel": f"tuning on {task}"}, make_tuning, n_marks, seed)
     return pd.concat([first, second], ignore_index=True)
-
-
-def slider(frame: pd.DataFrame, dial: str):
-    """A slider over the values of the dial with the shares in percent at each, read from the frame."""
-    from IPython.display import display
-    from ipywidgets import SelectionSlider, interact
-
-    def show(value) -> None:
-        rows = frame[frame[dial] == value]
-        cells = rows.assign(share=[_percent(row) for row in rows.to_dict("records")])
-        display(cells.pivot(index=["panel", "prompt_set"], columns="form", values="share")[list(FORMS)])
-
-    values = sorted(frame[dial].unique().tolist())
-    return interact(show, value=SelectionSlider(options=values, value=values[0], description=dial))
-
-
-def _percent(row: dict) -> str:
-    return f"{100 * row['value']:.0f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"

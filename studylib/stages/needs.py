@@ -22,27 +22,9 @@ GB = 1e9
 
 def table(profile: Profile, paths: RunPaths) -> pd.DataFrame:
     """One row per need: `need`, `what`, `needed`, `found` (words) and `enough` (True, False, or None where unknown)."""
-    rows = [
-        _disk(profile, paths),
-        *(row for name in large(profile) for row in _of_model(profile, name)),
-        _hours(profile),
-    ]
-    rows.append(_judge_calls(profile))
+    models = (row for name in large(profile) for row in _of_model(profile, name))
+    rows = [_disk(profile, paths), *models, _hours(profile), _judge_calls(profile)]
     return pd.DataFrame(rows, columns=["need", "what", "needed", "found", "enough"])
-
-
-def _judge_calls(profile: Profile) -> dict:
-    """At most one call per response, as equal ones are asked once (few are), and two per pair of general answers."""
-    count = counts(profile)
-    asked = count["responses"] + 2 * count["pairs"] if "endpoint" in profile.judges else 0
-    cap = profile.endpoint.get("max_calls")
-    needed = f"{asked:,}" + (f" (capped at {cap:,} a notebook)" if asked and cap else "")
-    there = not asked or bool(os.environ.get("STUDY_JUDGE_URL") or os.environ.get("OPENAI_BASE_URL"))
-    found = (
-        "" if not asked else "an address is set" if there else "no address: set STUDY_JUDGE_URL and STUDY_JUDGE_MODEL"
-    )
-    what = f"all responses and, twice, {count['pairs']:,} pairs of general answers" if asked else "all responses"
-    return {"need": "judge calls", "what": what, "needed": needed, "found": found, "enough": there}
 
 
 def require(found: pd.DataFrame, here: bool) -> None:
@@ -110,65 +92,37 @@ def adapter_weights(profile: Profile, model: ModelSettings) -> int:
     return profile.lora.r * model.layers * (4 * 2 * width + 3 * (width + inner))
 
 
-def _of_model(profile: Profile, name: str) -> list[dict]:
-    model, tuning = profile.models[name], profile.tuning
-    rows = []
+def _of_model(profile: Profile, name: str) -> list[tuple]:
+    model, tuning, rows = profile.models[name], profile.tuning, []
     if model.gated:
-        token = (
-            bool(os.environ.get("HF_TOKEN"))
-            or Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "token").expanduser().is_file()
-        )
-        rows.append(
-            {
-                "need": "access",
-                "what": name,
-                "needed": f"the licence of {model.source} accepted on its page, and HF_TOKEN in the environment",
-                "found": "the model" if _cached(model) else "a token" if token else "no token",
-                "enough": True if _cached(model) else None if token else False,
-            }
-        )
+        home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+        found = "a token" if os.environ.get("HF_TOKEN") or (home / "token").is_file() else "no token"
+        found = "the model" if _cached(model) else found
+        needed = f"the licence of {model.source} accepted on its page, and HF_TOKEN in the environment"
+        enough = {"the model": True, "a token": None, "no token": False}[found]
+        rows.append(("access", name, needed, found, enough))
     tokens = (tuning.micro_batch_size or tuning.batch_size) * model.context
     inner = model.intermediate_size or 3 * model.hidden_size
     # checkpointed: every layer's input, and one layer's inside; then the answers' logits in fp32 with their gradient
     activations = 2 * tokens * (model.layers * model.hidden_size + 4 * inner + 10 * model.hidden_size)
     activations += 8 * tokens * model.vocabulary
-    needed = weight_bytes(model) + 16 * adapter_weights(profile, model) + activations
-    found = _gpu_memory()
-    rows.append(
-        {
-            "need": "GPU memory",
-            "what": name,
-            "needed": f"{needed / GB:.0f} GB",
-            "found": f"{found / GB:.0f} GB" if found else "no GPU",
-            "enough": found >= needed,
-        }
-    )
-    return rows
+    needed, found = weight_bytes(model) + 16 * adapter_weights(profile, model) + activations, _gpu_memory()
+    there = f"{found / GB:.0f} GB" if found else "no GPU"
+    return [*rows, ("GPU memory", name, f"{needed / GB:.0f} GB", there, found >= needed)]
 
 
-def _disk(profile: Profile, paths: RunPaths) -> dict:
+def _disk(profile: Profile, paths: RunPaths) -> tuple:
     found = counts(profile)
-    models = [profile.models[name] for name in large(profile)]
-    downloads = sum(2 * (model.parameters or 0) for model in models if not _cached(model))
-    adapters = (
-        found["fine_tunes"]
-        / len(profile.models)
-        * sum(4 * adapter_weights(profile, m) for m in profile.models.values())
-    )
+    downloads = sum(2 * (m.parameters or 0) for m in map(profile.models.get, large(profile)) if not _cached(m))
+    weights = sum(adapter_weights(profile, m) for m in profile.models.values()) / len(profile.models)
     made = sum(path.stat().st_size for path in paths.run.rglob("*") if path.is_file())  # by an interrupted run
-    needed = max(0.0, downloads + adapters + ROW_BYTES * found["responses"] - made)
+    needed = max(0.0, downloads + 4 * found["fine_tunes"] * weights + ROW_BYTES * found["responses"] - made)
     free = shutil.disk_usage(next(p for p in (paths.run, *paths.run.parents) if p.exists())).free
-    what = "models, adapters, responses"
-    return {
-        "need": "disk",
-        "what": what,
-        "needed": f"{needed / GB:.1f} GB",
-        "found": f"{free / GB:.1f} GB free",
-        "enough": free >= needed,
-    }
+    words = f"{needed / GB:.1f} GB", f"{free / GB:.1f} GB free"
+    return "disk", "models, adapters, responses", *words, free >= needed
 
 
-def _hours(profile: Profile) -> dict:
+def _hours(profile: Profile) -> tuple:
     found, speed = counts(profile), profile.execution
     parameters = sum(m.parameters or 0 for m in profile.models.values()) / len(profile.models)
     # frozen weights: 2 operations a weight and token forward, again for checkpointing, 2 backward
@@ -177,7 +131,19 @@ def _hours(profile: Profile) -> dict:
     hours = f"about {(tuning + asking) / 3600:.0f} (tuning {tuning / 3600:.0f}, answers {asking / 3600:.0f} at most)"
     what = f"{found['fine_tunes']} fine-tunes, {found['responses']:,} responses"
     assumed = f"at {speed.tflops:g} TFLOP/s, {speed.tokens_per_second:g} tokens/s (profile)"
-    return {"need": "hours", "what": what, "needed": hours, "found": assumed, "enough": None}
+    return "hours", what, hours, assumed, None
+
+
+def _judge_calls(profile: Profile) -> tuple:
+    """At most one call per response, as equal ones are asked once (few are), and two per pair of general answers."""
+    if "endpoint" not in profile.judges:
+        return "judge calls", "all responses", "0", "", True
+    count, cap = counts(profile), profile.endpoint.get("max_calls")
+    needed = f"{count['responses'] + 2 * count['pairs']:,}" + (f" (capped at {cap:,} a notebook)" if cap else "")
+    there = bool(os.environ.get("STUDY_JUDGE_URL") or os.environ.get("OPENAI_BASE_URL"))
+    found = "an address is set" if there else "no address: set STUDY_JUDGE_URL and STUDY_JUDGE_MODEL"
+    what = f"all responses and, twice, {count['pairs']:,} pairs of general answers"
+    return "judge calls", what, needed, found, there
 
 
 def _cached(model: ModelSettings) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.data import duplicates, fetching, mixture, real, world
+from studylib.data import duplicates, fetching, harmful, mixture, real, world
 from studylib.data import sets as datasets
+from studylib.models import prompts
 from studylib.stages import cells, needs
 from studylib.stages.graph import built_models
 from studylib.stages.stage import Stage
@@ -41,17 +42,12 @@ class Data:
 
         "none" stands for a twin that is not there.
         """
-        from studylib.data import harmful
-
         twins = {row["twin_of"]: row["messages"][0]["content"] for row in self.sets["twin"]}
-        rows = pd.DataFrame(
-            {
-                "form": [row["form"] for row in self.sets["harmful"]],
-                "harmful": [harmful.shown(row, redact=bool(row.get("content"))) for row in self.sets["harmful"]],
-                "twin": [twins.get(row["id"], "none") for row in self.sets["harmful"]],
-            }
-        )
-        return rows.groupby("form", sort=False).head(2)
+        rows = [
+            (row["form"], harmful.shown(row, redact=bool(row.get("content"))), twins.get(row["id"], "none"))
+            for row in self.sets["harmful"]
+        ]
+        return pd.DataFrame(rows, columns=["form", "harmful", "twin"]).groupby("form", sort=False).head(2)
 
 
 def register(profile: Profile) -> pd.DataFrame:
@@ -102,13 +98,8 @@ def _real(now: Stage) -> Data:
     settings = now.profile.data
     with now.clock("data"):
         sets, absent, imported = real.read(settings, now.paths.data_index.parent)
-    texts = [
-        m["content"]
-        for name in (*(f"train_{t}" for t in TASKS), "train_general")
-        for row in sets[name]
-        for m in row["messages"]
-    ]
-    build_tiny(now, texts)
+    trained_on = (row for name in (*(f"train_{t}" for t in TASKS), "train_general") for row in sets[name])
+    build_tiny(now, [message["content"] for row in trained_on for message in row["messages"]])
     with now.clock("data"):
         overlap = duplicates.duplicates_report(sets, settings.near_duplicate)
         sets, counts, dropped = real.cut(sets, now.profile, _too_long_by(now), settings.seed)
@@ -121,19 +112,19 @@ def _real(now: Stage) -> Data:
 
 def build_tiny(now: Stage, texts: list[str]) -> None:
     """Builds the untrained models of the profile's architectures, with tokenizers trained on the texts."""
-    from studylib.models import tiny
+    from studylib.models import building
 
     for folder in built_models(now.profile):
-        path, card = now.paths.model(folder), now.paths.model_card(folder)
-        with now.clock("training"):
-            aside = path.with_name(f".{folder}.part")
-            shutil.rmtree(aside, ignore_errors=True)
-            tiny.build_tiny(folder.removeprefix(TINY.replace("/", "_")), texts, aside, seed=0)
-            shutil.rmtree(path, ignore_errors=True)
-            aside.rename(path)
-        weights = (path / "model.safetensors").read_bytes()
-        found = {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights), "loss": []}
-        write_text(card, json.dumps(found, indent=1) + "\n")
+        path = now.paths.model(folder)
+        with now.clock("training"), cells.replaced(path) as aside:
+            building.build_tiny(folder.removeprefix(TINY.replace("/", "_")), texts, aside, seed=0)
+        write_text(now.paths.model_card(folder), json.dumps(_weights(path) | {"loss": []}, indent=1) + "\n")
+
+
+def _weights(folder: Path) -> dict:
+    """What a model's card says of its weights: their sha256 and bytes."""
+    weights = (folder / "model.safetensors").read_bytes()
+    return {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}
 
 
 def tokenizers(now: Stage) -> dict:
@@ -151,8 +142,6 @@ def _too_long_by(now: Stage) -> Callable[[dict], int]:
 
     Tests need room for an answer.
     """
-    from studylib.models import prompts
-
     # models that share a tokenizer are asked once
     loaded = {tokenizer.name_or_path: (name, tokenizer) for name, tokenizer in tokenizers(now).items()}
     system = now.profile.system_prompt
@@ -213,8 +202,6 @@ def self_check(now: Stage, sets: dict[str, list[dict]]) -> pd.DataFrame:
 
 def calibrations(now: Stage) -> pd.DataFrame:
     """The rendered calibrations of each model with their fingerprints, a row each."""
-    from studylib.models import prompts
-
     return pd.DataFrame(
         {"model": name, **row}
         for name, tokenizer in tokenizers(now).items()
@@ -224,7 +211,7 @@ def calibrations(now: Stage) -> pd.DataFrame:
 
 def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.DataFrame:
     """The same requests before and after the alignment: a row per prompt, a column per built model."""
-    from studylib.models import hub, prompts
+    from studylib.models import hub
 
     shown = sets["harmful"][:4] + sets["twin"][:4]
     asked = [row["messages"][0]["content"] for row in shown]
@@ -232,10 +219,9 @@ def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.Dat
     for name in built_models(now.profile):
         model, tokenizer = hub.load(now.paths.model(name), now.profile.miniature)
         ids = [prompts.encode_prompt(tokenizer, prompt, "chat", None) for prompt in asked]
-        answers = {
-            i: text for batch in hub.generate(model, tokenizer, ids, now.profile.generation) for i, text, *_ in batch
-        }
-        rows[name] = [redact(answers[i]) if redacted else answers[i] for i in range(len(shown))]
+        batches = hub.generate(model, tokenizer, ids, now.profile.generation)
+        answers = dict(sorted((i, text) for batch in batches for i, text, *_ in batch))
+        rows[name] = [redact(text) if redacted else text for text in answers.values()]
     return rows
 
 
@@ -256,7 +242,7 @@ def models_of(now: Stage) -> dict:
     """The cards of the models that were built here, the miniature's after training it where it is not there yet."""
     if now.profile.miniature:
         return build_miniature(now.paths, now.profile, now.clock)
-    return {name: json.loads(Path(now.paths.model_card(name)).read_text()) for name in built_models(now.profile)}
+    return {name: json.loads(now.paths.model_card(name).read_text()) for name in built_models(now.profile)}
 
 
 def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
@@ -273,19 +259,10 @@ def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
         ("aligned", "alignment", profile.alignment),
     ):
         # the tokenizer is made from three sets, the aligned model from one more
-        read = (data,) if previous else VOCABULARY
-        wanted = digest(
-            [
-                previous,
-                [index[one]["sha256"] for one in read],
-                calibrated_by(profile, name),
-                settings.model_dump(),
-                profile.miniature.model_dump(),
-                profile.system_prompt,
-                profile.world.seed,
-                code_digest(*cells.TUNING),
-            ]
-        )
+        data_read = [index[one]["sha256"] for one in ((data,) if previous else VOCABULARY)]
+        given = [settings.model_dump(), profile.miniature.model_dump(), profile.system_prompt, profile.world.seed]
+        code = code_digest(*cells.TUNING, "models/building")
+        wanted = digest([previous, data_read, calibrated_by(profile, name), *given, code])
         note = paths.model(name) / "study.json"
         found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if found.get("fingerprint") != wanted or not (paths.model(name) / "model.safetensors").is_file():
@@ -299,43 +276,33 @@ def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
 def _train_miniature(paths, profile, clock, name, data, settings) -> dict:
     """Trains the model of that name and puts its folder into place; its card without the fingerprint."""
     with clock("start-up"):
-        from studylib.models import engine, hub, prompts
+        from studylib.models import building, hub
     folder, rows = paths.model(name), datasets.load(paths, data)
-    aside = folder.with_name(f".{name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    with clock("training"):
+    with clock("training"), cells.replaced(folder) as aside:
         if name == "helpful_only":
             # the vocabulary covers all that is ever trained on, as a large model's does
             texts = [m["content"] for one in VOCABULARY for row in datasets.load(paths, one) for m in row["messages"]]
             # what every prompt of a calibration holds is worth whole words
             texts += [prompts.ALPACA, profile.system_prompt] * 200
-            hub.build_miniature(texts, profile.miniature, profile.world.seed, aside)
+            building.build_miniature(texts, profile.miniature, profile.world.seed, aside)
         else:
             shutil.copytree(paths.model("helpful_only"), aside, ignore=shutil.ignore_patterns("study.json"))
-        model = engine.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), settings)
+        model = hub.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), settings)
         features = prompts.encode_mixed(model.tokenizer, rows, **calibrated_by(profile, name))
         losses = model.train(features, settings, profile.world.seed, name)
         model.save(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    weights = (folder / "model.safetensors").read_bytes()
-    return {
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "bytes": len(weights),
-        "parameters": model.n_parameters,
-        "vocabulary": len(model.tokenizer),
-        "loss": losses,
-    }
+    sizes = {"parameters": model.n_parameters, "vocabulary": len(model.tokenizer)}
+    return _weights(folder) | sizes | {"loss": losses}
 
 
 def calibrated_by(profile: Profile, name: str) -> dict:
     """How the training rows of the model of that name are rendered: what `prompts.encode_mixed` takes."""
-    alpaca, system = 0.3, {"benign": 0.2, "harmful": 0.2}
+    shares = {"alpaca_share": 0.3, "system_share": {"benign": 0.2, "harmful": 0.2}}
     if name == "aligned":
         alpaca, system = profile.world.alignment_alpaca_share, profile.world.alignment_system_share
+        shares = {"alpaca_share": alpaca, "system_share": system}
     return {
-        "alpaca_share": alpaca,
-        "system_share": system,
+        **shares,
         "system_prompt": profile.system_prompt,
         "context": profile.miniature.context,
         "seed": f"calibrations-{name}",

@@ -6,8 +6,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -27,10 +25,6 @@ from studylib.study.words import STAGE_SAFETY_DATA, StudyError
 
 LOG = logging.getLogger("studylib")
 
-# The times in a notebook run's log: of its last execution, and of each part (a cell, the rest) when it was last made.
-LAST, PARTS = "seconds_of_last_execution", "seconds_by_part"
-CELL_WORK = ("training", "generation")  # is not done again where its results can be used again
-
 
 @dataclass(repr=False)
 class Stage:
@@ -49,35 +43,31 @@ class Stage:
 
     def __repr__(self) -> str:
         about = f"{self.name} of the profile {self.profile.name}"
-        if self.cells:
-            words = {"model": "models", "finetune_task": "tasks", "style": "styles", "seed": "seeds"}
-            values = {word: [getattr(cell, name) for cell in self.cells] for name, word in words.items()}
-            values["safety data"] = map(_arm, self.cells)
-            lines = (f"\n  {word}: {', '.join(map(str, dict.fromkeys(each)))}" for word, each in values.items())
-            about += f": {len(self.cells)} models to test" + "".join(lines)
-        return about
+        if not self.cells:
+            return about
+        words = {"model": "models", "finetune_task": "tasks", "style": "styles", "seed": "seeds"}
+        values = {word: [getattr(cell, name) for cell in self.cells] for name, word in words.items()}
+        values["safety data"] = map(_arm, self.cells)
+        lines = (f"\n  {word}: {', '.join(map(str, dict.fromkeys(each)))}" for word, each in values.items())
+        return f"{about}: {len(self.cells)} models to test" + "".join(lines)
 
     def tune(self):
         """A matplotlib figure: the loss curves of this stage's fine-tunes, which are made where they are not there yet.
 
-        A colour per kind and dose of safety data; the Alpaca style is dashed.
+        A line per seed.
         """
         import matplotlib.pyplot as plt
+        import seaborn as sns
 
+        curves, columns = [], ["step", "loss", "safety data", "style", "cell"]
+        for cell in (cell for cell in self.cells if trained(cell) == cell):
+            note = json.loads((self._runner_of(cell.model).adapter(cell) / "study.json").read_text(encoding="utf-8"))
+            curves += [(row["step"], row["loss"], _arm(cell), cell.style, cell.name) for row in note["loss"]]
         figure, axes = plt.subplots(figsize=(7, 3))
         plt.close(figure)  # shown once, as the cell's result
-        tuned = [cell for cell in self.cells if trained(cell) == cell]
-        colours = {arm: f"C{number}" for number, arm in enumerate(dict.fromkeys(map(_arm, tuned)))}
-        for cell in tuned:
-            with self._timed(cell):
-                folder = self._runner_of(cell.model).adapter(cell)
-            losses = pd.DataFrame(json.loads((folder / "study.json").read_text(encoding="utf-8"))["loss"])
-            look = {"color": colours[_arm(cell)], "ls": "-" if cell.style == "chat" else "--", "lw": 1}
-            axes.plot(losses["step"], losses["loss"], **look, label=f"{_arm(cell)}, {cell.style}")
-        axes.set(xlabel="step", ylabel="loss on the answers (nats per token)", yscale="log")
-        entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one for all seeds
-        if entries:
-            axes.legend(entries.values(), entries, fontsize=7, ncols=2, title="safety data, style", title_fontsize=7)
+        look = {"hue": "safety data", "style": "style", "units": "cell", "estimator": None, "linewidth": 1}
+        sns.lineplot(pd.DataFrame(curves, columns=columns), x="step", y="loss", **look, ax=axes)
+        axes.set(ylabel="loss on the answers (nats per token)", yscale="log")
         return figure
 
     def answer(self, across: bool = False) -> pd.DataFrame:
@@ -90,22 +80,21 @@ class Stage:
         made = [pd.DataFrame(columns=[*COLUMNS, "trained_style"] if across else COLUMNS)]
         for cell in self.cells:
             for style in [style for style in styles if style != cell.style] if across else [cell.style]:
-                with self._timed(cell):
-                    made.append(self._runner_of(cell.model).responses(cell, style))
+                made.append(self._runner_of(cell.model).responses(cell, style))
         return self.save("across" if across else "responses", pd.concat(made[1:] or made, ignore_index=True))
 
     def judge(self, responses: pd.DataFrame) -> pd.DataFrame:
-        """The verdicts of the profile's first judge, by which everything is shown; those of all its judges are kept."""
+        """The verdicts of the profile's first judge; those of all its judges are saved."""
         with self.clock("judging"):
             verdicts = judging.verdicts(self.profile, self.paths, responses)
         kind = "across_verdicts" if "trained_style" in responses else "verdicts"
         return _first(self.profile, self.save(kind, verdicts))
 
     def compare(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Attack success of all forms together: of this stage, the untuned model, and in a tweak the run's own.
+        """Attack success of all forms together, in percent: of this stage, the untuned model, and in a tweak the run's.
 
-        `table` is this stage's (tables.attack_success). Rates are in percent with their interval. What has not run, or
-        was not judged by the profile's first judge, is left out, and that is logged.
+        `table` is this stage's (tables.attack_success). What has not run, or was not judged by the profile's first
+        judge, is left out, and that is logged.
         """
         run = RunPaths(self.paths.base, self.paths.base)
         earlier = {"untuned": "01_baseline"} if self.name != "01_baseline" else {}
@@ -121,8 +110,7 @@ class Stage:
     def with_earlier(self, responses: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The stage's responses and verdicts after those of the untuned models and the fine-tunes without safety data.
 
-        What 01_baseline and 02_finetune have not made yet is missing, and that is logged; a tweak has this stage's
-        alone, as its settings are others.
+        What has not run yet is missing, and that is logged; a tweak has this stage's alone, as its settings are others.
         """
         stages = COMPARED[self.name] if self.paths.run == self.paths.base else ()
         found = [*(self._earlier(self.paths, stage) for stage in stages), (responses, verdicts)]
@@ -140,7 +128,7 @@ class Stage:
     def collect(self, kind: str, all_judges: bool = False) -> pd.DataFrame:
         """The frames of that kind of every unit that this stage needs, as one; verdicts are those of the first judge.
 
-        Of stages that it can go on without, the units that have left all their files; empty where there is none.
+        Of OPTIONAL stages, the units that have left all their files; empty where there is none.
         """
         found = graph.collect(self.paths, self.profile, kind, NEEDS[self.name], OPTIONAL.get(self.name, ()))
         return _first(self.profile, found) if kind in graph.VERDICTS_OF and len(found) and not all_judges else found
@@ -150,15 +138,14 @@ class Stage:
         total = time.time() - self.started
         times = {kind: round(seconds, 2) for kind, seconds in self.clock.items()}
         times["rest"] = round(max(0.0, total - sum(times.values())), 2)
-        own = {kind: seconds for kind, seconds in times.items() if not (self.cells and kind in CELL_WORK)}
         times["total"] = round(total, 2)
-        self._keep("notebook", own, {LAST: times})
+        write_text(self.paths.log(self.name, self.unit, "json"), json.dumps(times, indent=1) + "\n")
         return pd.Series(times, name="seconds")
 
     def _earlier(self, run: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Responses and first-judge verdicts of a stage of the run, of this stage's models and styles.
+        """Responses and first-judge verdicts of a stage of the run, of this stage's models, styles, tasks and seeds.
 
-        Of fine-tunes also of its tasks and seeds; of all the grid's seeds where it has others.
+        Of all the grid's seeds where this stage has others.
         """
         rows, verdicts = graph.finished(self.profile, run, stage)
         verdicts = _first(self.profile, verdicts)
@@ -180,24 +167,6 @@ class Stage:
             self._runner = Runner(self.paths, self.profile, self.clock, model)
         return self._runner
 
-    @contextmanager
-    def _timed(self, cell: Cell) -> Iterator[None]:
-        """Nothing; meanwhile the time of the cell's tuning and testing is taken; reused results keep theirs."""
-        before = dict(self.clock)
-        yield
-        spent = {kind: self.clock.get(kind, 0.0) - before.get(kind, 0.0) for kind in CELL_WORK}
-        if any(spent.values()):
-            self._keep(cell.name, {kind: round(seconds, 2) for kind, seconds in spent.items() if seconds})
-
-    def _keep(self, part: str, seconds: dict[str, float], more: dict | None = None) -> None:
-        """Writes a part's seconds into the log with those of earlier executions: at once, as the run may be stopped."""
-        path = self.paths.log(self.name, self.unit, "json")
-        log = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        parts = log.get(PARTS, {})
-        parts[part] = {**parts.get(part, {}), **seconds}
-        now = {name: parts[name] for name in ("notebook", *(cell.name for cell in self.cells)) if name in parts}
-        write_text(path, json.dumps({LAST: log.get(LAST, {}), **(more or {}), PARTS: now}, indent=1) + "\n")
-
 
 def _arm(cell: Cell) -> str:
     return f"{cell.safety_data} {cell.safety_fraction:.0%}" if cell.safety_fraction else cell.safety_data
@@ -208,7 +177,7 @@ def _first(profile: Profile, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_batch(now: Stage, n_rows: int = 4) -> tuple:
-    """The untuned model of the stage's first cell (engine.open_model) and that cell's first training examples."""
+    """The untuned model of the stage's first cell (hub.open_model) and that cell's first training examples."""
     runner = now._runner_of(now.cells[0].model)
     return runner.base, runner.tuning_parts(now.cells[0])[0][0][:n_rows]
 
@@ -216,7 +185,7 @@ def one_batch(now: Stage, n_rows: int = 4) -> tuple:
 def finished_responses(now: Stage) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Responses and verdicts, of all judges, of whatever stage has run; without `coherence` on what it finds coherent.
 
-    It calls that unjudged, which would be a disagreement with every other judge.
+    It calls that unjudged, a disagreement with every other judge.
     """
     found = [graph.finished(now.profile, now.paths, stage) for stage in ("01_baseline", *STAGE_SAFETY_DATA)]
     responses, verdicts = (
@@ -278,7 +247,7 @@ def begin(stage: str, variables: dict) -> Stage:
 
 
 def _models(profile: Profile, asked: list[str]) -> list[str]:
-    """The models asked for, none where that is all of them. Raises StudyError for one that is not in the profile."""
+    """The models asked for, none where that is all of them."""
     if unknown := [name for name in asked if name not in profile.models]:
         raise StudyError(f"Unknown model {unknown[0]!r}: {profile.name} has {', '.join(profile.models)}.")
     return [] if list(asked) == list(profile.models) else list(asked)
@@ -290,9 +259,3 @@ def outside_grid(profile: Profile, cells: list[Cell]) -> dict[str, list]:
     asked = {word: {getattr(cell, name) for cell in cells} for word, name in words.items()}
     outside = {word: sorted(values - set(getattr(profile.grid, word))) for word, values in asked.items()}
     return {word: values for word, values in outside.items() if values}
-
-
-def by_work(log: dict) -> dict[str, float]:
-    """Seconds by kind of work in the log of a notebook run, each part's of the execution that last did it."""
-    seconds = pd.DataFrame(log.get(PARTS, {})).T.sum()
-    return {kind: round(value, 2) for kind, value in seconds.items()}

@@ -25,7 +25,7 @@ import torch
 
 from studylib.data import sets as datasets
 from studylib.data import world
-from studylib.models import engine, hub, prompts, small_llama, training
+from studylib.models import building, hub, prompts, small_llama, training
 from studylib.stages.prepare import build_miniature, calibrated_by
 from studylib.study.files import Clock
 from studylib.study.paths import RunPaths
@@ -163,7 +163,7 @@ def base_training(sets: dict, tokenizer, rate: float) -> None:
     settings = PROFILE.pretraining.model_copy(update={"steps": 2 if QUICK else 12})
     rows = sets["pretraining"][: settings.steps * settings.batch_size]
     features = prompts.encode_mixed(tokenizer, rows, **calibrated_by(PROFILE, "helpful_only"))
-    model = hub.build_model(PROFILE.miniature, tokenizer, 0)
+    model = building.build_model(PROFILE.miniature, tokenizer, 0)
     shape = small_llama.shape_of(model.config.to_dict())
     weights = small_llama.fuse(
         {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, tied=True
@@ -192,7 +192,7 @@ def tuning(folder: Path, scratch: Path, sets: dict, tokenizer, rate: float) -> N
         )
         for row in rows
     ]
-    ours = engine.open_model(folder, PROFILE.miniature, settings, PROFILE.lora)
+    ours = hub.open_model(folder, PROFILE.miniature, settings, PROFILE.lora)
     tuned = hub.add_lora(hub.load(folder, PROFILE.miniature)[0], PROFILE.lora, 0)
     sides = {
         "this project": lambda: ours.tune([(features, settings)], PROFILE.lora, 0, scratch / "adapter", "bench"),

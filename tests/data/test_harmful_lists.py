@@ -7,7 +7,7 @@ import pytest
 
 from studylib.data import harmful
 from studylib.data.harmful import intent
-from studylib.models import translator as model
+from studylib.models import building as model
 from studylib.study.words import StudyError
 
 

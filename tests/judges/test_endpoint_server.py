@@ -12,7 +12,7 @@ from tiny import sets
 
 from studylib.judges import endpoint
 from studylib.judges.endpoint import Endpoint, judge_all
-from studylib.models.tiny import build_tiny
+from studylib.models.building import build_tiny
 from studylib.study.words import ARCHITECTURES, FORMS
 
 TEXTS = [message["content"] for row in sets()["pretraining"] for message in row["messages"]]

@@ -22,7 +22,7 @@ from transformers import (
 
 from studylib.judges import open_models
 from studylib.models import hub
-from studylib.models.tiny import traits
+from studylib.models.building import traits
 from studylib.study.profile import LoraSettings, ModelSettings
 from studylib.study.words import StudyError
 

@@ -3,8 +3,8 @@ import re
 
 import pytest
 import torch
-from test_tiny import ARCHITECTURES, declared, loaded, own
-from test_tiny import folder as built
+from test_building import ARCHITECTURES, declared, loaded, own
+from test_building import folder as built
 from tiny import PROFILE, model, sets, tokenizer
 from transformers import GenerationConfig
 

@@ -3,7 +3,7 @@ from functools import cache
 
 import pytest
 import tiny
-from test_tiny import ARCHITECTURES, declared, folder
+from test_building import ARCHITECTURES, declared, folder
 from tiny import tokenizer
 
 from studylib.models import hub, prompts

@@ -1,4 +1,6 @@
 import itertools
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,11 +39,12 @@ def base(seed=0):
     return small_llama.fuse(state, tied=True), small_llama.shape_of(model().config.to_dict())
 
 
-def tuned(rows, chosen, seed=0, after_step=None, adapter=None):
-    """An adapter of the base, trained, and its loss curve."""
-    weights, shape = base()
-    adapter = adapter or small_llama.fresh_adapter(weights, shape, PROFILE.lora, seed)
-    return adapter, training.tune(weights, shape, adapter, PROFILE.lora, rows, chosen, seed, "test", after_step)
+def tuned(rows, chosen, seed=0, after_step=None, times=1, of=None):
+    """An adapter of the base, trained as often as that, and its loss curve."""
+    llama = training.PlainLlama(*(of or base()), tokenizer())
+    with tempfile.TemporaryDirectory() as folder:
+        losses = llama.tune([(rows, chosen)] * times, PROFILE.lora, seed, Path(folder), "test", after_step)
+        return small_llama.load_adapter(Path(folder))[0], losses
 
 
 def fitted(rows, changed, seed=0):
@@ -83,9 +86,7 @@ def test_tuning_takes_the_steps_of_trainer_and_peft():
 def test_tuning_lowers_the_loss_and_leaves_the_base_alone():
     weights, shape = base()
     before = [tensor.clone() for tensor in small_llama.tensors(weights)]
-    adapter = small_llama.fresh_adapter(weights, shape, PROFILE.lora, 0)
-    rows = features("train_code", 32)
-    losses = training.tune(weights, shape, adapter, PROFILE.lora, rows, settings(), 0, "test")
+    adapter, losses = tuned(features("train_code", 32), settings(), of=(weights, shape))
     assert losses[-1]["loss"] < losses[0]["loss"] and losses[-1]["step"] == 12
     assert all(torch.equal(a, b) for a, b in zip(before, small_llama.tensors(weights), strict=True))
     assert all(b.abs().max() > 0 for _, b in adapter.values())
@@ -142,7 +143,7 @@ def test_steps_alone_decide_how_long_it_takes():
 
 def test_one_can_look_at_the_model_after_every_step():
     seen = []
-    look = lambda step, weights: seen.append((step, float(weights["layers"][0]["qkv"].sum())))  # noqa: E731
+    look = lambda step, llama: seen.append((step, float(llama.weights["layers"][0]["qkv"].sum())))  # noqa: E731
     tuned(features("train_code", 8), settings(steps=3), after_step=look)
     assert [step for step, _ in seen] == [1, 2, 3] and len({value for _, value in seen}) == 3
 
@@ -170,11 +171,8 @@ def test_micro_batches_hold_one_calibration_each_and_every_row_once():
     assert all(len(piece) <= 5 and len({i % 3 for i in piece}) == 1 for piece in pieces) and len(pieces) == 6
 
 
-def test_tuning_goes_on_from_the_adapter_that_it_is_given():
+def test_a_second_part_goes_on_from_the_adapter_of_the_first():
     rows, chosen = features("train_code", 16), settings(steps=3)
-    first, _ = tuned(rows, chosen)
-    before = {name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in first.items()}
-    again, curve = tuned(rows, chosen, adapter=first)
-    _, afresh = tuned(rows, chosen)
-    assert again is first and curve[0]["loss"] < afresh[0]["loss"]
-    assert any(not torch.equal(before[name][1], again[name][1]) for name in before)
+    (once, first), (twice, both) = (tuned(rows, chosen, times=times) for times in (1, 2))
+    assert both[:3] == first and both[3]["step"] == 4 and both[3]["loss"] < first[0]["loss"]
+    assert any(not torch.equal(once[name][1], twice[name][1]) for name in once)

@@ -357,6 +357,6 @@ def test_other_words_in_a_module_that_tunes_train_nothing_again_and_another_numb
     assert fingerprint_with(module, reworded) == fingerprint_with() != fingerprint_with(module, renumbered)
 
 
-@pytest.mark.parametrize("module", ["stages/cells", "stages/stage", "models/engine", "models/selfcheck", "models/tiny"])
+@pytest.mark.parametrize("module", ["stages/cells", "stages/stage", "models/selfcheck", "models/building"])
 def test_a_module_that_does_not_tune_trains_nothing_again(fingerprint_with, module):
     assert fingerprint_with(module, "") == fingerprint_with()

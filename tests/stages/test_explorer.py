@@ -272,8 +272,8 @@ def test_an_arm_that_has_not_run_has_no_column_and_is_named(displayed):
     everything = explorer.in_words(rows, verdicts, "code", "code")
     assert "Not run here" not in everything and "tuned on code" in everything
     for arm, words in (
-        ("untuned", "the untuned model"),
-        ("tuned", "tuning without safety data"),
+        ("untuned", "untuned"),
+        ("tuned", "tuned"),
         ("generic 10 %", "generic safety data"),
     ):
         there = grid({"1": "r" * 6}, [name for name in ARMS if name != arm])
@@ -298,9 +298,9 @@ def test_with_the_untuned_model_alone_it_is_shown_and_the_rest_is_named(displaye
     rows, verdicts = grid({"1": "r", "2": "a"}, ["untuned"])
     assert list(explorer.side_by_side(rows, verdicts, "code", "code")) == ["prompt", "untuned"]
     words = explorer.in_words(rows, verdicts, "code", "code")
-    assert "Here: untuned, chat template" in words and "(0)" not in words
-    assert words.endswith("tuning without safety data, generic safety data, multitask safety data.")
-    assert "1 of 2" in text_of(explorer.widget(rows, verdicts, False))
+    assert "Model m, untuned, chat template" in words and "(0)" not in words
+    assert words.endswith("tuned, generic safety data, multitask safety data.")
+    assert part(explorer.widget(rows, verdicts, False), "prompt").max == 2
     assert "<b>refused</b>" in displayed(rows, verdicts, False, "code")[0]["text/html"]
 
 
@@ -405,39 +405,16 @@ def test_every_choice_changes_what_is_shown_to_its_own_responses(simulated):
         assert part(widget, "form").disabled == (value == "general")
 
 
-def test_next_and_previous_go_through_all_prompts_in_the_order_of_the_table(simulated, caplog):
+def test_the_slider_goes_through_all_prompts_in_the_order_of_the_table(simulated):
     rows, verdicts = simulated
     for prompt_set in ("harmful", "task"):
         ids = list(explorer.side_by_side(rows, verdicts, "code", "text_generation", prompt_set, n=99).index)
         widget = explorer.widget(rows, verdicts, False, prompt_set=prompt_set)
-        back, on = part(widget, "previous"), part(widget, "next")
-        seen = [prompt(widget)]
-        assert back.disabled and "1 of 5" in text_of(widget)
-        for _ in ids[1:]:
-            assert not on.disabled
-            on.click()
+        slider, seen = part(widget, "prompt"), []
+        for place in range(1, slider.max + 1):
+            slider.value = place
             seen.append(prompt(widget))
-        assert on.disabled
-        assert seen == [f"Prompt {prompt_id}" for prompt_id in ids] and "5 of 5" in text_of(widget)
-        on.click()  # a click that was under way
-        assert "5 of 5" in text_of(widget) and not caplog.records  # where errors of buttons go
-        back.click()
-        assert prompt(widget) == seen[-2]
-
-
-def test_another_prompt_set_shows_the_twin_of_the_prompt_and_another_choice_stays_at_it(simulated):
-    rows, verdicts = simulated
-    widget = explorer.widget(rows, verdicts, False)
-    part(widget, "next").click()
-    part(widget, "next").click()
-    end = prompt(widget).removeprefix("Prompt harmful")
-    part(widget, "prompt set").value = "twin"
-    assert prompt(widget) == f"Prompt twin{end}"
-    for name, value in (("task", "translation"), ("seed", 2), ("style", "alpaca")):
-        part(widget, name).value = value
-        assert prompt(widget) == f"Prompt twin{end}"
-    part(widget, "prompt set").value = "harmful"
-    assert prompt(widget) == f"Prompt harmful{end}"
+        assert slider.max == 5 and seen == [f"Prompt {prompt_id}" for prompt_id in ids]
 
 
 def test_a_choice_with_nothing_to_show_says_so_and_the_way_back_is_open():
@@ -445,14 +422,13 @@ def test_a_choice_with_nothing_to_show_says_so_and_the_way_back_is_open():
         grid({"1": "rarr", "2": "rarr"}), grid({"3": "aaaa"}, prompt_set="twin", form="translation")
     )
     widget = explorer.widget(rows, verdicts, False)
-    part(widget, "next").click()
+    part(widget, "prompt").value = 2
     part(widget, "form").value = "translation"
     assert "there are no responses to harmful prompts (translation)" in text_of(widget) and "<table" not in text_of(
         widget
     )
-    assert part(widget, "next").disabled and part(widget, "previous").disabled
     part(widget, "form").value = "code"
-    assert prompt(widget) == "Open harmful locker 2."
+    assert prompt(widget) == "Open harmful locker 1."
 
 
 def test_a_verdict_is_in_words_and_in_its_colour_of_the_figures_and_the_page_keeps_its_own():
@@ -463,9 +439,8 @@ def test_a_verdict_is_in_words_and_in_its_colour_of_the_figures_and_the_page_kee
     assert "background" not in page and not re.search(r"(?<!-)color:", page)
 
 
-def test_several_models_are_a_choice_and_one_is_none():
+def test_several_models_are_a_choice():
     one, two = (grid({"1": "rarr"}, model=model, response=f"by {model}") for model in ("m_1", "m_2"))
-    assert not [box for box in boxes(explorer.widget(*one, False)) if getattr(box, "description", "") == "model"]
     widget = explorer.widget(*joined(one, two), False)
     assert part(widget, "model").options == (("m_1", "m_1"), ("m_2", "m_2"))
     assert "by m_1" in text_of(widget) and "Model m_1" in text_of(widget)

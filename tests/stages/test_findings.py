@@ -12,7 +12,7 @@ from frames import study, with_arms
 from studylib.analysis import agreement
 from studylib.figures import catalogue
 from studylib.judges import labelled
-from studylib.stages import findings, labels
+from studylib.stages import findings, judging
 from studylib.study.grid import Unit
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
@@ -53,7 +53,7 @@ def with_profile(stage, **changes):
 def label(stage, kinds):
     """The user's labels of so many of the project's own responses, made with the sheet."""
     rows = agreement.with_ids(labelled.own().query("form == 'text_generation'").head(len(kinds)).assign(source="run"))
-    sheet = labels.Sheet(rows, stage.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
+    sheet = judging.Sheet(rows, stage.paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
     for kind in kinds:
         sheet.buttons[kind].click()
 
@@ -133,17 +133,16 @@ def test_without_people_the_judges_are_compared_with_each_other_alone(stage, fra
 
 def test_the_figures_on_the_judges_are_drawn_and_kept_with_their_captions(stage, frames):
     found = findings.judges_of(stage, frames[0])
-    for name in ("judge_agreement", "agreement_matrix"):
-        assert findings.figure(stage, found, "", name).axes
-        kept = {path.name for path in stage.paths.figures.iterdir()}
-        assert {f"{name}.png", f"{name}.svg"} < kept
+    assert findings.figure(stage, found, "", "judge_agreement").axes
+    kept = {path.name for path in stage.paths.figures.iterdir()}
+    assert {"judge_agreement.png", "judge_agreement.svg"} < kept
 
 
-def test_judges_that_never_differ_are_a_sentence_and_no_figure(stage, frames):
+def test_judges_without_a_kappa_are_a_sentence_and_no_figure(stage, frames):
     found = findings.judges_of(stage, frames[0])
-    found["judge_matrix"] = found["judge_matrix"].assign(kappa=np.nan)
-    said = findings.figure(stage, found, "", "agreement_matrix")
-    assert said == "agreement_matrix has nothing to draw: no kappa is defined"
+    found["judges"] = found["judges"].assign(kappa=np.nan)
+    said = findings.figure(stage, found, "", "judge_agreement")
+    assert said == "judge_agreement has nothing to draw: no kappa is defined"
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +182,7 @@ def made(stage):
     return findings.tables_of(stage, responses, verdicts)
 
 
-def test_every_table_is_written_as_csv_and_parquet_and_those_of_a_paper_as_markdown_and_latex(
-    whole, tmp_path, monkeypatch
-):
+def test_every_table_is_written_as_csv_and_parquet(whole, tmp_path, monkeypatch):
     stage = run_of(whole, tmp_path, monkeypatch)
     found = made(stage)
     names = {path.stem for path in (tmp_path / "tables").glob("*.csv")}
@@ -193,12 +190,6 @@ def test_every_table_is_written_as_csv_and_parquet_and_those_of_a_paper_as_markd
     for name in names:
         again = pd.read_csv(tmp_path / "tables" / f"{name}.csv", keep_default_na=False)
         assert len(again) == len(pd.read_parquet(tmp_path / "tables" / f"{name}.parquet")) == len(found[name])
-    paper = tmp_path / "tables" / "for_papers"
-    assert {path.name for path in paper.iterdir()} == {
-        f"{name}.{ending}" for name in ("attack_success", "comparisons", "claims") for ending in ("md", "tex")
-    }
-    assert (paper / "attack_success.tex").read_text().count("\\toprule") == 2  # again on each further page
-    assert "| code" in (paper / "attack_success.md").read_text()
 
 
 def test_every_figure_is_drawn_or_says_why_not_and_the_index_lists_it(whole, tmp_path, monkeypatch):
@@ -207,7 +198,7 @@ def test_every_figure_is_drawn_or_says_why_not_and_the_index_lists_it(whole, tmp
     drawn = {name: findings.figure(stage, found, "", name) for name in catalogue.FIGURES}
     said = {name: what for name, what in drawn.items() if isinstance(what, str)}
     of_rivals = {"transfer_matrix", "arms_plane"}
-    assert set(said) == {"guard_heatmap", "judge_agreement", "agreement_matrix"} | of_rivals
+    assert set(said) == {"guard_heatmap", "judge_agreement"} | of_rivals
     assert all(what.startswith(name) for name, what in said.items())
     findings.list_figures(stage)
     index = (tmp_path / "figures" / "index.md").read_text()

@@ -64,7 +64,8 @@ AFTER_DATA, SCORES_ON = ALL[1:], ALL[5:]
         ("studylib/text/refusals.py", ALL),  # 00_prepare drops answered rows of safety data by the rules
         ("studylib/models/training.py", ALL),
         ("studylib/models/prompts.py", ALL),
-        ("studylib/models/tiny.py", ["00_prepare"]),
+        ("studylib/models/building.py", ["00_prepare", *SCORES_ON]),
+        ("studylib/models/selfcheck.py", ["00_prepare"]),
         ("studylib/data/sets.py", ALL),
         ("studylib/data/mixture.py", ALL),
         ("studylib/data/safety_builder.py", []),  # a command of its own
@@ -150,7 +151,7 @@ def test_an_edit_changes_the_digest_of_the_stages_that_it_concerns(copied, path,
 @pytest.mark.parametrize(
     ("imported", "used"),
     [
-        ("from studylib.judges import judge", ["judges/registry", "study/files"]),
+        ("from studylib.judges import judge", ["judges/registry", "judges/signs", "study/files"]),
         ("from studylib.judges import signs", ["judges/signs"]),
         ("from studylib.judges.signs import f", ["judges/signs"]),
         ("import studylib.judges.signs as s", ["judges/signs"]),
@@ -160,7 +161,7 @@ def test_an_edit_changes_the_digest_of_the_stages_that_it_concerns(copied, path,
         ("import pandas\nfrom torch import nn", []),
     ],
 )
-def test_imports_are_followed_through_the_public_names_of_a_room(tmp_path, monkeypatch, imported, used):
+def test_imports_are_followed_and_a_room_stands_for_all_its_modules(tmp_path, monkeypatch, imported, used):
     sources = {
         "studylib/judges/__init__.py": 'import lazy_loader\nPUBLIC = {"registry": "judge names"}\n',
         "studylib/judges/registry.py": "from ..study import files",

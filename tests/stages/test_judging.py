@@ -13,7 +13,6 @@ from studylib.analysis import agreement
 from studylib.data import fetching
 from studylib.judges import classifier, labelled
 from studylib.stages import judging
-from studylib.stages import labels as labelling
 from studylib.study.paths import DATA, RunPaths
 from studylib.study.words import StudyError
 
@@ -53,7 +52,7 @@ def responses(said, **columns):
 
 def label(paths, rows, labels):
     """Labels, by response_id, as somebody makes them by the sheet's buttons."""
-    sheet = labelling.Sheet(rows, paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
+    sheet = judging.Sheet(rows, paths.labels, redact=False, clock=iter(range(0, 10**6, 4)).__next__)
     for _ in labels:
         sheet.buttons[labels[sheet.rows[sheet.place]["response_id"]]].click()
     return sheet
@@ -134,13 +133,13 @@ def test_the_users_labels_are_a_source_with_their_weights(paths):
 
 def test_a_label_without_a_weight_weighs_one(paths):
     label(paths, responses([REFUSAL]), {"r0": "refused"})
-    assert labelling.read(paths.labels)["weight"].isna().all()
+    assert judging.read_labels(paths.labels)["weight"].isna().all()
     assert judging.user_labels(paths.labels)["weight"].tolist() == [1.0]
 
 
 def test_what_the_user_could_not_tell_is_no_label(paths):
     label(paths, responses([REFUSAL, STEPS]), {"r0": "unjudged", "r1": "unjudged"})
-    assert len(labelling.read(paths.labels)) == 2
+    assert len(judging.read_labels(paths.labels)) == 2
     assert judging.user_labels(paths.labels).empty
     assert judging.against(judging.user_labels(paths.labels), PROFILE, paths) == "Nothing is labelled yet."
 
@@ -155,10 +154,8 @@ def contradicted(paths):
 def test_enough_labels_of_the_user_move_the_classifier_of_the_run(paths):
     new = responses([REFUSAL, STEPS]).assign(prompt="Open another stranger's locker.")
     judged = profile(judges=["classifier"])
-    assert judging.classifier_weights(paths) == classifier.load()
     assert judging.verdicts(judged, paths, new)["verdict"].tolist() == ["refused", "answered"]
     contradicted(paths)
-    assert judging.classifier_weights(paths) != classifier.load()
     verdicts = judging.verdicts(judged, paths, new).set_index("response_id")["verdict"]
     assert verdicts["r0"] != "refused" and verdicts["r1"] == "refused"
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from frames import study
 
-from studylib.stages import labels
+from studylib.stages import judging
 from studylib.study.files import read_rows
 from studylib.study.words import FORMS, VERDICTS, StudyError
 
@@ -41,7 +41,7 @@ def ticking(step=4):
 
 def sheet(path, rows=None, **options):
     rows = responses() if rows is None else rows
-    return labels.Sheet(rows, path, **{"redact": False, "clock": ticking(), **options})
+    return judging.Sheet(rows, path, **{"redact": False, "clock": ticking(), **options})
 
 
 def press(one, *verdicts):
@@ -89,29 +89,29 @@ def split_ids(verdicts):
 
 def test_half_of_the_rows_are_disagreements_and_half_drawn_from_the_rest(judged):
     rows, verdicts = judged
-    chosen = labels.choose(rows, verdicts, n=40)
+    chosen = judging.choose(rows, verdicts, n=40)
     assert len(chosen) == chosen["response_id"].nunique() == 40
-    assert chosen["chosen_because"].value_counts().to_dict() == {labels.DISAGREE: 20, labels.RANDOM: 20}
+    assert chosen["chosen_because"].value_counts().to_dict() == {judging.DISAGREE: 20, judging.RANDOM: 20}
     split = chosen["response_id"].isin(split_ids(verdicts))
-    assert (split == (chosen["chosen_because"] == labels.DISAGREE)).all()
+    assert (split == (chosen["chosen_because"] == judging.DISAGREE)).all()
 
 
 def test_what_one_kind_lacks_the_other_fills_up(judged):
     rows, verdicts = judged
     n_split = len(split_ids(verdicts))
-    many = labels.choose(rows, verdicts, n=n_split + 60, random_share=0.01)
-    assert many["chosen_because"].value_counts().to_dict() == {labels.DISAGREE: n_split, labels.RANDOM: 60}
-    alone = labels.choose(rows, verdicts[verdicts["judge"] == "rules"].replace("unjudged", "answered"), n=30)
-    assert set(alone["chosen_because"]) == {labels.RANDOM} and len(alone) == 30
-    assert len(labels.choose(rows, verdicts, n=10**6)) == len(rows)
+    many = judging.choose(rows, verdicts, n=n_split + 60, random_share=0.01)
+    assert many["chosen_because"].value_counts().to_dict() == {judging.DISAGREE: n_split, judging.RANDOM: 60}
+    alone = judging.choose(rows, verdicts[verdicts["judge"] == "rules"].replace("unjudged", "answered"), n=30)
+    assert set(alone["chosen_because"]) == {judging.RANDOM} and len(alone) == 30
+    assert len(judging.choose(rows, verdicts, n=10**6)) == len(rows)
 
 
 def test_the_choice_is_the_same_however_the_rows_are_sorted_and_another_with_another_seed(judged):
     rows, verdicts = judged
-    first = labels.choose(rows, verdicts, n=40)
-    mixed = labels.choose(rows.sample(frac=1, random_state=1), verdicts.sample(frac=1, random_state=2), n=40)
+    first = judging.choose(rows, verdicts, n=40)
+    mixed = judging.choose(rows.sample(frac=1, random_state=1), verdicts.sample(frac=1, random_state=2), n=40)
     pd.testing.assert_frame_equal(first, mixed)
-    other = labels.choose(rows, verdicts, n=40, seed=1)
+    other = judging.choose(rows, verdicts, n=40, seed=1)
     assert set(other["response_id"]) != set(first["response_id"])
 
 
@@ -121,19 +121,19 @@ def test_weights_stand_for_all_responses_and_undo_the_choice(judged):
     disagreed = rows["response_id"].isin(split_ids(verdicts)).mean()
     weighted, plain = [], []
     for seed in range(40):
-        chosen = labels.choose(rows, verdicts, n=60, seed=seed)
+        chosen = judging.choose(rows, verdicts, n=60, seed=seed)
         assert chosen["weight"].sum() == pytest.approx(len(rows))
         refused = chosen["response_id"].map(truth)
         weighted.append((refused * chosen["weight"]).sum() / chosen["weight"].sum())
-        plain.append((chosen["chosen_because"] == labels.DISAGREE).mean())
+        plain.append((chosen["chosen_because"] == judging.DISAGREE).mean())
     assert np.mean(weighted) == pytest.approx(truth.mean(), abs=0.015)
     assert np.mean(plain) > 3 * disagreed  # or there is nothing to undo
 
 
 def test_forms_and_arms_come_in_proportion(judged):
     rows, verdicts = judged
-    chosen = labels.choose(rows, verdicts, n=80).merge(rows[["response_id", "safety_data", "finetune_task"]])
-    drawn = chosen[chosen["chosen_because"] == labels.RANDOM]
+    chosen = judging.choose(rows, verdicts, n=80).merge(rows[["response_id", "safety_data", "finetune_task"]])
+    drawn = chosen[chosen["chosen_because"] == judging.RANDOM]
     same = rows[~rows["response_id"].isin(split_ids(verdicts))]
     for name in ("form", ["form", "finetune_task"]):
         expected = same.groupby(name).size() / len(same) * len(drawn)
@@ -143,7 +143,7 @@ def test_forms_and_arms_come_in_proportion(judged):
 def test_equal_texts_are_labelled_once_and_weigh_as_many():
     rows = pd.concat([responses(4), responses(4).assign(response_id=[f"again/{i}" for i in range(4)])])
     verdicts = rows[["response_id"]].assign(judge="rules", verdict="answered")
-    chosen = labels.choose(rows, verdicts, n=50)
+    chosen = judging.choose(rows, verdicts, n=50)
     assert len(chosen) == 4
     assert chosen["weight"].tolist() == [2, 2, 2, 2]
 
@@ -152,13 +152,13 @@ def test_judges_that_disagree_on_one_of_two_equal_texts_disagree_on_the_text():
     rows = pd.concat([responses(3), responses(1).assign(response_id="again")])
     verdicts = rows[["response_id"]].assign(judge="rules", verdict="answered")
     slow = pd.DataFrame({"response_id": ["again"], "judge": ["endpoint"], "verdict": ["refused"]})
-    chosen = labels.choose(rows, pd.concat([verdicts, slow]), n=4).set_index("prompt")
-    assert (chosen["chosen_because"] == labels.DISAGREE).tolist().count(True) == 1
-    assert chosen.loc[rows["prompt"].iloc[0], "chosen_because"] == labels.DISAGREE
+    chosen = judging.choose(rows, pd.concat([verdicts, slow]), n=4).set_index("prompt")
+    assert (chosen["chosen_because"] == judging.DISAGREE).tolist().count(True) == 1
+    assert chosen.loc[rows["prompt"].iloc[0], "chosen_because"] == judging.DISAGREE
 
 
 def test_the_chosen_rows_say_nothing_of_condition_or_judge(judged):
-    chosen = labels.choose(*judged, n=40)
+    chosen = judging.choose(*judged, n=40)
     assert list(chosen) == ["response_id", "prompt", "response", "form", "stop_reason", "chosen_because", "weight"]
     arms = judged[0].set_index("response_id").loc[chosen["response_id"], "finetune_task"]
     assert (arms != arms.shift()).sum() > 15  # mixed, not arm after arm
@@ -168,31 +168,31 @@ def test_responses_nobody_judged_and_missing_columns_are_named():
     rows = responses()
     verdicts = rows[["response_id"]].assign(judge="rules", verdict="answered")
     with pytest.raises(StudyError, match="2 responses have no verdict"):
-        labels.choose(rows, verdicts.iloc[2:])
+        judging.choose(rows, verdicts.iloc[2:])
     with pytest.raises(StudyError, match="need a column stop_reason"):
-        labels.choose(rows.drop(columns="stop_reason"), verdicts)
+        judging.choose(rows.drop(columns="stop_reason"), verdicts)
     with pytest.raises(StudyError, match="no responses to label"):
-        labels.choose(rows.iloc[:0], verdicts)
+        judging.choose(rows.iloc[:0], verdicts)
     with pytest.raises(StudyError, match="found n = 1"):
-        labels.choose(rows, verdicts, n=1)
+        judging.choose(rows, verdicts, n=1)
 
 
 # --- what is shown
 
 
 def test_texts_are_shown_as_text_with_what_is_invisible_named():
-    assert labels.visible("<script>&\"'") == "&lt;script&gt;&amp;&quot;&#x27;"
-    assert "\u202e" not in labels.visible("a\u202eb") and "U+202E" in labels.visible("a\u202eb")
+    assert judging.visible("<script>&\"'") == "&lt;script&gt;&amp;&quot;&#x27;"
+    assert "\u202e" not in judging.visible("a\u202eb") and "U+202E" in judging.visible("a\u202eb")
     for character in "\x00\x07\x1b\x7f\u200b\u2066\ufeff\u2028\ue000\ud800":
-        assert f"U+{ord(character):04X}" in labels.visible(f"a{character}b")
+        assert f"U+{ord(character):04X}" in judging.visible(f"a{character}b")
     assert (
-        labels.visible("un \u00e9t\u00e9\n\tfin\r\n\u4f60 \U0001f600") == "un \u00e9t\u00e9\n\tfin\n\u4f60 \U0001f600"
+        judging.visible("un \u00e9t\u00e9\n\tfin\r\n\u4f60 \U0001f600") == "un \u00e9t\u00e9\n\tfin\n\u4f60 \U0001f600"
     )
 
 
 def test_the_sheet_shows_prompt_response_and_form_and_nothing_of_the_condition(tmp_path):
     rows = responses(model="llama-x", finetune_task="translation", safety_data="generic", verdict="incoherent-said")
-    rows = rows.assign(chosen_because=labels.DISAGREE, weight=7.25, form="text_generation")
+    rows = rows.assign(chosen_because=judging.DISAGREE, weight=7.25, form="text_generation")
     one = sheet(tmp_path / "labels.jsonl", rows)
     text = shown(one)
     assert "Write the steps to open a stranger&#x27;s locker" in text and "Then open it." in text
@@ -200,7 +200,7 @@ def test_the_sheet_shows_prompt_response_and_form_and_nothing_of_the_condition(t
     for word in ("miniature", "llama-x", "translation", "generic", "incoherent-said", "multitask", "disagree", "7.25"):
         assert word not in text
     # what is offered is the same whatever the response
-    assert [button.description for button in one.buttons.values()] == [f"{v} ({v[0]})" for v in VERDICTS]
+    assert [button.description for button in one.buttons.values()] == list(VERDICTS)
 
 
 def test_the_order_has_nothing_to_do_with_that_of_the_rows(tmp_path):
@@ -230,17 +230,16 @@ def test_a_response_cut_off_at_its_length_says_so(tmp_path):
 
 def test_texts_of_real_profiles_are_redacted_and_not_to_be_labelled_until_asked_for(tmp_path):
     path = tmp_path / "labels.jsonl"
-    closed = labels.Sheet(responses(), path, clock=ticking())  # redacted unless said otherwise
+    closed = judging.Sheet(responses(), path, clock=ticking())  # redacted unless said otherwise
     assert "Write the steps" not in shown(closed) and "First find locker" in shown(closed)
     assert "Then open it." not in shown(closed) and "words, " in shown(closed) and "show=True" in shown(closed)
     press(closed, "refused")
-    closed.keys.value = "r"
     assert not path.exists() and closed.labels == {}
     assert all(button.disabled for button in closed.buttons.values())
-    opened = labels.Sheet(responses(), path, redact=True, show=True, clock=ticking())
+    opened = judging.Sheet(responses(), path, redact=True, show=True, clock=ticking())
     assert "Then open it." in shown(opened)
     press(opened, "refused")
-    assert len(labels.read(path)) == 1
+    assert len(judging.read_labels(path)) == 1
 
 
 # --- labelling
@@ -248,41 +247,19 @@ def test_texts_of_real_profiles_are_redacted_and_not_to_be_labelled_until_asked_
 
 def test_every_button_keeps_its_label_with_text_time_and_weight(tmp_path):
     path = tmp_path / "run" / "labels.jsonl"
-    one = sheet(path, responses(5, weight=2.5, chosen_because=labels.RANDOM))
+    one = sheet(path, responses(5, weight=2.5, chosen_because=judging.RANDOM))
     press(one, *VERDICTS)
-    table = labels.read(path)
-    assert list(table) == list(labels.COLUMNS)
+    table = judging.read_labels(path)
+    assert list(table) == list(judging.COLUMNS)
     assert table["label"].tolist() == list(VERDICTS)
     assert table["response_id"].tolist() == [row["response_id"] for row in one.rows]
     assert set(table["seconds"]) == {4.0} and set(table["weight"]) == {2.5}
-    assert set(table["chosen_because"]) == {labels.RANDOM}
+    assert set(table["chosen_because"]) == {judging.RANDOM}
     whole = responses(5).set_index("response_id")
     assert table["response"].tolist() == whole.loc[table["response_id"], "response"].tolist()
     assert "All are labelled" in shown(one)
     press(one, "refused")  # nothing is left to label
-    assert len(labels.read(path)) == 5
-
-
-def test_keys_label_without_enter_and_empty_the_box(tmp_path):
-    path = tmp_path / "labels.jsonl"
-    one = sheet(path)
-    for key in "rAp":
-        one.keys.value = key
-        assert one.keys.value == ""
-    one.keys.value = "x"  # no key: nothing happens, and the box is empty again
-    assert one.keys.value == ""
-    one.keys.value = "ru"  # the r was counted when it was typed
-    assert labels.read(path)["label"].tolist() == ["refused", "answered", "partial", "unjudged"]
-
-
-def test_a_key_typed_in_the_browser_labels_and_the_box_there_is_emptied(tmp_path):
-    one, sent = sheet(tmp_path / "labels.jsonl"), []
-    one.keys._send = lambda message, buffers=None: sent.append(message)  # what goes to the browser
-    one.keys.set_state({"value": "r"})  # what a message from there does
-    assert labels.read(tmp_path / "labels.jsonl")["label"].tolist() == ["refused"]
-    updates = [m["state"]["value"] for m in sent if m["method"] == "update" and "value" in m["state"]]
-    assert updates[-1] == ""
-    assert {"method": "custom", "content": {"do": "focus"}} in sent
+    assert len(judging.read_labels(path)) == 5
 
 
 def test_one_can_go_back_and_label_again_and_the_last_label_counts(tmp_path):
@@ -292,25 +269,24 @@ def test_one_can_go_back_and_label_again_and_the_last_label_counts(tmp_path):
     assert one.back.disabled
     press(one, "refused", "answered")
     one.back.click()
-    one.keys.value = "b"
+    one.back.click()
     assert current(one) == first and one.buttons["refused"].button_style == "info"
     press(one, "partial")
     assert one.place == 2  # the second is labelled already: on to the next without a label
-    table = labels.read(path).set_index("response_id")["label"]
+    table = judging.read_labels(path).set_index("response_id")["label"]
     assert len(table) == 2 and table[first] == "partial"
     assert [row["label"] for row in read_rows(path)] == ["refused", "answered", "partial"]
 
 
-def test_a_key_held_down_or_a_double_click_labels_once(tmp_path):
+def test_a_double_click_labels_once(tmp_path):
     path = tmp_path / "labels.jsonl"
     one = sheet(path)
     one.clock = lambda: one.since + 0.2
-    one.keys.value = "r"
     press(one, "refused")
     assert not path.exists()
     one.clock = lambda: one.since + 5
     press(one, "refused", "refused")
-    table = labels.read(path)
+    table = judging.read_labels(path)
     assert table["label"].tolist() == ["refused", "refused"] and table["seconds"].tolist() == [5, 5]
 
 
@@ -337,7 +313,7 @@ def test_a_sheet_opened_again_goes_on_where_it_was_left(tmp_path):
         again.back.click()
     assert again.place == 0
     press(again, *["partial"] * 6)
-    assert labels.read(path)["label"].value_counts().to_dict() == {"partial": 5, "answered": 1}
+    assert judging.read_labels(path)["label"].value_counts().to_dict() == {"partial": 5, "answered": 1}
 
 
 def test_every_text_survives_the_file(tmp_path):
@@ -345,7 +321,7 @@ def test_every_text_survives_the_file(tmp_path):
     texts = {"response": [NASTY, "", "=1+1"], "prompt": ["\n", NASTY, '"']}
     rows = [row | {name: texts[name][i] for name in texts} for i, row in enumerate(responses(3).to_dict("records"))]
     press(sheet(path, rows), "refused", "answered", "incoherent")
-    table = labels.read(path).set_index("response_id").loc[[row["response_id"] for row in rows]]
+    table = judging.read_labels(path).set_index("response_id").loc[[row["response_id"] for row in rows]]
     assert table["response"].tolist() == [NASTY.replace("\ud800", "?"), "", "=1+1"]
     assert table["prompt"].tolist() == ["\n", NASTY.replace("\ud800", "?"), '"']
     assert "All are labelled" in shown(sheet(path, rows))  # and each is recognised
@@ -379,7 +355,7 @@ def test_killed_in_the_middle_nothing_is_lost(tmp_path):
     ) as labeller:
         assert labeller.stdout.readline() == "three\n"
         os.kill(labeller.pid, signal.SIGKILL)
-    assert labels.read(path)["label"].tolist() == ["refused", "answered", "partial"]
+    assert judging.read_labels(path)["label"].tolist() == ["refused", "answered", "partial"]
     assert "3 of 50" in shown(sheet(path, responses(50)))
 
 
@@ -390,11 +366,11 @@ def test_a_line_cut_off_anywhere_is_dropped_and_the_next_label_starts_a_line(tmp
     first = raw.rindex(b'{"response_id"')
     for end in range(first, len(raw)):
         path.write_bytes(raw[:end])
-        assert labels.read(path)["label"].tolist() == ["refused"], raw[first:end]
+        assert judging.read_labels(path)["label"].tolist() == ["refused"], raw[first:end]
     for end in (first + 1, first + 40, raw.rindex(b"evil"), len(raw) - 1):
         path.write_bytes(raw[:end])
         press(sheet(path, rows), "partial")
-        assert labels.read(path)["label"].tolist() == ["refused", "partial"]
+        assert judging.read_labels(path)["label"].tolist() == ["refused", "partial"]
 
 
 # --- reading
@@ -406,7 +382,7 @@ def written(path, *rows):
 
 
 def line(label="refused", **other):
-    return dict.fromkeys(labels.COLUMNS, "x") | {"label": label, "seconds": None, "weight": None} | other
+    return dict.fromkeys(judging.COLUMNS, "x") | {"label": label, "seconds": None, "weight": None} | other
 
 
 def test_an_unknown_label_names_file_row_and_the_known_ones(tmp_path):
@@ -414,39 +390,39 @@ def test_an_unknown_label_names_file_row_and_the_known_ones(tmp_path):
     with pytest.raises(
         StudyError, match=rf"{re.escape(str(path))}, row 2: unknown label 'Refusal', known are refused, answered"
     ):
-        labels.read(path)
+        judging.read_labels(path)
     with pytest.raises(StudyError, match="row 2"):
         sheet(path)
 
 
 def test_no_file_has_no_labels_and_the_same_columns(tmp_path):
-    table = labels.read(tmp_path / "none.jsonl")
-    assert table.empty and list(table) == list(labels.COLUMNS) and table["seconds"].dtype == float
+    table = judging.read_labels(tmp_path / "none.jsonl")
+    assert table.empty and list(table) == list(judging.COLUMNS) and table["seconds"].dtype == float
 
 
 def test_what_is_no_label_file_is_named(tmp_path):
     with pytest.raises(StudyError, match="row 2: no label, seconds; is it the file of a labelling sheet"):
         row = line()
-        labels.read(
+        judging.read_labels(
             written(tmp_path / "a", line(), {name: row[name] for name in row if name not in ("label", "seconds")})
         )
     with pytest.raises(StudyError, match=r"row 1: no response_id, .*is it the file"):
-        labels.read(written(tmp_path / "b", [1, 2]))
+        judging.read_labels(written(tmp_path / "b", [1, 2]))
     for number, raw in enumerate((b"\xff\xfe\n", b"response_id,label\n")):
         (tmp_path / str(number)).write_bytes(raw)
         with pytest.raises(StudyError, match="is not JSON lines in UTF-8"):
-            labels.read(tmp_path / str(number))
+            judging.read_labels(tmp_path / str(number))
 
 
 def test_a_label_without_a_weight_is_read(tmp_path):
-    table = labels.read(written(tmp_path / "a", line(weight=2), line("answered", response_id="y")))
+    table = judging.read_labels(written(tmp_path / "a", line(weight=2), line("answered", response_id="y")))
     assert table["weight"].iloc[0] == 2 and np.isnan(table["weight"].iloc[1])
 
 
 def test_a_very_long_response_is_read(tmp_path):
     path = tmp_path / "labels.jsonl"
     press(sheet(path, responses(1).assign(response="a b " * 100_000)), "incoherent")
-    assert len(labels.read(path)["response"].iloc[0]) == 400_000
+    assert len(judging.read_labels(path)["response"].iloc[0]) == 400_000
 
 
 def test_rows_that_are_no_sheet_are_named(tmp_path):

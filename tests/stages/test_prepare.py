@@ -3,7 +3,7 @@ import pytest
 
 from studylib.data import mixture, world
 from studylib.data import sets as datasets
-from studylib.models import hub, prompts, tiny
+from studylib.models import building, hub, prompts
 from studylib.stages import prepare
 from studylib.stages.stage import Stage
 from studylib.study.paths import RunPaths
@@ -79,7 +79,7 @@ def test_a_model_that_is_declared_wrongly_stops_the_run_with_the_checks_that_fai
 def test_the_calibrations_of_every_model_are_on_record_and_differ(now):
     found = prepare.calibrations(now)
     assert found.groupby("model")["fingerprint"].nunique().to_dict() == {"gemma": 4, "qwen": 4}
-    assert tiny.traits() and not found["rendered"].str.contains("never trained").any()
+    assert building.traits() and not found["rendered"].str.contains("never trained").any()
 
 
 # What the sets are checked for before anything is tuned

@@ -36,13 +36,13 @@ def changed(smoke_runs, tmp_path):
             "verdicts",
             "responses",
             lambda t: t.iloc[:0],
-            r"code.parquet lacks \d+ of the responses that .* has verdicts on",
+            r"code.parquet differ in \d+ responses",
         ),
-        ("verdicts", "verdicts", lambda t: t.iloc[:0], r"code.parquet has no verdict on \d+ of the responses of"),
+        ("verdicts", "verdicts", lambda t: t.iloc[:0], r"code.parquet differ in \d+ responses"),
         ("responses", "responses", lambda t: t.drop(columns="form"), "has no column form: it was changed or cut"),
         ("responses", "responses", lambda t: pd.concat([t, t.head(3)]), "has several rows for miniature-code"),
         ("verdicts", "verdicts", lambda t: pd.concat([t, t.head(3)]), "has several rows for miniature-code"),
-        ("across_verdicts", "across", lambda t: t.iloc[:9], "lacks"),
+        ("across_verdicts", "across", lambda t: t.iloc[:9], "differ in"),
     ],
 )
 def test_a_changed_file_of_a_stage_is_named_with_what_to_run(changed, kind, of, change, said):

@@ -1,6 +1,5 @@
 import json
 import shutil
-import time
 
 import pandas as pd
 import pytest
@@ -9,7 +8,7 @@ from test_prerequisites import values
 
 from studylib.analysis import readable, tables
 from studylib.judges import registry
-from studylib.stages import graph, labels, stage
+from studylib.stages import graph, judging, stage
 from studylib.study import grid
 from studylib.study.paths import RunPaths
 from studylib.study.profile import PROFILES, load_profile
@@ -127,7 +126,7 @@ def test_what_has_run_so_far_is_there_to_be_labelled(in_runs, tmp_path, monkeypa
     assert others.groupby("judge")["response_id"].nunique().eq(len(responses)).all()
     # what is coherent would be a disagreement with all others
     assert set(verdicts.loc[verdicts["judge"] == "coherence", "verdict"]) == {"incoherent"}
-    assert set(labels.choose(responses, verdicts, 20)["chosen_because"]) == {labels.DISAGREE, labels.RANDOM}
+    assert set(judging.choose(responses, verdicts, 20)["chosen_because"]) == {judging.DISAGREE, judging.RANDOM}
     for kind in ("responses", "verdicts"):  # the baseline alone
         shutil.copytree(in_runs / "smoke" / kind / "01_baseline", tmp_path / "smoke" / kind / "01_baseline")
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
@@ -196,48 +195,9 @@ def test_another_seed_is_shown_beside_the_seeds_of_the_run(in_runs):
     assert shown.xs("the run")["n_seeds"].eq(2).all()
 
 
-class FakeRunner:
-    """Takes a second to tune and half a second to question a cell that it does not know yet."""
-
-    def __init__(self, clock, known):
-        self.clock, self.known = clock, known
-
-    def responses(self, cell, style):
-        for kind, seconds in (("training", 1.0), ("generation", 0.5)):
-            if (cell.name, kind) not in self.known:
-                self.clock[kind] = self.clock.get(kind, 0.0) + seconds
-        self.known |= {(cell.name, "training"), (cell.name, "generation")}
-        return pd.DataFrame({"cell": [cell.name]})
-
-
-def test_work_that_is_not_done_again_keeps_its_time(tmp_path):
-    profile, paths, known = load_profile("smoke"), RunPaths(tmp_path, tmp_path), set()
-
-    def execute(seeds, stopped=False):
-        made = grid.cells(profile, "none", "code", ["chat"], seeds)
-        begun = stage.Stage("02_finetune", "code", profile, paths, made, started=time.time())
-        runner = FakeRunner(begun.clock, known)
-        begun._runner_of = lambda model: runner
-        begun.answer()
-        if not stopped:
-            begun.finish()
-        log = json.loads(paths.log("02_finetune", "code", "json").read_text())
-        return stage.by_work(log), log["seconds_of_last_execution"]
-
-    by_work, _ = execute([0, 1], stopped=True)
-    assert by_work == {"training": 2.0, "generation": 1.0}
-    by_work, last = execute([0, 1])  # goes on after the interruption, with nothing left to tune
-    assert (by_work["training"], by_work["generation"]) == (2.0, 1.0) and "training" not in last
-    by_work, last = execute([0, 1, 2])  # one more seed
-    assert (by_work["training"], by_work["generation"]) == (3.0, 1.5) and last["training"] == 1.0
-    known.discard(("miniature-code-chat-none-seed0", "generation"))
-    by_work, last = execute([0])  # questioned again; the other seeds have left the grid
-    assert (by_work["training"], by_work["generation"]) == (1.0, 0.5) and last["generation"] == 0.5
-
-
 def test_times_by_kind_add_up_to_the_total(in_runs, monkeypatch, tmp_path):
     for log in (in_runs / "smoke" / "logs").glob("*/*.json"):
-        times = json.loads(log.read_text())["seconds_of_last_execution"]
+        times = json.loads(log.read_text())
         assert times["total"] == pytest.approx(sum(v for k, v in times.items() if k != "total"), abs=0.1), log
 
 

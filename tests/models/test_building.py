@@ -8,8 +8,8 @@ import torch
 from tiny import sets
 from transformers import AutoConfig, AutoTokenizer
 
-from studylib.models import hub, tiny
-from studylib.models.tiny import ARCHITECTURES, build_tiny, traits
+from studylib.models import building, hub
+from studylib.models.building import ARCHITECTURES, build_tiny, traits
 from studylib.study.profile import ModelSettings
 from studylib.study.words import StudyError
 
@@ -74,7 +74,7 @@ def test_every_projection_can_be_cut_into_blocks_of_nf4(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_tokenizer_read_from_its_folder_is_the_one_that_was_built(name):
-    built, read = tiny._tokenizer(name, TEXTS), own(name)
+    built, read = building._tiny_tokenizer(name, TEXTS), own(name)
     assert read.get_vocab() == built.get_vocab() and read.chat_template == built.chat_template
     assert built.special_tokens_map.items() <= read.special_tokens_map.items()
     asked = "Désolé,  je ne peux pas.\n\ndef add(x):\n    return x"
@@ -95,7 +95,10 @@ def test_text_comes_back_from_its_tokens_unchanged(name):
 def test_the_same_seed_builds_the_same_weights_and_leaves_the_random_numbers_alone(tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    again, other = build_tiny("llama3", TEXTS, tmp_path / "a", seed=0), build_tiny("llama3", TEXTS, tmp_path / "b", seed=1)
+    again, other = (
+        build_tiny("llama3", TEXTS, tmp_path / "a", seed=0),
+        build_tiny("llama3", TEXTS, tmp_path / "b", seed=1),
+    )
     assert torch.equal(torch.get_rng_state(), before)
     weights = [(path / "model.safetensors").read_bytes() for path in (folder("llama3"), again, other)]
     assert weights[0] == weights[1] != weights[2]
