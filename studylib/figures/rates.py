@@ -236,7 +236,7 @@ def calibration_grid(grid: pd.DataFrame) -> Drawn:
     return Drawn(fig, table, style.facts(table) | {"by_style": by_style, "only_style": only})
 
 
-def dial(frame: pd.DataFrame, x: str, x_label: str, y_label: str) -> Figure:
+def curves(frame: pd.DataFrame, x: str, x_label: str, y_label: str) -> Figure:
     """A line per form with its interval over the values of one setting; panels side by side; twins dashed.
 
     The frame is one of `studylib.stages.laboratory`: columns panel, the setting's `x`, prompt_set, form, value, low,

@@ -175,14 +175,14 @@ def target_modules(model, wanted: list[str]) -> list[str]:
     return list(dict.fromkeys(name if name in there else holding[name] for name in wanted))
 
 
-def load_adapter(model, folder: Path, kept: float = 1.0):
-    """The model with the adapter of that folder, for evaluation; of its change of the weights only the share `kept`."""
+def load_adapter(model, folder: Path, share: float = 1.0):
+    """The model with the adapter of that folder, for evaluation; of its change of the weights only that share."""
     import peft
 
     adapted = peft.PeftModel.from_pretrained(model, folder).eval()
-    if kept != 1:
+    if share != 1:
         for layer in (module for module in adapted.modules() if isinstance(module, peft.tuners.lora.LoraLayer)):
-            layer.scale_layer(kept)
+            layer.scale_layer(share)
     return adapted
 
 
@@ -234,9 +234,9 @@ def generate_ids(model, tokenizer, encoded: list[list[int]], settings: Generatio
 
 def _finish(tokenizer, ids: list[int], ends: set[int]) -> tuple[str, str, int]:
     end = next((k for k, i in enumerate(ids) if i in ends), None)
-    kept = ids[:end]
-    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text, "length" if end is None else "eos", len(kept)
+    answer = ids[:end]
+    text = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text, "length" if end is None else "eos", len(answer)
 
 
 class TransformersModel:

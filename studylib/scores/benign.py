@@ -59,12 +59,12 @@ def score(
     responses: pd.DataFrame,
     references: dict[str, str],
     problems: dict[str, dict] | None = None,
-    kept: Path | None = None,
+    store: Path | None = None,
 ) -> pd.DataFrame:
     """One row per response and metric: response_id, metric, score; for the sets `task` and `general` alone.
 
     General prompts have the metrics of text generation. With `problems`, the answers to code prompts are run against
-    their tests: `programs.pass_at_1` says where PASSED is NaN and what is `kept`, `same_program` explains the other
+    their tests: `programs.pass_at_1` says where PASSED is NaN and what `store` is, `same_program` explains the other
     NaN. Needs the columns response_id, prompt_id, prompt_set, form, response. A missing reference raises StudyError.
     """
     rows = responses[responses["prompt_set"].isin(["task", "general"])]
@@ -81,7 +81,7 @@ def score(
     code = rows[(rows["form"] == "code") & (rows["prompt_set"] == "task")]
     if problems is None or code.empty:
         return found
-    ran = code[["response_id"]].assign(metric=PASSED, score=pass_at_1(code, problems, kept)).astype(types)
+    ran = code[["response_id"]].assign(metric=PASSED, score=pass_at_1(code, problems, store)).astype(types)
     return pd.concat([found, ran], ignore_index=True)
 
 

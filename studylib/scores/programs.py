@@ -118,14 +118,14 @@ def in_words(of: dict[str, dict]) -> str:
 def pass_at_1(
     responses: pd.DataFrame,
     problems: dict[str, dict],
-    kept: Path | None = None,
+    store: Path | None = None,
     run_all: Callable = sandbox.run_all,
 ) -> pd.Series:
     """1.0 where the response's program passes its prompt's tests, 0.0 where it does not; by the index of `responses`.
 
     With one greedy answer per prompt, the mean is pass@1 (Chen et al. 2021, arXiv 2107.03374). `responses` has the
     columns prompt_id and response. `problems` has by prompt_id `tests`, code that fails where the program is wrong,
-    `head` (see `program`) and `reference`, a right answer. `kept` is a file of JSON lines: outcomes are appended to it
+    `head` (see `program`) and `reference`, a right answer. `store` is a file of JSON lines: outcomes are appended to it
     batch by batch, and what it has is not run again. `run_all` runs the programs, see `sandbox.run_all`.
 
     0.0 too for what is no program, runs too long (alone as well) or takes too much (`sandbox.Limits`). NaN where a
@@ -151,17 +151,17 @@ def pass_at_1(
     rows = responses[tested]
     sound = {name: key(problems[name]["reference"], name) for name in dict.fromkeys(rows["prompt_id"])}
     keys = [key(*pair) for pair in zip(rows["response"], rows["prompt_id"], strict=True)]
-    passed = _outcomes(wanted, kept, run_all) | {"": 0.0}
+    passed = _outcomes(wanted, store, run_all) | {"": 0.0}
     if broken := [name for name, reference in sound.items() if passed[reference] != 1]:
         LOG.warning("%d problems are left out, as their own reference fails their tests: %s", len(broken), broken[:5])
     found = pd.Series([passed[one] for one in keys], rows.index, dtype=float).mask(rows["prompt_id"].isin(broken))
     return found.reindex(responses.index)
 
 
-def _outcomes(wanted: dict[str, tuple[str, str]], kept: Path | None, run_all: Callable) -> dict[str, float]:
+def _outcomes(wanted: dict[str, tuple[str, str]], store: Path | None, run_all: Callable) -> dict[str, float]:
     """By key whether each wanted pair of program and tests passes (1.0, 0.0, NaN where it was not run)."""
-    with locked(kept) if kept else nullcontext():
-        found = {row["key"]: float(row["passed"]) for row in (read_rows(kept) if kept else [])}
+    with locked(store) if store else nullcontext():
+        found = {row["key"]: float(row["passed"]) for row in (read_rows(store) if store else [])}
         left = [key for key in wanted if key not in found]
         done = progress(None, "programs", len(left), "programs")
         for start in range(0, len(left), BATCH):
@@ -172,8 +172,8 @@ def _outcomes(wanted: dict[str, tuple[str, str]], kept: Path | None, run_all: Ca
                 outcomes = [again.pop(0) if i in late else one for i, one in enumerate(outcomes)]
             statuses = {key: one.status for key, one in zip(batch, outcomes, strict=True) if one.status != "not_run"}
             rows = [{"key": key, "passed": float(said == "ok"), "status": said} for key, said in statuses.items()]
-            if kept:
-                append_rows(kept, rows)
+            if store:
+                append_rows(store, rows)
             found |= dict.fromkeys(batch, math.nan) | {row["key"]: row["passed"] for row in rows}
             done.update(len(batch))
         done.close()

@@ -92,13 +92,13 @@ def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     """The files of earlier stages that a notebook run reads; of COMPARED stages those of its own part of the grid."""
     needed = [earlier for stage in NEEDS[unit.stage] for earlier in units(profile, stage)]
     compared = [earlier for stage in COMPARED.get(unit.stage, ()) for earlier in units(profile, stage)]
-    alike = [one for one in compared if all(unit.parameters[key] == value for key, value in one.parameters.items())]
+    own_part = [one for one in compared if all(unit.parameters[key] == value for key, value in one.parameters.items())]
     if unit.stage == "00_prepare" and profile.data:
         from studylib.data import real
 
         return real.own_files(profile.data)
     labels = [paths.labels] if paths.labels.is_file() and unit.stage in JUDGED else []
-    return [*labels, *(path for earlier in (*needed, *alike) for path in files(profile, paths, earlier))]
+    return [*labels, *(path for earlier in (*needed, *own_part) for path in files(profile, paths, earlier))]
 
 
 def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
@@ -163,17 +163,17 @@ def _read(paths: RunPaths, kind: str, path: Path) -> pd.DataFrame:
     return table
 
 
-def collect(paths: RunPaths, profile: Profile, kind: str, stages, loose=()) -> pd.DataFrame:
+def collect(paths: RunPaths, profile: Profile, kind: str, stages, optional=()) -> pd.DataFrame:
     """The frames of one kind (`responses`, `verdicts`, `scores`, `guards`, ACROSS) of all units of the stages, as one.
 
-    Of the stages among `loose` only units that are finished; an empty frame where there is none at all.
+    Of the stages among `optional` only units that are finished; an empty frame where there is none at all.
     """
     found = [
         path
         for stage in stages
         for unit in units(profile, stage)
         if (path := paths.table_of_unit(kind, stage, unit.name)) in files(profile, paths, unit)
-        and (stage not in loose or is_finished(profile, paths, unit))
+        and (stage not in optional or is_finished(profile, paths, unit))
     ]
     frames = [_read(paths, kind, path) for path in found]  # one of which nothing was run has no types
     return pd.concat([frame for frame in frames if len(frame)] or frames or [pd.DataFrame()], ignore_index=True)
@@ -294,11 +294,11 @@ def check_parameters(stage: str, given: dict) -> None:
     for name, value in given.items():
         if name not in known:
             raise StudyError(f"{stage} has no parameter {name!r}: it has {', '.join(known)}.")
-        if not _alike(value, known[name]):
+        if not _of_one_type(value, known[name]):
             raise StudyError(f"{stage}: parameter {name!r} should look like {known[name]!r}, found {value!r}.")
 
 
-def _alike(value, default) -> bool:
+def _of_one_type(value, default) -> bool:
     if isinstance(default, list) and isinstance(value, list):
         if not default:  # all of a profile unless named
             return all(type(item) is str for item in value)

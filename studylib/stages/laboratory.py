@@ -1,8 +1,8 @@
-"""The laboratory: one dial at a time on the miniature, for notebooks/07_laboratory.ipynb.
+"""The laboratory: one setting at a time on the miniature, for notebooks/07_laboratory.ipynb.
 
-Each experiment trains from the run's own models and is kept in `laboratory/` under a hash of all that went into it.
+Each experiment trains from the run's own models and is stored in `laboratory/` under a hash of all that went into it.
 One seed, one style, no system prompt: it shows a mechanism, which the stages measure with several seeds. All frames
-are tidy, a row per mark: `panel`, the dial's column, `prompt_set`, `form`, `value` with `low` and `high`, and `n`.
+are tidy, a row per mark: `panel`, the setting's column, `prompt_set`, `form`, `value` with `low` and `high`, and `n`.
 """
 
 import json
@@ -82,18 +82,18 @@ class Laboratory:
             if row["prompt_set"] in ("harmful", "twin")
         ]
 
-    def kept(self, name: str, dial: dict, make: Callable[[], pd.DataFrame], *more) -> pd.DataFrame:
-        """What `make` returns with the dial's columns, computed once for this dial, `more`, this run and this code."""
+    def cached(self, name: str, setting: dict, make: Callable[[], pd.DataFrame], *more) -> pd.DataFrame:
+        """What `make` returns with the setting's columns, computed once for this setting, run and code."""
         index = json.loads(self.paths.data_index.read_text(encoding="utf-8"))
         cards = [json.loads(self.paths.model_card(one).read_text())["sha256"] for one in ("helpful_only", "aligned")]
         settings = self.profile.model_dump(mode="json", include={"world", "alignment", "lora", "tuning", "generation"})
         data = {key: entry["sha256"] for key, entry in index.items()}
-        key = digest([name, dial, more, self.style, data, cards, settings, code_digest(*CODE)])
+        key = digest([name, setting, more, self.style, data, cards, settings, code_digest(*CODE)])
         path = self.paths.base / "laboratory" / f"{name}-{key}.parquet"
         with locked(path):
             if not path.is_file():
                 with self.clock("training"):
-                    write_parquet(path, make().assign(**dial))
+                    write_parquet(path, make().assign(**setting))
         return pd.read_parquet(path)
 
     @cached_property
@@ -150,7 +150,7 @@ def baseline_gap(lab: Laboratory, text_shares: Iterable[float], steps: int) -> p
             rows = world.build_sets(lab.profile.world.model_copy(update=settings))["alignment"]
             return answered(lab, aligned(lab, rows, steps))
 
-        frames.append(lab.kept("baseline_gap", {"text_share": float(share), "steps": steps}, make))
+        frames.append(lab.cached("baseline_gap", {"text_share": float(share), "steps": steps}, make))
     return pd.concat(frames, ignore_index=True).assign(panel="aligned model")
 
 
@@ -186,7 +186,7 @@ def erosion(lab: Laboratory, tasks: Iterable[str], steps: Iterable[int], seed: i
     marks, frames = sorted(set(steps)), []
     for task in tasks:
         make = lambda task=task: _along(lab, task, marks, seed, answered)  # noqa: E731
-        frames.append(lab.kept("erosion", {"panel": task}, make, marks, seed))
+        frames.append(lab.cached("erosion", {"panel": task}, make, marks, seed))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -223,7 +223,7 @@ def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int 
                 with tuned(lab, cell, lab.profile.tuning.steps) as model:
                     return answered(lab, model)
 
-            frame = lab.kept("dose_response", {"cell": cell.name}, make)
+            frame = lab.cached("dose_response", {"cell": cell.name}, make)
             frames.append(frame.assign(panel=kind, dose=float(dose)))
     return pd.concat(frames, ignore_index=True)
 
@@ -245,6 +245,6 @@ def refusal_along(lab: Laboratory, task: str, steps: int, n_marks: int = 6, seed
     def make_tuning() -> pd.DataFrame:
         return _along(lab, task, marks(lab.profile.tuning.steps), seed, refusal_probability)
 
-    first = lab.kept("alignment_probability", {"panel": "alignment"}, make_alignment, steps, n_marks)
-    second = lab.kept("tuning_probability", {"panel": f"tuning on {task}"}, make_tuning, n_marks, seed)
+    first = lab.cached("alignment_probability", {"panel": "alignment"}, make_alignment, steps, n_marks)
+    second = lab.cached("tuning_probability", {"panel": f"tuning on {task}"}, make_tuning, n_marks, seed)
     return pd.concat([first, second], ignore_index=True)

@@ -1,4 +1,4 @@
-"""A stage under way, from what its notebook begins with to what it ends with: its cells run, results and times kept."""
+"""A stage under way, from what its notebook begins with to what it ends with."""
 
 import json
 import logging
@@ -71,9 +71,9 @@ class Stage:
         return figure
 
     def answer(self, across: bool = False) -> pd.DataFrame:
-        """The responses of all cells to every test prompt, made where they are not there yet, as kept in `responses/`.
+        """The responses of all cells to every test prompt, made where they are missing, as stored in `responses/`.
 
-        With `across` those to the harmful prompts in the styles in which the cells were not tuned, as kept in
+        With `across` those to the harmful prompts in the styles in which the cells were not tuned, as stored in
         `across/`: none where the profile's `grid.across_styles` is off or the grid has one style.
         """
         styles = self.profile.grid.styles if self.profile.grid.across_styles else []
@@ -88,7 +88,7 @@ class Stage:
         with self.clock("judging"):
             verdicts = judging.verdicts(self.profile, self.paths, responses)
         kind = "across_verdicts" if "trained_style" in responses else "verdicts"
-        return _first(self.profile, self.save(kind, verdicts))
+        return _of_first_judge(self.profile, self.save(kind, verdicts))
 
     def compare(self, table: pd.DataFrame) -> pd.DataFrame:
         """Attack success of all forms together, in percent: of this stage, the untuned model, and in a tweak the run's.
@@ -120,7 +120,7 @@ class Stage:
         )
 
     def save(self, kind: str, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame as kept on disk in `<kind>/<stage>/<unit>.parquet`."""
+        """The frame as stored in `<kind>/<stage>/<unit>.parquet`."""
         path = self.paths.table_of_unit(kind, self.name, self.unit)
         write_parquet(path, frame)
         return pd.read_parquet(path)
@@ -131,10 +131,11 @@ class Stage:
         Of OPTIONAL stages, the units that have left all their files; empty where there is none.
         """
         found = graph.collect(self.paths, self.profile, kind, NEEDS[self.name], OPTIONAL.get(self.name, ()))
-        return _first(self.profile, found) if kind in graph.VERDICTS_OF and len(found) and not all_judges else found
+        all_judges |= kind not in graph.VERDICTS_OF or found.empty
+        return found if all_judges else _of_first_judge(self.profile, found)
 
     def finish(self) -> pd.Series:
-        """Seconds of this execution by kind of work; also kept in the run's logs for the manifest."""
+        """Seconds of this execution by kind of work; also written to the run's logs for the manifest."""
         total = time.time() - self.started
         times = {kind: round(seconds, 2) for kind, seconds in self.clock.items()}
         times["rest"] = round(max(0.0, total - sum(times.values())), 2)
@@ -148,7 +149,7 @@ class Stage:
         Of all the grid's seeds where this stage has others.
         """
         rows, verdicts = graph.finished(self.profile, run, stage)
-        verdicts = _first(self.profile, verdicts)
+        verdicts = _of_first_judge(self.profile, verdicts)
         if rows.empty:
             LOG.info("%s has not run yet: nothing of it is shown here. Run it, then this cell again.", stage)
         elif verdicts.empty:  # a tweak may have another first judge
@@ -172,7 +173,7 @@ def _arm(cell: Cell) -> str:
     return f"{cell.safety_data} {cell.safety_fraction:.0%}" if cell.safety_fraction else cell.safety_data
 
 
-def _first(profile: Profile, verdicts: pd.DataFrame) -> pd.DataFrame:
+def _of_first_judge(profile: Profile, verdicts: pd.DataFrame) -> pd.DataFrame:
     return verdicts[verdicts["judge"] == profile.judges[0]].reset_index(drop=True)
 
 

@@ -33,7 +33,7 @@ def count_fits(monkeypatch):
     return calls
 
 
-def test_a_dial_that_was_turned_before_answers_without_training(lab, count_fits):
+def test_a_setting_that_was_tried_before_answers_without_training(lab, count_fits):
     first = laboratory.dose_response(lab, "code", [0.0, 0.5])
     n = len(count_fits)
     assert n == 3  # no dose is the same tuning for both kinds of safety data
@@ -42,7 +42,7 @@ def test_a_dial_that_was_turned_before_answers_without_training(lab, count_fits)
     assert len(count_fits) == n + 2  # the new dose alone
 
 
-def test_every_frame_has_a_mark_per_panel_dial_set_and_form_within_its_interval(lab):
+def test_every_frame_has_a_mark_per_panel_setting_set_and_form_within_its_interval(lab):
     gap = laboratory.baseline_gap(lab, [0.25, 1.0], 2)
     worn = laboratory.erosion(lab, ["code", "translation"], [0, 1, 3])
     assert len(gap) == 2 * 2 * 4 and len(worn) == 2 * 3 * 2 * 4
@@ -88,7 +88,7 @@ def test_refusal_is_looked_at_along_the_alignment_and_then_along_the_tuning(lab)
 
 def test_the_figure_has_a_panel_per_name_and_a_line_per_form_and_prompt_set(lab):
     worn = laboratory.erosion(lab, ["code", "translation"], [0, 2])
-    figure = rates.dial(worn, "step", "tuning steps", "harmful prompts answered")
+    figure = rates.curves(worn, "step", "tuning steps", "harmful prompts answered")
     assert [ax.get_title() for ax in figure.axes] == ["code", "translation"]
     assert all(len(ax.lines) == 8 for ax in figure.axes)
     assert {line.get_linestyle() for line in figure.axes[0].lines} == {"-", "--"}
