@@ -21,6 +21,7 @@ from studylib.analysis import stats
 from studylib.data import mixture, sets, world
 from studylib.judges import registry
 from studylib.models import hub, prompts
+from studylib.stages.cells import TUNING
 from studylib.stages.prepare import calibrated_by
 from studylib.study.files import Clock, code_digest, digest, locked, write_parquet
 from studylib.study.grid import Cell
@@ -28,19 +29,7 @@ from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import FORMS, StudyError
 
-CODE = (
-    "stages/laboratory",
-    "models/hub",
-    "models/training",
-    "models/small_llama",
-    "models/prompts",
-    "data/sets",
-    "data/mixture",
-    "judges/registry",
-    "text/refusals",
-    "data/world",
-    "data/grammar",
-)
+CODE = ("stages/laboratory", *TUNING, "data/sets", "data/world", "data/grammar", "judges/registry", "text/refusals")
 BEGINNING = 3  # tokens of a refusal that say that it is one
 
 
