@@ -7,7 +7,6 @@ that has nothing to do with either.
 import hashlib
 import html
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -268,13 +267,11 @@ class Sheet:
         self.path, self.clock = Path(path), clock
         self.open = show or not redact
         self.labels: dict[int, str] = {}
-        self.seconds: list[float] = []
         places = {(row["response_id"], row["prompt"], row["response"]): i for i, row in enumerate(self.rows)}
         for row in read_labels(self.path).to_dict("records"):
             place = places.get((row["response_id"], row["prompt"], row["response"]))
             if place is not None:
                 self.labels[place] = row["label"]
-                self.seconds.append(row["seconds"])
         self._build()
         self._go(self._next(-1))
 
@@ -302,7 +299,6 @@ class Sheet:
             return
         append_rows(self.path, [self.rows[self.place] | {"label": verdict, "seconds": round(seconds, 1)}])
         self.labels[self.place] = verdict
-        self.seconds.append(seconds)
         self._go(self._next(self.place))
 
     def _next(self, place: int) -> int:
@@ -313,12 +309,7 @@ class Sheet:
     def _go(self, place: int) -> None:
         self.place = max(place, 0)
         self.back.disabled = self.place == 0
-        done, left = len(self.labels), len(self.rows) - len(self.labels)
-        words = [f"{done} of {len(self.rows)}"]
-        if self.seconds and left:
-            pace = statistics.median(self.seconds)  # a break does not count
-            words += [f"{pace:.0f} s each", f"{max(1, round(pace * left / 60))} min left"]
-        self.progress.value = f"<b>{', '.join(words)}</b>"
+        self.progress.value = f"<b>{len(self.labels)} of {len(self.rows)}</b>"
         self.text.value = self._page()
         for verdict, button in self.buttons.items():
             button.button_style = "info" if self.labels.get(self.place) == verdict else ""

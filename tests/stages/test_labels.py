@@ -290,16 +290,6 @@ def test_a_double_click_labels_once(tmp_path):
     assert table["label"].tolist() == ["refused", "refused"] and table["seconds"].tolist() == [5, 5]
 
 
-def test_progress_tells_pace_and_time_left_and_breaks_do_not_count(tmp_path):
-    one = sheet(tmp_path / "labels.jsonl", responses(200))
-    assert "0 of 200" in shown(one) and "min left" not in shown(one)
-    for seconds in (*[4] * 20, 3600, *[4] * 16):
-        since = one.since
-        one.clock = lambda now=since + seconds: now
-        press(one, "refused")
-    assert "37 of 200, 4 s each, 11 min left" in shown(one)
-
-
 def test_a_sheet_opened_again_goes_on_where_it_was_left(tmp_path):
     path = tmp_path / "labels.jsonl"
     one = sheet(path)
