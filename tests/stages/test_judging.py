@@ -99,7 +99,7 @@ def test_a_registered_set_is_one_source_whatever_parts_it_has(paths, tmp_path, m
 
 
 def test_xstest_is_all_models_once_its_hashes_are_pinned_in_a_file_of_ones_own(paths, tmp_path, monkeypatch):
-    with pytest.raises(StudyError, match=r"'xstest_gpt4' has no sha256.*sources file of your own"):
+    with pytest.raises(StudyError, match=r"'xstest_gpt4' has no sha256, and a file of unknown hash is never used"):
         judging.people(profile(labelled=["xstest"]), paths)
     mine = []
     for name in judging.XSTEST:

@@ -1,7 +1,7 @@
 import pytest
 
 from studylib.stages import graph, stage
-from studylib.study import profile
+from studylib.study import paths
 from studylib.study.grid import units
 from studylib.study.profile import PROFILES, load_profile
 from studylib.study.words import STAGES, StudyError
@@ -104,7 +104,7 @@ def test_the_remedy_names_the_profile_as_it_was_given(in_empty, monkeypatch, pla
     mine = (PROFILES / "smoke.yaml").read_text().replace("name: smoke", "name: other")
     (folder / given).write_text(mine)
     monkeypatch.chdir(in_empty / "clone" / "notebooks")
-    for module in (profile, graph):
+    for module in (paths, graph):
         monkeypatch.setattr(module, "ROOT", in_empty / "clone")
     with pytest.raises(StudyError) as error:
         stage.begin("01_baseline", values("01_baseline", profile=given))
