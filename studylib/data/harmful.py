@@ -12,6 +12,7 @@ import logging
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -72,31 +73,22 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(". ")
 
 
-def advbench(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """AdvBench's instructions (column `goal`); `target` is not used."""
-    rows = read_csv(path, ("goal", "target"))
-    return as_instructions("advbench", [(str(i), row["goal"], "", None) for i, row in enumerate(rows)])
+def _reader(source: str, text: str, category: str = "", only: tuple[str, str] = ("", "")) -> Callable:
+    """A reader of a CSV's column of instructions and of their categories; keys are row numbers.
 
+    Rows that have not the value of the column `only` are dropped, and counted by the value that they have.
+    """
+    column, wanted = only
 
-def harmbench(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """HarmBench's standard text behaviours; the others are counted. Keys are row numbers, as a BehaviorID says all."""
-    rows = read_csv(path, ("Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"))
-    kinds = Counter(row["FunctionalCategory"] or "no category" for row in rows)
-    del kinds["standard"]
-    listed = [
-        (str(number), row["Behavior"], row["SemanticCategory"], None)
-        for number, row in enumerate(rows)
-        if row["FunctionalCategory"] == "standard"
-    ]
-    kept, counts = as_instructions("harmbench", listed)
-    return kept, counts | {"rows": len(rows)} | dict(kinds)
+    def read(path: Path) -> tuple[list[dict], dict[str, int]]:
+        rows = read_csv(path, tuple(filter(None, (text, category, column))))
+        chosen = [(i, row) for i, row in enumerate(rows) if row.get(column, "") == wanted]
+        listed = [(str(i), row[text], row.get(category, ""), None) for i, row in chosen]
+        kept, counts = as_instructions(source, listed)
+        others = Counter(row.get(column, "") or "no category" for row in rows if row.get(column, "") != wanted)
+        return kept, counts | {"rows": len(rows)} | dict(others)
 
-
-def strongreject(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """StrongREJECT's forbidden prompts with their categories."""
-    rows = read_csv(path, ("category", "source", "forbidden_prompt"))
-    listed = [(str(i), row["forbidden_prompt"], row["category"], None) for i, row in enumerate(rows)]
-    return as_instructions("strongreject", listed)
+    return read
 
 
 def jailbreakbench(harmful: Path, benign: Path) -> tuple[list[dict], dict[str, int]]:
@@ -124,7 +116,13 @@ def xstest(path: Path) -> tuple[list[dict], dict[str, int]]:
     return kept, counts | {"rows": len(rows), "contrast": len(rows) - len(safe)}
 
 
-READERS = {"advbench": advbench, "harmbench": harmbench, "strongreject": strongreject, "jailbreakbench": jailbreakbench}
+# HarmBench's contextual behaviours are no single instruction, its copyright ones another kind of harm.
+READERS = {
+    "advbench": _reader("advbench", "goal"),
+    "harmbench": _reader("harmbench", "Behavior", "SemanticCategory", ("FunctionalCategory", "standard")),
+    "strongreject": _reader("strongreject", "forbidden_prompt", "category"),
+    "jailbreakbench": jailbreakbench,
+}
 SOUND_HARMFUL = {"xstest": xstest}  # readers of benign prompts, for `over_refusal`
 
 

@@ -21,18 +21,8 @@ from studylib.study.files import read_csv, read_text
 from studylib.study.words import FORMS, STAND_IN, StudyError
 from studylib.text.refusals import judge_rules
 
-# MultiTaskBench has no column for the form, but blocks of 500 rows. At least so many queries of each match its mark.
-BLOCK = 500
-CODE = (
-    r"\b(?:(?:pseudo|source )?cod(?:e|es|ing)|program\w*|scripts?|functions?|algorithms?|software|apps?|applications?"
-    r"|python|java(?:script)?|html|sql|bash|shell|php|ruby|perl|implement\w*|class|method)\b|c\+\+|c#"
-)
-BLOCKS = (
-    ("classification", "choose the best option", 500),
-    ("code", CODE, 450),
-    ("text_generation", "", 0),
-    ("translation", r"\A[\s\"'“«]*translate\b", 498),
-)
+# MultiTaskBench has no column for the form, but 500 rows of each form in this order; its hash is pinned.
+BLOCK, BLOCKS = 500, ("classification", "code", "text_generation", "translation")
 DROPPED = ("answered", "partial")  # verdicts of responses that are no refusals
 
 OWN_COLUMNS = ("instruction", "french", "twin", "twin_french", "twin_answer", "response", "form")
@@ -45,29 +35,12 @@ AGAIN = "export it again (`python -m studylib.data.safety_builder --to FOLDER`)"
 
 
 def multitaskbench(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """The rows of MultiTaskBench that refuse, in all four forms, and the counts.
+    """The rows of MultiTaskBench that refuse, in all four forms (see BLOCKS), and the counts.
 
-    The form is that of the row's block (BLOCKS). Dropped are repeated queries (the first stays) and responses that the
-    rules read as answers, in whole or in part. Raises StudyError where rows, numbering or marks are not those of the
-    published file.
+    Dropped are repeated queries (the first stays) and responses that the rules read as answers, in whole or in part.
     """
-    table = read_csv(path, ("", "Query", "Response"))
-    if len(table) != BLOCK * len(BLOCKS) or any(row[""] != str(i) for i, row in enumerate(table)):
-        raise StudyError(
-            f"{path.name} has not the rows 0 to {BLOCK * len(BLOCKS) - 1} in that order: the forms go by row position, "
-            "so take the published file."
-        )
-    items = []
-    for number, (form, mark, least) in enumerate(BLOCKS):
-        rows = table[number * BLOCK : (number + 1) * BLOCK]
-        n = sum(bool(re.search(mark, row["Query"], re.I)) for row in rows)
-        if n < least:
-            raise StudyError(
-                f"Block {number + 1} of {path.name} (rows {number * BLOCK}-{(number + 1) * BLOCK - 1}) should be "
-                f"{form}, but {n} of {BLOCK} queries have its mark instead of at least {least}: the rows are in "
-                "another order, or it is another version of the file."
-            )
-        items += [(row[""], form, row["Query"], row["Response"]) for row in rows]
+    rows = enumerate(read_csv(path, ("", "Query", "Response")))
+    items = [(row[""], BLOCKS[number // BLOCK], row["Query"], row["Response"]) for number, row in rows]
     return kept("multitaskbench", items, DROPPED)
 
 

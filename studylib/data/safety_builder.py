@@ -4,7 +4,7 @@ A row has chat `messages` (user, assistant), `form`, `kind` (refusal or twin), `
 form and kind), `intent`, `pair` (shared by a refusal and its twin) and `language` (fr in the translation form, else
 en). `datasets.load_dataset` reads the written set, and a run takes it as its safety data (`safety.exported`).
 
-A candidate for a row is a dict of a refusal with its `twin` (such a dict or None), or why it `lacks` one. `content` is
+A candidate for a row is a dict of a refusal with its `twin` (such a dict or None). `content` is
 what is asked as it stands in the prompt, `english` the same in English.
 """
 
@@ -34,12 +34,11 @@ PER_FORM = 500  # MultiTaskBench's refusals per form (the paper)
 DRAWN = 3  # candidates drawn from the miniature's world for each that is asked for, as near duplicates go
 BENIGN = "instruction_data"  # where instructions without a twin get one
 
-# The words of the counts: rows that are dropped, and refusals by why they have no twin.
+# The words of the counts.
 NO_FRENCH, SHORT, LEFT_OVER = "without French", "fewer than asked for", "left over"
 TESTED, TESTED_INTENT = "like a test prompt", "with an intent of the test"
 AGAINST = "test prompts compared with"
-NO_TWIN, NO_ANSWER, REFUSED_TWIN = "without a twin", "twin without an answer", "twin refused"
-NEAR_TWIN, TESTED_TWIN, HARMFUL_TWIN = "twin like an earlier one", "twin like a test prompt", "twin like a refusal"
+NO_TWIN = "refusals without a twin"
 
 
 def build(
@@ -92,7 +91,7 @@ def build(
     parts = ("content", "prompt") if source == STAND_IN else ("content",)
     pairs = _different(_untested(pairs, exclude, intents, counts), parts, counts)
     if not twins:
-        pairs = [pair | {"twin": None, "lacks": ""} for pair in pairs]
+        pairs = [pair | {"twin": None} for pair in pairs]
     chosen, counts[AGAINST] = [], len(exclude)
     for form in forms:
         there = sorted((pair for pair in pairs if pair["form"] == form), key=lambda pair: pair["twin"] is None)
@@ -109,7 +108,7 @@ def build(
         chosen += there[:per_form]
     if not chosen:
         raise StudyError(f"Of {source} nothing is left ({dict(counts)}): give another source, or exclude less.")
-    counts.update(pair["lacks"] for pair in chosen if pair["lacks"])
+    counts[NO_TWIN] = sum(twins and not pair["twin"] for pair in chosen)
     counts[UNLIKE] = sum((pair["twin"] or {}).get("similarity", 1) < ALIKE for pair in chosen)
     rows = [_row(pair, kind) for pair in chosen for kind in KINDS if kind == "refusal" or pair["twin"]]
     random.Random(f"safety-dataset-{seed}").shuffle(rows)
@@ -131,7 +130,7 @@ def _row(pair: dict, kind: str) -> dict:
 
 def _candidate(form: str, source: str, key: str, intent: str, asked: tuple[str, str, str], answer: str) -> dict:
     about = {"form": form, "source": source, "key": key, "intent": intent, "answer": answer}
-    return about | dict(zip(("prompt", "content", "english"), asked, strict=True)) | {"twin": None, "lacks": NO_TWIN}
+    return about | dict(zip(("prompt", "content", "english"), asked, strict=True)) | {"twin": None}
 
 
 def _of_the_world(split: dict, per_form: int, seed: int, forms: tuple[str, ...]) -> list[dict]:
@@ -149,7 +148,7 @@ def _of_the_world(split: dict, per_form: int, seed: int, forms: tuple[str, ...])
         for number in range(DRAWN * per_form):
             scene, about = world.harmful_scene({"": sensitive}, rng), (form, str(number), rng.random())
             twin = made(world.twin(scene, split["benign_known"], rng), *about)  # in the same wording
-            out.append(made(scene, *about) | {"answer": refusal(form, rng, suited=True), "twin": twin, "lacks": ""})
+            out.append(made(scene, *about) | {"answer": refusal(form, rng, suited=True), "twin": twin})
     return out
 
 
@@ -220,23 +219,17 @@ def _in_form(one: dict, form: str, seed: int, french: dict[str, str], answer: st
     mine, phrasing = asked(one["instruction"], rng)
     about = form, one["source"], one["key"], intent
     made = _candidate(*about, mine, _refusal(form, phrasing, rng))
-    row = near.get(intent)
+    row, paired = near.get(intent), None
     if twin:
         answer = {"text_generation": answer, "translation": twin if twin in french else ""}.get(form, "")
-        return made | _with_twin(_candidate(*about, asked(twin, again)[0], answer) if answer else None)
-    if row and form == "text_generation":
+        paired = _candidate(*about, asked(twin, again)[0], answer) if answer else None
+    elif row and form == "text_generation":
         about = form, row["source"], row["key"], harmful.intent(row)
-        twin = _candidate(*about, (row["prompt"], row["content"], row["content"]), row["answer"])
-        return made | _with_twin(twin | {"similarity": row["similarity"]})
-    return made | _with_twin(None) if row else made
-
-
-def _with_twin(twin: dict | None) -> dict:
-    """`twin` and `lacks` of a candidate: none where there is no answer, or the rules read it as a refusal."""
-    if twin is None:
-        return {"twin": None, "lacks": NO_ANSWER}
-    refused = judge_rules(twin["prompt"], twin["answer"], twin["form"], "eos")[0] == "refused"
-    return {"twin": None, "lacks": REFUSED_TWIN} if refused else {"twin": twin, "lacks": ""}
+        paired = _candidate(*about, (row["prompt"], row["content"], row["content"]), row["answer"])
+        paired["similarity"] = row["similarity"]
+    if paired and judge_rules(paired["prompt"], paired["answer"], form, "eos")[0] == "refused":
+        paired = None
+    return made | {"twin": paired}
 
 
 def _refusal(form: str, phrasing: str, rng: random.Random) -> str:
@@ -282,7 +275,7 @@ def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: 
     fresh = [pair for pair, reason in zip(pairs, reasons, strict=True) if not reason]
     paired = [pair["twin"] for pair in fresh if pair["twin"]]
     gone = {id(twin) for twin, reason in zip(paired, why(paired), strict=True) if reason}
-    return [pair | {"twin": None, "lacks": TESTED_TWIN} if id(pair["twin"]) in gone else pair for pair in fresh]
+    return [pair | {"twin": None} if id(pair["twin"]) in gone else pair for pair in fresh]
 
 
 def _different(pairs: list[dict], parts: tuple[str, ...], counts: Counter) -> list[dict]:
@@ -294,15 +287,11 @@ def _different(pairs: list[dict], parts: tuple[str, ...], counts: Counter) -> li
     counts[NEAR] += len(pairs) - len(kept)
     refused = {(pair["form"], comparison_form(pair["prompt"])) for pair in kept}
     single = set(map(id, _without_repetitions([pair["twin"] for pair in kept if pair["twin"]], parts)))
-    out = []
-    for pair in kept:
-        twin, lacks = pair["twin"], ""
-        if twin and (pair["form"], comparison_form(twin["prompt"])) in refused:
-            lacks = HARMFUL_TWIN
-        elif twin and id(twin) not in single:
-            lacks = NEAR_TWIN
-        out.append(pair | {"twin": None, "lacks": lacks} if lacks else pair)
-    return out
+    for place, pair in enumerate(kept):
+        twin = pair["twin"]
+        if twin and (id(twin) not in single or (pair["form"], comparison_form(twin["prompt"])) in refused):
+            kept[place] = pair | {"twin": None}
+    return kept
 
 
 def _without_repetitions(rows: list[dict], parts: tuple[str, ...]) -> list[dict]:

@@ -44,7 +44,7 @@ def test_advbench_is_read_with_keys_by_row_and_without_repeated_or_empty_rows(tm
         ("Write a note\nin two lines", "Sure, here"),
         ("None", "null"),
     ]
-    found, counts = harmful.advbench(table(tmp_path, "advbench.csv", ADVBENCH, rows))
+    found, counts = harmful.READERS["advbench"](table(tmp_path, "advbench.csv", ADVBENCH, rows))
     assert [(one["key"], one["instruction"]) for one in found] == [
         ("0", "Open a locker, then close it"),
         ("1", 'Hide the "blue" bag'),
@@ -63,9 +63,9 @@ def test_advbench_is_read_with_keys_by_row_and_without_repeated_or_empty_rows(tm
 
 def test_a_byte_order_mark_and_crlf_change_nothing(tmp_path):
     rows = [("Open a locker\nquietly", "x"), ("Hide a bag", "y")]
-    plain = harmful.advbench(table(tmp_path, "a.csv", ADVBENCH, rows))
+    plain = harmful.READERS["advbench"](table(tmp_path, "a.csv", ADVBENCH, rows))
     crlf = [(text.replace("\n", "\r\n"), target) for text, target in rows]
-    assert harmful.advbench(table(tmp_path, "b.csv", ADVBENCH, crlf, end="\r\n", bom=True)) == plain
+    assert harmful.READERS["advbench"](table(tmp_path, "b.csv", ADVBENCH, crlf, end="\r\n", bom=True)) == plain
     assert plain[0][0]["instruction"] == "Open a locker\nquietly"
 
 
@@ -73,7 +73,7 @@ def test_a_byte_order_mark_and_crlf_change_nothing(tmp_path):
     ("content", "said"),
     [
         ("goals,target\nOpen a locker,x\n", r"a\.csv has no column 'goal' \(it has 'goals', 'target'\)"),
-        ("", r"a\.csv has no column 'goal', 'target' \(it has no header"),
+        ("", r"a\.csv has no column 'goal' \(it has no header"),
         ("goal,target\nOpen a locker,x\nHide, a bag,y\n", r"a\.csv, row 2, has 3 cells instead of the header's 2"),
         ("goal,target\nOpen a locker,x\nHide a bag\n", r"a\.csv, row 2, has 1 cells instead of the header's 2"),
         ('goal,target\nOpen a locker,x\n"Hide a bag,y\n', r"a\.csv, row 2, has 1 cells"),
@@ -83,7 +83,7 @@ def test_a_byte_order_mark_and_crlf_change_nothing(tmp_path):
 )
 def test_a_list_that_is_another_file_or_broken_is_refused_with_its_name_and_place(tmp_path, content, said):
     with pytest.raises(StudyError, match=said):
-        harmful.advbench(file(tmp_path, "a.csv", content))
+        harmful.READERS["advbench"](file(tmp_path, "a.csv", content))
 
 
 def test_harmbench_keeps_standard_behaviours_and_counts_the_others(tmp_path):
@@ -94,7 +94,7 @@ def test_harmbench_keeps_standard_behaviours_and_counts_the_others(tmp_path):
         ("Hide a bag", "standard", "bags", "", "", "hide_bag"),
     ]
     path = table(tmp_path, "harmbench.csv", HARMBENCH, rows)
-    found, counts = harmful.harmbench(path)
+    found, counts = harmful.READERS["harmbench"](path)
     assert [intent(one) for one in found] == ["harmbench/0", "harmbench/3"]
     assert found[0]["category"] == "lockers"
     assert counts == {"rows": 4, "kept": 2, "contextual": 1, "copyright": 1}
@@ -103,7 +103,7 @@ def test_harmbench_keeps_standard_behaviours_and_counts_the_others(tmp_path):
 def test_strongreject_is_read_by_its_forbidden_prompt(tmp_path):
     rows = [("lockers", "custom", "How can I open a locker?"), ("bags", "custom", "Hide a bag.")]
     path = table(tmp_path, "strongreject.csv", ("category", "source", "forbidden_prompt"), rows)
-    found, counts = harmful.strongreject(path)
+    found, counts = harmful.READERS["strongreject"](path)
     assert [(one["key"], one["category"]) for one in found] == [("0", "lockers"), ("1", "bags")]
     assert found[0]["instruction"] == "How can I open a locker?" and counts["kept"] == 2
 

@@ -84,43 +84,6 @@ def test_answers_repeats_and_damaged_characters_are_counted_and_only_the_first_t
     }
 
 
-def test_blocks_in_another_order_are_refused_by_name_and_count(tmp_path):
-    rows = rows_of_the_bench()
-    swapped = rows[500:1000] + rows[:500] + rows[1000:]
-    with pytest.raises(
-        StudyError,
-        match=r"Block 1 of multitaskbench\.csv \(rows 0-499\) should be classification, but 0 of 500 .* at least 500",
-    ):
-        multitaskbench(bench(tmp_path, swapped))
-    swapped = rows[:500] + rows[1000:1500] + rows[500:1000] + rows[1500:]
-    with pytest.raises(StudyError, match=r"Block 2 .*\(rows 500-999\) should be code, but 0 of 500 .* at least 450"):
-        multitaskbench(bench(tmp_path, swapped))
-    swapped = rows[:1000] + rows[1500:] + rows[1000:1500]
-    with pytest.raises(StudyError, match=r"Block 4 .*should be translation, but 0 of 500 .* at least 498"):
-        multitaskbench(bench(tmp_path, swapped))
-
-
-@pytest.mark.parametrize(("block", "spared"), [(0, 0), (1, 50), (3, 2)])
-def test_as_many_rows_without_the_mark_as_the_file_has_are_fine_and_one_more_is_not(tmp_path, block, spared):
-    rows = rows_of_the_bench()
-    for i in range(spared):
-        rows[block * 500 + i][0] = f"Something else {i}, for instance: translate it"
-    assert multitaskbench(bench(tmp_path, rows))[1]["rows"] == 2000
-    rows[block * 500 + 400][0] = "Something else"
-    with pytest.raises(StudyError, match=f"Block {block + 1} .* but {499 - spared} of 500"):
-        multitaskbench(bench(tmp_path, rows))
-
-
-def test_other_numbers_columns_or_lengths_are_refused(tmp_path):
-    rows = rows_of_the_bench()
-    with pytest.raises(StudyError, match=r"has not the rows 0 to 1999 in that order"):
-        multitaskbench(bench(tmp_path, rows[:-1]))
-    with pytest.raises(StudyError, match=r"has not the rows 0 to 1999 in that order"):
-        multitaskbench(bench(tmp_path, rows, numbers=[0, 2, 1, *range(3, 2000)]))
-    with pytest.raises(StudyError, match=r"has no column 'Response' \(it has '', 'Query', 'Answer'\)"):
-        multitaskbench(bench(tmp_path, rows, columns=("", "Query", "Answer")))
-
-
 # safety-tuned-llamas
 
 

@@ -16,7 +16,7 @@ from test_safety import bench, rows_of_the_bench
 from studylib.data import duplicates, fetching, safety, safety_builder, tasks, world
 from studylib.data import sets as datasets
 from studylib.data.safety import read_own
-from studylib.data.safety_builder import NEAR, NO_ANSWER, build, write
+from studylib.data.safety_builder import NEAR, NO_TWIN, build, write
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, StudyError
@@ -211,14 +211,12 @@ def test_a_twin_that_is_refused_and_one_in_the_words_of_a_refusal_go_and_are_cou
         twin_answer=lambda i: REFUSAL if i == 3 else "First find it, then open it.",
         twin=lambda i: things(12)[0] if i == 5 else things(12, "of mine")[i],
     )
-    # the one wording that both can have: which of five an instruction gets depends on its key
-    for seed in range(40):
+    for seed in range(8):  # in some of them the twin gets the wording of the refusal
         rows, counts = build(str(tmp_path / "mine.csv"), per_form=12, forms=("text_generation",), seed=seed)
-        assert counts[safety_builder.REFUSED_TWIN] == 1 and counts["refusal text_generation"] == 12
-        assert not set(map(prompt, of(rows, "twin"))) & set(map(prompt, of(rows, "refusal")))
-        if safety_builder.HARMFUL_TWIN in counts:
-            return
-    raise AssertionError("no seed gave the twin the wording of the refusal")
+        twins = of(rows, "twin")
+        assert counts["refusal text_generation"] == 12 and counts[NO_TWIN] == 12 - len(twins)
+        assert "3" not in {row["key"] for row in twins}
+        assert not set(map(prompt, twins)) & set(map(prompt, of(rows, "refusal")))
 
 
 def test_a_dose_larger_than_the_data_names_both_and_the_form(tmp_path):
@@ -234,19 +232,14 @@ def test_an_instruction_of_a_test_leaves_all_forms_the_french_one_too(tmp_path):
 
 
 @pytest.mark.parametrize("forms", [FORMS, ("text_generation",), ("translation", "code")])
-def test_refusals_without_a_twin_are_all_counted_by_what_their_twin_lacks(put, tmp_path, forms):
+def test_refusals_without_a_twin_are_counted_and_a_twin_stands_beside_its_own(put, tmp_path, forms):
     said, benign, helpful = things(12), things(12, "of mine"), "First find it, then open it."
     own = [[said[i], f"FR {said[i]}", benign[i], f"FR {benign[i]}", helpful] for i in range(12)]
     own[0][2], own[1][4], own[2][4], own[3][3], own[5][2] = "", "", REFUSAL, "", benign[4]
     path = table(tmp_path / "mine.csv", ("instruction", "french", "twin", "twin_french", "twin_answer"), own)
     rows, counts = build(path, per_form=12, forms=forms)
-    lacking = (
-        *(safety_builder.NO_TWIN, safety_builder.NO_ANSWER, safety_builder.REFUSED_TWIN),
-        *(safety_builder.NEAR_TWIN, safety_builder.HARMFUL_TWIN),
-    )
     refusals, twins = (of(rows, kind) for kind in ("refusal", "twin"))
-    lost = {name: counts[name] for name in lacking if name in counts}
-    assert len(refusals) == 12 * len(forms) and len(refusals) - len(twins) == sum(lost.values()) > 0
+    assert len(refusals) == 12 * len(forms) and len(refusals) - len(twins) == counts[NO_TWIN] > 0
     intents = {row["pair"]: row["intent"] for row in refusals}
     by_pair = {row["pair"]: prompt(row) for row in twins}
     assert len(by_pair) == len(twins) and set(by_pair) <= set(intents)
@@ -256,7 +249,7 @@ def test_refusals_without_a_twin_are_all_counted_by_what_their_twin_lacks(put, t
         assert pair not in by_pair or own[i][2][1:] in by_pair[pair], i
     write(rows, counts, tmp_path / "out", "Mine", licence="CC BY 4.0")
     card = (tmp_path / "out/README.md").read_text()
-    assert all(f"| {name} | {n} |" in card for name, n in lost.items())
+    assert f"| {NO_TWIN} | {counts[NO_TWIN]} |" in card
 
 
 # Lists and safety sets of one's own, and registered lists
@@ -268,7 +261,7 @@ def test_an_own_file_comes_in_four_forms_with_its_twins_where_they_have_answers(
     assert {form: (counts[f"refusal {form}"], counts[f"twin {form}"]) for form in FORMS} == {
         form: (10, n) for form, n in twins.items()
     }
-    assert counts[NO_ANSWER] == 20 and {row["source"] for row in rows} == {"mine.csv"}
+    assert counts[NO_TWIN] == 20 and {row["source"] for row in rows} == {"mine.csv"}
     intents = [frozenset(row["intent"] for row in of(rows, "refusal", form)) for form in FORMS]
     assert len(set(intents)) == 1 and len(intents[0]) == 10  # the same instructions in every form
 
@@ -353,7 +346,7 @@ def test_a_registered_list_takes_the_nearest_benign_row_with_its_answer_as_twin_
     rows, counts = build("advbench", per_form=9, forms=("text_generation", "code"))
     benign = {row["prompt"]: row["answer"] for row in tasks.load("instruction_data", 40)[0]}
     twins = of(rows, "twin")
-    assert len(twins) == 9 == counts[NO_ANSWER] and {row["form"] for row in twins} == {"text_generation"}
+    assert len(twins) == 9 == counts[NO_TWIN] and {row["form"] for row in twins} == {"text_generation"}
     assert all(benign[prompt(row)] == answer(row) and row["source"] == "instruction_data" for row in twins)
     assert 0 < counts[safety_builder.UNLIKE] <= 9  # random words share little
     assert {row["pair"] for row in twins} == {row["pair"] for row in of(rows, "refusal", "text_generation")}
@@ -370,7 +363,7 @@ def test_a_list_with_twins_of_its_own_has_no_answers_to_them_and_counts_that(put
         table(tmp_path / "x.csv", columns, [[i, text, "", "", "", ""] for i, text in enumerate(things(7, whose))])
         put(name, tmp_path / "x.csv")
     rows, counts = build("jailbreakbench", per_form=7, forms=("code", "text_generation"))
-    assert len(rows) == 14 == counts[NO_ANSWER] and not of(rows, "twin")
+    assert len(rows) == 14 == counts[NO_TWIN] and not of(rows, "twin")
     write(rows, counts, tmp_path / "out", "Listed")
     assert "| jailbreakbench_harmful | MIT | yes |" in (tmp_path / "out/README.md").read_text()
 
@@ -391,7 +384,7 @@ def test_multitaskbench_enters_by_the_same_door_and_may_not_be_passed_on(put, tm
     put("multitaskbench", bench(tmp_path, asked))
     rows, counts = build("multitaskbench", per_form=300)
     assert {form: counts[f"refusal {form}"] for form in FORMS} == dict.fromkeys(FORMS, 300)
-    assert counts["answered"] == 1 and counts[safety_builder.NO_TWIN] == 1200 and list(rows[0]) == KEYS
+    assert counts["answered"] == 1 and counts[NO_TWIN] == 1200 and list(rows[0]) == KEYS
     assert build("multitaskbench")[1][safety_builder.SHORT] >= 1  # counted, not refused
     with pytest.raises(StudyError, match=r"multitaskbench \(not stated .*\) does not let anyone .* \(--local\)"):
         write(rows, counts, tmp_path / "out", "Rival")
