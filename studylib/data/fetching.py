@@ -144,7 +144,11 @@ def fetch(name: str) -> Path:
         raise StudyError(f"The source {name!r} is no file, but of the kind {entry.kind}.")
     path, reason = _local(entry), _unavailable(entry)
     if not entry.sha256:
-        raise StudyError(_how_to_pin(entry, path))
+        raise StudyError(
+            f"The source {name!r} has no sha256, and a file of unknown hash is never used: put the file of {entry.url} "
+            f"at {cache_folder() / (entry.mirror or '')} and enter `- name: {name}` with its `sha256` (`sha256sum "
+            "FILE`) in a sources file of your own (like data/sources.yaml, named by STUDY_SOURCES)."
+        )
     if path and (found := _sha256(path)) == entry.sha256:
         return path
     if path and (reason or not path.is_relative_to(cache_folder())):
@@ -192,16 +196,6 @@ def _unavailable(entry: Source) -> str | None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _how_to_pin(entry: Source, path: Path | None) -> str:
-    cure = f"put the file of {entry.url} at {cache_folder() / (entry.mirror or '')} and ask again for what to enter"
-    if path:
-        cure = (
-            f"if {path} is the file that you mean, enter `- name: {entry.name}` with `sha256: {_sha256(path)}` and "
-            f"`bytes: {path.stat().st_size}` in a file like data/sources.yaml, named by STUDY_SOURCES"
-        )
-    return f"The source {entry.name!r} has no sha256, and a file of unknown hash is never used: {cure}."
 
 
 def _download(entry: Source) -> Path:

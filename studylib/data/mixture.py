@@ -89,10 +89,7 @@ def _form_alone(cell: Cell) -> str:
 
 
 def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:
-    """The `total` training rows of one fine-tune: the task's, with a fraction replaced by safety rows.
-
-    Raises StudyError where there are fewer different safety rows than the fraction asks for.
-    """
+    """The `total` training rows of one fine-tune: the task's, with a fraction replaced by safety rows."""
     task, *names = tuned_on(cell)
     form = _form_alone(cell)
     safety = [row for name in names for row in load(paths, name) if form in ("", row["form"])]
@@ -103,10 +100,7 @@ def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:
 
 
 def tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict], int]]:
-    """The rows and steps of each tuning of a cell's adapter, in order: one, or the task's and then the safety data's.
-
-    Rows and steps add up to those of the mixed tuning. Raises StudyError where either would have no row or no step.
-    """
+    """The rows and steps of each tuning of a cell's adapter: one, or the task's and then the safety data's."""
     if cell.safety_data != "multitask_after":
         return [(rows, steps)]
     safety, task = [row for row in rows if row["harmful"]], [row for row in rows if not row["harmful"]]

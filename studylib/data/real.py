@@ -121,8 +121,6 @@ def check_real(data: DataSettings) -> None:
                 f"data.{place} is {name!r}: known there are {', '.join(sorted({STAND_IN, *SAFETY}))}, and the path of "
                 f"a folder that `python -m studylib.data.safety_builder` wrote; there is none at {_looked_for(name)}."
             )
-    if missing := sorted(set(used(data)) - set(fetching.register())):
-        raise StudyError(f"The sources {', '.join(missing)} are in no register: see data/sources.yaml.")
     csv = "a CSV with the columns instruction, french"
     if data.harmful != STAND_IN and not (data.french or data.translator):
         raise StudyError(

@@ -46,9 +46,8 @@ def sets_of(profile: Profile) -> tuple[str, ...]:
 def contamination(sets: dict[str, list[dict]]) -> pd.DataFrame:
     """How many rows of a training set (columns) share something with a test set (rows: test set, what); 0 when sane.
 
-    Prompts of every test, objects and verb-object pairs that the harmful test holds out, and phrasings of every test.
-    Pre-training may name those objects and use those phrasings (<NA>), as a real model has seen all words. Of the pairs
-    only its harmful rows count, as one's own tent may be opened.
+    Pre-training may name the objects that are held out and use the phrasings (<NA>), as a real model has seen all
+    words. Of the verb-object pairs only its harmful rows count, as one's own tent may be opened.
     """
     train = [name for name in sets if name in ("pretraining", "alignment") or name.startswith(("safety_", "train_"))]
     found = {}
@@ -194,8 +193,7 @@ def evaluation_rows(paths: RunPaths) -> list[dict]:
 def write_card(paths: RunPaths, settings: WorldSettings | None = None) -> None:
     """Writes the dataset card `README.md` of the saved sets, by which `load_dataset(folder)` finds them.
 
-    It is that of the generated world where its settings are given. Else it names the origins of each set, and where
-    these are not known no card is written.
+    It is that of the generated world where its settings are given. Else it names the origins of each set, if known.
     """
     index = index_of(paths)
     if settings:

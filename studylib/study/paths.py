@@ -81,7 +81,7 @@ class RunPaths:
 
     @property
     def programs(self) -> Path:
-        """Outcomes of programs that were run against their tests, appended as they are had."""
+        """Outcomes of programs that were run against their tests, appended one by one."""
         return self.run / "scores" / "programs.jsonl"
 
     def notebook(self, stage: str, unit: str) -> Path:
