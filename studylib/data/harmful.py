@@ -59,13 +59,8 @@ def as_instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[st
 
 
 def different(instructions: list[dict], threshold: float) -> list[dict]:
-    """The instructions without near duplicates (see duplicates.pairs) of an earlier one that stays."""
-    gone: set[int] = set()
-    found = duplicates.pairs([one["instruction"] for one in instructions], threshold=threshold)
-    for earlier, later in sorted(zip(found["a"].tolist(), found["b"].tolist(), strict=True)):
-        if earlier not in gone:
-            gone.add(later)
-    return [one for i, one in enumerate(instructions) if i not in gone]
+    """The instructions without near duplicates (see duplicates.clean) of an earlier one that stays."""
+    return duplicates.clean({"": instructions}, (), threshold, text=lambda one: one["instruction"])[0][""]
 
 
 def folded(text: str) -> str:

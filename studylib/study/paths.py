@@ -32,10 +32,8 @@ def users_own(name: str, is_it: Callable[[Path], bool]) -> Path | None:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The files of one run, `runs/<profile>/...`; nothing is created by asking.
-
-    A tweak (a notebook run with changed settings) has its own folder and shares the data and models of its run.
-    """
+    """The files of one run, `runs/<profile>/...`. A tweak (a notebook run with changed settings) has its own folder and
+    shares the data and models of its run."""
 
     run: Path
     base: Path
