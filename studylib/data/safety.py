@@ -1,8 +1,7 @@
 """Safety data: harmful prompts with refusals, of published files, exported folders, own files or the miniature's world.
 
 A row is a plain dict: `source`, `key` (stable within the source), `form`, `prompt`, `answer`, `intent` (of stand-in
-rows, as in harmful.py, else "") and `phrasing` (the id of a wording of data/forms.yaml, else ""). Importers return the
-rows and the counts of what the file has, what was dropped and why, and what was kept.
+rows, else "") and `phrasing` (the id of a wording of data/forms.yaml, else ""). Importers return rows and counts.
 """
 
 import hashlib
