@@ -7,6 +7,7 @@ leaves unjudged is counted and enters no rate.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -24,8 +25,8 @@ CELLS = ("tp", "fn", "fp", "tn")  # refused said people and judge, people alone,
 def with_ids(labelled: pd.DataFrame) -> pd.DataFrame:
     """The labelled responses with a response_id each, which judging and `compare` need; those that are there are kept.
 
-    It is made of source, model, prompt_id and a running number, so it does not depend on what else is in the frame.
-    Labels of a sheet (`labelling.read`) have no source, model and prompt_id: "user", "user" and the prompt's text.
+    It is made of source, model, prompt_id and a running number. Labels of a sheet have no source, model and prompt_id:
+    "user", "user" and the prompt's text.
     """
     rows = labelled.reset_index(drop=True)
     for name in {"source", "model", "prompt_id"} - set(rows):
@@ -48,21 +49,16 @@ def compare(labelled: pd.DataFrame, verdicts: pd.DataFrame, draws: int = 2000, s
     class. accuracy, f1 (of refusing), kappa (Cohen's), sensitivity (refusals found) and specificity (others let
     through) have 95 % intervals `<name>_low`, `<name>_high`. NaN: kappa where people gave one class only, f1 and
     sensitivity where they saw no refusal, specificity where nothing else. kappa_if_unjudged_wrong counts every unjudged
-    response as an error.
+    response as an error. success_sensitivity and success_specificity are about what attack success counts: *answered*
+    and *partial* against refused and incoherent; success_n and failure_n are the independent responses they rest on.
 
-    success_sensitivity and success_specificity are about what attack success counts: *answered* and *partial* against
-    refused and incoherent. With success_n and failure_n, the independent responses they rest on, they are what
-    `corrected` needs; without incoherent responses they are specificity and sensitivity of refusals.
-
-    Responses to one prompt are not independent. Proportions have Wilson's interval at the effective sample size of
-    `stats.clustered_intervals`. f1 and kappa have quantiles of a Bayesian bootstrap over prompts (Rubin 1981, Annals of
+    Proportions have Wilson's interval at the effective sample size of `stats.clustered_intervals`, as responses to one
+    prompt are not independent. f1 and kappa have quantiles of a Bayesian bootstrap over prompts (Rubin 1981, Annals of
     Statistics 9; seeded): each draw gives every prompt an exponential weight, and half a prompt is added to each of the
     four counts (Jeffreys' prior), as the plain bootstrap and kappa's asymptotic interval have no width where a judge
-    made no error. In trials (1,000 sets of 60 to 200 responses, 1, 3 or 5 to a prompt, true kappa 0.59-0.98) it covered
-    91-96 %, the plain bootstrap over prompts 43-95 %, the asymptotic interval 44-94 %. A column `weight` (responses
-    that a row stands for, see `labelling.choose`) weights all but the counts; effective sizes then shrink by Kish's
-    factor. Raises StudyError for missing columns, verdicts that are none, two labels or verdicts of one response, and
-    missing ones.
+    made no error. In trials it covered 91-96 %, the plain bootstrap 43-95 %. A column `weight` (responses that a row
+    stands for) weights all but the counts; effective sizes then shrink by Kish's factor. Raises StudyError for missing
+    columns, verdicts that are none, two labels or verdicts of one response, and missing ones.
     """
     rows = _judged(labelled, verdicts)
     order = {key: [*dict.fromkeys(rows[key]), ALL] for key in KEYS}
@@ -94,22 +90,19 @@ def matrix(verdicts: pd.DataFrame) -> pd.DataFrame:
     """A row per ordered pair of judges, their own pairs included: how they agree on the same responses.
 
     Columns judge, other, n (responses that both judged), agreement (share with the same class) and kappa (Cohen's).
-    What either left unjudged or was not asked is left out of the pair. NaN: both where n is 0, kappa where both always
-    gave the same one class. Raises StudyError for verdicts that are none and for two of one judge on one response.
+    NaN: both where n is 0, kappa where both always gave the same one class. Raises StudyError for verdicts that are
+    none and for two of one judge on one response.
     """
     _check_verdicts(verdicts["verdict"], "verdict")
     _check_once(verdicts, ["response_id", "judge"], "verdicts of one judge")
     order = list(dict.fromkeys(verdicts["judge"]))
-    wide = verdicts.pivot(index="response_id", columns="judge", values="verdict")[order]
-    known, refused = wide.notna() & (wide != "unjudged"), wide == "refused"
+    wide = verdicts.pivot(index="response_id", columns="judge", values="verdict").replace("unjudged", np.nan)
     rows = []
-    for one in order:
-        for other in order:
-            both = known[one] & known[other]
-            a, b = refused.loc[both, one].to_numpy(), refused.loc[both, other].to_numpy()
-            cells = np.bincount(2 * ~a + ~b, minlength=4)
-            agreement = (a == b).mean() if len(a) else np.nan
-            rows.append((one, other, len(a), agreement, _kappa(cells)))
+    for one, other in product(order, repeat=2):
+        both = wide[[one, other]].dropna() if one != other else wide[[one]].dropna()
+        a, b = both[one].eq("refused").to_numpy(), both[other].eq("refused").to_numpy()
+        agreement = (a == b).mean() if len(a) else np.nan
+        rows.append((one, other, len(a), agreement, _kappa(np.bincount(2 * ~a + ~b, minlength=4))))
     return pd.DataFrame(rows, columns=["judge", "other", "n", "agreement", "kappa"])
 
 
@@ -117,16 +110,15 @@ def corrected(rate, n, sensitivity, n_sensitivity, specificity, n_specificity, c
     """(rate, low, high), 0-1: the rate that a judge without errors would have found, and its interval.
 
     `rate` of n responses is what the judge found; `sensitivity` the share that it finds of n_sensitivity responses
-    which have what the rate counts, `specificity` the share that it lets pass of n_specificity others. For attack
-    success that is *answered or partial*: success_sensitivity and success_specificity of `compare`, not those of
-    refusals. Pass effective sizes where rows are clustered. All take numbers or arrays of one shape, and so are the
-    results. NaN where an input is NaN or an n is 0; where Youden's index (sensitivity + specificity - 1) is not above
-    0, raw or shrunk as below, as such a judge says nothing about the rate; and where the whole interval lies outside
-    0-1, as such a rate cannot come from these errors. Source: Rogan and Gladen (1978, Am. J. Epidemiology 107) for the
-    rate, clipped to 0-1; Lang and Reiczigel (2014, Preventive Veterinary Medicine 113) for the interval, their adjusted
-    one for estimated sensitivity and specificity (equations 4, 6, 7, 16 and 17): z^2 responses are added to the sample
-    and 2 to each of the others, half of them positive. It assumes that the judge errs on these responses as often as on
-    the labelled ones.
+    which have what the rate counts, `specificity` the share that it lets pass of n_specificity others: for attack
+    success success_sensitivity and success_specificity of `compare`. Pass effective sizes where rows are clustered.
+    Numbers, or arrays of one shape. NaN where an input is NaN or an n is 0; where Youden's index (sensitivity +
+    specificity - 1) is not above 0, raw or shrunk as below; and where the whole interval lies outside 0-1, as such a
+    rate cannot come from these errors. Source: Rogan and Gladen (1978, Am. J. Epidemiology 107) for the rate, clipped
+    to 0-1; Lang and Reiczigel (2014, Preventive Veterinary Medicine 113) for the interval, their adjusted one for
+    estimated sensitivity and specificity (equations 4, 6, 7, 16 and 17): z^2 responses are added to the sample and 2 to
+    each of the others, half of them positive. It assumes that the judge errs on these responses as often as on the
+    labelled ones.
     """
     rate, n, se, n_se, sp, n_sp = (
         np.asarray(x, float) for x in (rate, n, sensitivity, n_sensitivity, specificity, n_specificity)
@@ -156,14 +148,8 @@ def with_corrected(attack: pd.DataFrame, judges: pd.DataFrame, source: str = ALL
 
     The errors are those in `judges`, a table of `compare`. Adds rate_corrected, low_corrected, high_corrected (0-1; see
     `corrected`), correction_from, the labelled sets that the errors come from, and correction_note: why there is no
-    corrected rate, or that it was clipped, else "". `source` is one labelled set, or "all" of them together. The rate
-    is of n_effective responses, and what was left unjudged is in no rate. Raises StudyError for a source that `judges`
-    does not have.
+    corrected rate, or that it was clipped, else "". `source` is one labelled set, or "all" of them together.
     """
-    if source not in set(judges["source"]):
-        raise StudyError(
-            f"No judge was compared on {source!r}: known are {', '.join(dict.fromkeys(judges['source']))}."
-        )
     pooled = judges[(judges["source"] == source) & (judges["model"] == ALL)].set_index("judge")
     single = judges[(judges["source"] != ALL) & (judges["model"] == ALL)].groupby("judge")["source"].agg("+".join)
     errors = pooled.reindex(attack["judge"]).reset_index(drop=True)

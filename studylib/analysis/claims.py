@@ -132,9 +132,9 @@ def _erodes(tables: Tables) -> Decided:
         f"{100 * rows['detectable'].fillna(1).min():.0f} to {100 * rows['detectable'].fillna(1).max():.0f} "
         "percentage points."
     )
-    if worse and not better:
-        return SUPPORTED, sentence
-    return (NOT_SUPPORTED if better or (rows["within"] == "yes").all() else UNDECIDED), sentence
+    if better or (rows["within"] == "yes").all():
+        return NOT_SUPPORTED, sentence
+    return (SUPPORTED if worse else UNDECIDED), sentence
 
 
 def _most(tables: Tables) -> Decided:
@@ -143,22 +143,20 @@ def _most(tables: Tables) -> Decided:
     rows = rows[rows["other_finetune_task"].isin(least)] if len(rows) else rows
     if len(_home(rows)) < len(most) * len(least):
         return NOT_RUN, "Not all four tasks have results without safety data in one calibration."
-    pair = "{} minus {}".format
-    each = [
-        f"{pair(label(row['finetune_task']), label(row['other_finetune_task']))} {_change(row)}"
-        for row in _home(rows).to_dict("records")
-    ]
-    reverse = [
-        f"{pair(label(row['finetune_task']), label(row['other_finetune_task']))} {_change(row)}, {_calibration(row)}"
-        for row in rows[rows["verdict"] == "better"].to_dict("records")
-    ]
+
+    def difference(row) -> str:
+        return f"{label(row['finetune_task'])} minus {label(row['other_finetune_task'])} {_change(row)}"
+
+    each = "; ".join(map(difference, _home(rows).to_dict("records")))
+    opposite = rows[rows["verdict"] == "better"].to_dict("records")
+    reverse = "; ".join(f"{difference(row)}, {_calibration(row)}" for row in opposite)
     higher = _counted(rows, "verdict", "worse")
     sentence = (
-        f"Difference in attack success over all forms in percentage points, {_where(_home(rows))}: {'; '.join(each)}. "
+        f"Difference in attack success over all forms in percentage points, {_where(_home(rows))}: {each}. "
         f"Over all calibrations the difference is significant in {higher} of {len(rows)} pairs, and significant in "
-        f"the opposite direction in {len(reverse)}{': ' if reverse else ''}{'; '.join(reverse)}."
+        f"the opposite direction in {len(opposite)}{': ' if reverse else ''}{reverse}."
     )
-    return NOT_SUPPORTED if reverse else SUPPORTED if higher == len(rows) else UNDECIDED, sentence
+    return NOT_SUPPORTED if opposite else SUPPORTED if higher == len(rows) else UNDECIDED, sentence
 
 
 def _weaker_forms(tables: Tables) -> Decided:
@@ -319,28 +317,18 @@ CLAIMS = {  # by name, in the order of data/claims.yaml
 }
 
 
-def published_counts(path) -> pd.DataFrame:
+def published_counts(path=DATA / "published" / "gemma_answered_counts.csv") -> pd.DataFrame:
     """The published numbers of answered prompts, one row per tuned task and calibration.
 
-    system_prompt is bool. Columns: finetune_task, style, system_prompt, one count per form, answered_of_207. Raises
-    ValueError when columns are missing, words unknown or the forms do not add up to the total.
+    Columns: finetune_task, style, system_prompt (bool), one count per form, answered_of_207, their sum.
     """
     table = pd.read_csv(path)
-    expected = ["finetune_task", "style", "system_prompt", *FORMS, "answered_of_207"]
-    if set(table.columns) != set(expected):
-        raise ValueError(f"{path} needs the columns {expected}, found {list(table.columns)}")
-    if unknown := set(table["system_prompt"]) - {"yes", "no"}:
-        raise ValueError(f"system_prompt must be yes or no, found {sorted(map(str, unknown))}")
-    table["system_prompt"] = table["system_prompt"] == "yes"
-    wrong = table[list(FORMS)].sum(axis=1) != table["answered_of_207"]
-    if wrong.any() or (table["answered_of_207"] > PUBLISHED_PROMPTS).any():
-        raise ValueError(f"{path}: the forms do not add up to answered_of_207 in {int(wrong.sum())} rows")
-    return ordered(table[expected])
+    return ordered(table.assign(system_prompt=table["system_prompt"] == "yes"))
 
 
-def deviations(path=DATA / "deviations.yaml") -> pd.DataFrame:
+def deviations() -> pd.DataFrame:
     """What this study does otherwise than the paper: columns about, paper, here, why, where ("" is everywhere)."""
-    return pd.DataFrame(read_yaml(path)["deviations"])[["about", "paper", "here", "why", "where"]]
+    return pd.DataFrame(read_yaml(DATA / "deviations.yaml")["deviations"])[["about", "paper", "here", "why", "where"]]
 
 
 def paper_vs_ours(
@@ -350,11 +338,10 @@ def paper_vs_ours(
 
     Both are in 0-1 with 95 % intervals, the published ones Wilson's on published_n prompts. `quantity` is
     attack_success_rate over all forms (published: answered of 207), share_of_answered for each form and for translation
-    and classification together, answered_of_form (a count; how many of the 207 prompts have each form is unpublished,
-    so it is not comparable), or claim (of `claimed`, a table of `claims`: no number of its own). `difference` is ours -
-    published with its interval (`stats.newcombe`). `verdict` is "differs" where that leaves out 0, "agrees" where it
-    lies within CLOSE of it, of a claim whether our test supports it; else "undecided", or "not comparable". `why` says
-    why not, or what the test found. Of ours only models without safety data.
+    and classification together, or claim (of `claimed`, a table of `claims`: no number of its own). `difference` is
+    ours - published with its interval (`stats.newcombe`). `verdict` is "differs" where that leaves out 0, "agrees"
+    where it lies within CLOSE of it, of a claim whether our test supports it; else "undecided", or "not comparable".
+    `why` says why not, or what the test found. Of ours only models without safety data.
     """
     parts = [
         _numbers(attack[attack["model"] == model], share[share["model"] == model], published).assign(model=model)
@@ -390,27 +377,19 @@ def _numbers(attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataFrame)
         ]
     ).query("safety_data == 'none'")[[*keys, "form", "quantity", "ours", *INTERVAL, "n", "judge"]]
     table = theirs.merge(ours, how="left", on=[*keys, "form", "quantity"])
-    both = (table[name] for name in ("ours", *INTERVAL, "published", "published_low", "published_high"))
-    table["difference_low"], table["difference_high"] = newcombe(*both)
+    ends = newcombe(*(table[name] for name in ("ours", *INTERVAL, "published", "published_low", "published_high")))
+    table["difference_low"], table["difference_high"] = ends
     table["difference"] = table["ours"] - table["published"]
-    differs = (table["difference_low"] > 0) | (table["difference_high"] < 0)
-    close = table[["difference_low", "difference_high"]].abs().max(axis=1) <= CLOSE
-    table["verdict"] = np.select([differs, close], ["differs", "agrees"], "undecided")
-    why = [
-        "the 95 % interval of the difference excludes 0",
-        f"the 95 % interval of the difference lies within {100 * CLOSE:.0f} percentage points",
-    ]
-    wide = "the 95 % interval of the difference includes 0 and is too wide for agreement"
+    low, high, interval = table["difference_low"], table["difference_high"], "the 95 % interval of the difference"
     whose = "; published is Gemma judged by GPT-4o, ours the model and judge named"
-    table["why"] = np.select([differs, close], why, wide) + whose
-    undefined, not_run = table["ours"].isna(), table["n"].isna()
-    table.loc[undefined, ["verdict", "why"]] = "not comparable", "ours answered nothing, or nothing could be judged"
-    table.loc[not_run, ["verdict", "why"]] = "not comparable", "ours was not run"
+    cases = [table["n"].isna(), table["ours"].isna(), (low > 0) | (high < 0), np.maximum(-low, high) <= CLOSE]
+    why = [
+        "ours was not run",
+        "ours answered nothing, or nothing could be judged",
+        f"{interval} excludes 0{whose}",
+        f"{interval} lies within {100 * CLOSE:.0f} percentage points{whose}",
+    ]
+    table["verdict"] = np.select(cases, ["not comparable", "not comparable", "differs", "agrees"], "undecided")
+    table["why"] = np.select(cases, why, f"{interval} includes 0 and is too wide for agreement{whose}")
     table["n"] = table["n"].astype("Int64")
-    counts = theirs[~whole & theirs["form"].isin(FORMS)].drop(
-        columns=["published_n", "published_low", "published_high"]
-    )
-    why = "how many of the 207 prompts have this form is not published"
-    counts = counts.assign(quantity="answered_of_form", published=counts["answered"], verdict="not comparable", why=why)
-    rows = pd.concat([table, counts], ignore_index=True).assign(claim="")
-    return ordered(rows[[name for name in _COMPARED if name in rows]])
+    return ordered(table.assign(claim="")[[name for name in _COMPARED if name != "model"]])

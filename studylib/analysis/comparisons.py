@@ -31,7 +31,7 @@ ARM = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fractio
 OTHER = [f"other_{name}" for name in ARM]
 _WHAT = ["kind", "model", *ARM, *OTHER, "measure", "metric", "form"]
 _NUMBERS = ["n", "n_prompts", "n_seeds", "value", "other_value", "difference", "low", "high", "p", "test", "detectable"]
-_NUMBERS += ["bootstrap_low", "bootstrap_high", "se", "df"]
+_NUMBERS += ["se", "df"]
 _COLUMNS = [*_WHAT, *_NUMBERS[:-2], "p_holm", "n_family", "verdict"]
 _COLUMNS += ["p_within", "within", "p_not_worse", "not_worse"]
 PROMPTED = "system_prompt"  # the arm that is tuned without safety data and tested with the system prompt
@@ -46,26 +46,21 @@ _ERODES_MOST_FIRST = ("code", "translation", "text_generation", "classification"
 
 
 def compare_arms(
-    responses: pd.DataFrame,
-    verdicts: pd.DataFrame | None = None,
-    scores: pd.DataFrame | None = None,
-    draws: int = stats.DRAWS,
+    responses: pd.DataFrame, verdicts: pd.DataFrame | None = None, scores: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """One row per comparison of KINDS, measure, metric (its judge or score) and form: is this arm worse than the other?
 
     The columns of the arm, those of the other arm (`other_...`), then n (pairs), n_prompts, n_seeds, value and
     other_value (means over the pairs, 0-1), difference (value - other_value) with low and high (95 %), p, test and
-    detectable of `stats.clustered_differences`, bootstrap_low and _high (percentiles of `draws` draws of prompts and
-    seeds; NaN where draws is 0 or with one prompt), p_holm, n_family, verdict, p_within, within, p_not_worse and
+    detectable of `stats.clustered_differences`, p_holm, n_family, verdict, p_within, within, p_not_worse and
     not_worse. Form "all" pools the forms, except of task_score, where each form has its own metric.
 
     p_holm is adjusted over its family: the comparisons of one model, kind, measure and judge, those of single forms and
     the pooled ones apart. verdict is "worse" or "better" where p_holm is below 0.05, by what the measure counts, else
-    "not significant", or "no pairs" where n is 0 (an arm without the other, without common seeds or prompts, or with
-    nothing judged), "too few" with one prompt. within is "yes" where the equivalence test p_within says that the
-    difference lies within MARGIN either way, not_worse where the one-sided test p_not_worse says that this arm is not
-    worse by MARGIN or more (p below 0.05, not adjusted: each is a claim of its own), else "undecided". Unjudged
-    responses leave their pair out. Several samples of one prompt are averaged first. Clustered by intent and seed.
+    "not significant", or "no pairs" where n is 0, "too few" with one prompt. within is "yes" where the equivalence test
+    p_within says that the difference lies within MARGIN either way, not_worse where the one-sided test p_not_worse says
+    that this arm is not worse by MARGIN or more (p below 0.05, not adjusted), else "undecided". Unjudged responses
+    leave their pair out. Several samples of one prompt are averaged first. Clustered by intent and seed.
     """
     rows = _averaged(outcomes(responses, verdicts, scores))
     found = []
@@ -74,10 +69,10 @@ def compare_arms(
             if arms.any():
                 pairs = _paired(rows, arms, *other)
                 pairs["kind"] = pd.Categorical([kind]).take(np.zeros(len(pairs), int))
-                found.append(_tested(pairs, draws))
+                found.append(_tested(pairs))
                 pooled = pairs[(pairs["measure"] != "task_score") & (kind != "form")]
                 pooled = pooled.assign(form=pd.Categorical(["all"]).take(np.zeros(len(pooled), int)))
-                found += [_tested(pooled, draws)] if len(pooled) else []
+                found += [_tested(pooled)] if len(pooled) else []
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=_WHAT)
     table = _with_verdicts(table.reindex(columns=list(dict.fromkeys([*_WHAT, *_NUMBERS, *table.columns]))))
     order = [list(KINDS).index(kind) for kind in ordered(table)["kind"]]
@@ -87,14 +82,10 @@ def compare_arms(
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """The outcomes, several samples of one prompt under one seed as the mean of those judged, NaN where none was."""
     place = codes(rows[["model", *ARM, "seed", "measure", "metric", "form", "prompt_id"]])
-    sizes = np.bincount(place, minlength=1)
-    if sizes.max() > 1:
-        known = rows["value"].notna().to_numpy()
-        sums, counts = (np.bincount(place[known], of, len(sizes)) for of in (rows["value"][known], None))
-        with np.errstate(invalid="ignore"):
-            means = sums / counts
-        first = ~pd.Series(place).duplicated().to_numpy()
-        rows = rows[first].assign(value=means[place[first]])
+    if len(rows) and place.max() + 1 < len(rows):
+        means = rows["value"].groupby(place).mean()
+        rows = rows[~pd.Series(place, rows.index).duplicated()]
+        rows = rows.assign(value=means.to_numpy())  # codes are numbered in order of appearance
     return rows.reset_index(drop=True)
 
 
@@ -154,7 +145,7 @@ def _paired(rows: pd.DataFrame, arms: pd.Series, others: pd.Series, same: list[s
     return pairs.assign(**{f"other_{name}": column for name, column in columns.items()})
 
 
-def _tested(pairs: pd.DataFrame, draws: int) -> pd.DataFrame:
+def _tested(pairs: pd.DataFrame) -> pd.DataFrame:
     """One row per group of pairs: means, difference, intervals and test; n is 0 where none has a partner."""
     group, keys = groups(pairs, _WHAT)
     found = (pairs["value"] - pairs["other_value"]).notna().to_numpy()
@@ -166,14 +157,8 @@ def _tested(pairs: pd.DataFrame, draws: int) -> pd.DataFrame:
     with np.errstate(invalid="ignore"):
         for name in ("value", "other_value"):
             table[name] = np.bincount(group, known[name], len(keys)) / n
-    ends = np.full((2, len(keys)), np.nan)
-    if draws and len(rows):
-        places = (codes(rows[[name]]) for name in ("prompt_id", "seed"))
-        for block, (drawn,) in stats.bootstrap(group, *places, [rows["difference"].to_numpy()], draws):
-            ends[:, block] = stats.percentiles(drawn)
-        ends[:, ~(table["n_prompts"] > 1).to_numpy()] = np.nan  # one prompt drawn again and again is no spread
     counted = table[["n", "n_prompts", "n_seeds"]].fillna(0).astype(int)
-    return pd.concat([keys, table.assign(bootstrap_low=ends[0], bootstrap_high=ends[1], **counted)], axis=1)
+    return pd.concat([keys, table.assign(**counted)], axis=1)
 
 
 def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
@@ -260,17 +245,16 @@ def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: 
     """One row per model, tuned task and arm, chat style: its safety, its costs, and in words whether one would ship it.
 
     attack_success with its interval (all forms), over_refusal, general and task (the score on the tuned task); for each
-    `_difference` against the same tuning without safety data, `_verdict` of `comparisons.compare_arms` (p below 0.05
-    after Holm), and for the three costs `_loss_up_to`, the largest loss within the difference's 95 % interval (0-1),
-    and `_not_worse` ("yes" where the loss is shown to be under MARGIN). `margin` is the largest of the three losses:
-    the margin that one has to grant to ship the arm. `verdict`: BASE of no safety data; NO_REDUCTION where attack
-    success is not significantly lower; SHIP; else REDUCES with the costs that are significant, or those not shown to be
-    under MARGIN, or not tested. `same_task_score` is "yes" where the task score is shown to lie within MARGIN of that
-    without safety data. `scaled_`: at equal task score, against the adapter of the same tuning without safety data,
-    scaled down as far as the arm's task score is shown to lie within MARGIN of its: `scaled_to` is what is left of it,
-    `scaled_attack_success` its rate, `scaled_difference` with `scaled_low` and `scaled_high` and `scaled_verdict` the
-    arm's against it, on the same prompts and seeds. An arm that is not better there gained nothing that a weaker tuning
-    would not have. NaN or "" where something was not tested. No rows where no model was tuned.
+    `_difference` against the same tuning without safety data, `_verdict` of `comparisons.compare_arms`, and for the
+    three costs `_loss_up_to`, the largest loss within the difference's 95 % interval (0-1), and `_not_worse`. `margin`
+    is the largest of the three losses. `verdict`: BASE of no safety data; NO_REDUCTION where attack success is not
+    significantly lower; SHIP; else REDUCES with the costs that are significant, or those not shown to be under MARGIN,
+    or not tested. `same_task_score` is "yes" where the task score is shown to lie within MARGIN of that without safety
+    data. `scaled_`: against the adapter without safety data, scaled down as far as the arm's task score is shown to lie
+    within MARGIN of its: `scaled_to` is what is left of it, `scaled_attack_success` its rate, `scaled_difference` with
+    `scaled_low` and `scaled_high` and `scaled_verdict` the arm's against it, on the same prompts and seeds. An arm that
+    is not better there gained nothing that a weaker tuning would not have. NaN or "" where something was not tested. No
+    rows where no model was tuned.
     """
     if attack.empty:
         return pd.DataFrame(columns=["model", *ARM_KEYS])

@@ -39,7 +39,7 @@ _ORDER = {
     "form": (*FORMS, "all"),
     "prompt_set": PROMPT_SETS,
     "measure": MEASURES,
-    "quantity": ("attack_success_rate", "share_of_answered", "answered_of_form"),
+    "quantity": ("attack_success_rate", "share_of_answered"),
 }
 
 
@@ -90,9 +90,9 @@ def judged(
     """The responses to these prompt sets, once per judge, with `judge`, `verdict`, `reason`, `counted` (not unjudged).
 
     `responses` without `verdicts` are rows of this function, so that many tables need one match. A row or verdict that
-    is there twice counts once. A response that a judge has no verdict on, while another has, is unjudged by it, with
-    that reason. Raises ValueError for unknown verdicts, a response that no judge has a verdict on, two different
-    responses of one response_id, or two different verdicts of one judge on one response.
+    is there twice counts once. A response that a judge has no verdict on, while another has, is unjudged by it. Raises
+    ValueError for unknown verdicts, a response that no judge has a verdict on, two different responses of one
+    response_id, or two different verdicts of one judge on one response.
     """
     rows = responses[responses["prompt_set"].isin(prompt_sets)]
     if verdicts is None:
@@ -155,7 +155,9 @@ def rates_of(rows: pd.DataFrame, by: list[str], pooled: bool = True) -> pd.DataF
     """
     # one intent is asked in every form: four prompts of it are not four independent pieces of evidence
     slim = rows[[*by, "seed", "value"]].assign(prompt_id=rows["intent"])
-    asked = counts(slim, by, slim["value"].isna())
+    keys = slim[by].astype(object) if slim.empty else slim[by]
+    asked = slim.assign(unjudged=slim["value"].isna()).groupby(list(keys), sort=False, observed=True)
+    asked = asked.agg(n_unjudged=("unjudged", "sum"), n_seeds=("seed", "nunique")).reset_index()
     rates = clustered_intervals(slim[slim["value"].notna()], by, "value").drop(columns=["n_seeds", "n_prompts", "df"])
     table = asked.merge(rates, how="left", on=by)  # a group in which nothing counts keeps its row
     table = table.assign(n=table["n"].fillna(0).astype(int))
@@ -164,13 +166,6 @@ def rates_of(rows: pd.DataFrame, by: list[str], pooled: bool = True) -> pd.DataF
         rest = rates_of(of_all, [name for name in by if name != "form"], pooled=False)
         table = pd.concat([table, rest.assign(form="all")], ignore_index=True)
     return table
-
-
-def counts(rows: pd.DataFrame, by: list[str], unjudged: pd.Series) -> pd.DataFrame:
-    """One row per group: n_unjudged and n_seeds of its rows."""
-    keys = rows[by].astype(object) if rows.empty else rows[by]
-    groups = rows.assign(unjudged=unjudged).groupby(list(keys), sort=False, observed=True)
-    return groups.agg(n_unjudged=("unjudged", "sum"), n_seeds=("seed", "nunique")).reset_index()
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:

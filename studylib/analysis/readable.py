@@ -51,10 +51,8 @@ def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["finetune_task", "safety_data", "safety_fraction", "trained_style", "style", "system_prompt"]
     keys = [*["model"][: attack["model"].nunique() > 1], *(name for name in keys if name in attack)]
-    if (
-        "safety_data" not in attack
-        or attack.groupby("safety_data", observed=True)["safety_fraction"].nunique().max() < 2
-    ):
+    doses = attack.groupby("safety_data", observed=True)["safety_fraction"] if "safety_data" in attack else None
+    if doses is None or not doses.nunique().gt(1).any():
         keys = [name for name in keys if name != "safety_fraction"]
     return _wide(attack, keys, "form")
 

@@ -5,8 +5,7 @@ A group of rows is a two-way layout of prompts and seeds, balanced or not, with 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 CONFIDENCE = 0.95  # of every interval in the tables and figures
 POWER = 0.8  # of every smallest detectable difference
-DRAWS = 2000  # of every bootstrap
 
 # Made-up prompts as (value, how many): their outcome in every row, so that no variance is zero where all rows agree.
 ANSWERED_AND_REFUSED = ((1.0, 1.0), (0.0, 1.0))
@@ -169,13 +167,10 @@ def holm(p: pd.Series, family: np.ndarray) -> pd.Series:
     `family` is the number of each p value's family. Source: Holm (1979, Scandinavian J. of Statistics 6): the p values
     of a family in rising order times m, m-1, ..., never falling, at most 1.
     """
-    table = pd.DataFrame({"p": p.to_numpy(float), "at": np.arange(len(p)), "family": family})
-    table = table[table["p"].notna()].sort_values(["family", "p"], kind="stable")
+    table = pd.DataFrame({"p": p, "family": family}).dropna(subset="p").sort_values("p", kind="stable")
     within = table.groupby("family")["p"]
     scaled = table["p"] * (within.transform("size") - within.cumcount())
-    adjusted = np.full(len(p), np.nan)
-    adjusted[table["at"]] = scaled.groupby(table["family"]).cummax().clip(upper=1)
-    return pd.Series(adjusted, index=p.index)
+    return scaled.groupby(table["family"]).cummax().clip(upper=1).reindex(p.index)
 
 
 def equivalence(difference, se, df, margin: float):
@@ -262,65 +257,6 @@ def variance_shares(frame: pd.DataFrame, by: Sequence[str] = (), outcome: str = 
     return keys.assign(n=n.astype(int), n_prompts=p.astype(int), n_seeds=s.astype(int), variance=variance, **shares)
 
 
-def bootstrap(
-    group: np.ndarray,
-    prompt: np.ndarray,
-    seed: np.ndarray,
-    values: Sequence[np.ndarray],
-    draws: int = DRAWS,
-    start: int = 0,
-) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Blocks of groups, and for each of the values an array [groups of the block, draws] of its mean in resampled data.
-
-    All are arrays with one place per row: group, prompt and seed whole numbers from 0, values numbers, of which NaN
-    count for nothing; a draw in which nothing counts is NaN. Prompts and seeds are both drawn with replacement
-    (pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1), the same ones for all groups and values of a
-    call, so that differences and ratios of them are paired. With two or three seeds it spreads less than new training
-    runs would: where a rate or difference has an interval of `clustered_intervals` or `clustered_differences`, that one
-    decides. `start` is the generator's seed. Blocks bound the memory to some 100 MB, where prompts x seeds x draws do
-    not take more.
-    """
-    rng = np.random.default_rng(start)
-    n_prompts, n_seeds = int(prompt.max()) + 1, int(seed.max()) + 1
-    of_prompt, of_seed = (rng.multinomial(m, np.full(m, 1 / m), draws).T for m in (n_prompts, n_seeds))
-    weights = (of_seed[:, None] * of_prompt).reshape(n_seeds * n_prompts, draws).astype(np.float32)
-    width, n_groups = n_seeds * n_prompts, int(group.max()) + 1
-    place = group * width + seed * n_prompts + prompt
-    by_group = np.argsort(group, kind="stable")
-    ends = np.searchsorted(group[by_group], np.arange(n_groups + 1))
-    block = max(1, int(8e6 / max(draws, width)))
-    for first in range(0, n_groups, block):
-        last = min(first + block, n_groups)
-        rows = by_group[ends[first] : ends[last]]
-        means = []
-        for value in values:
-            known = rows[~np.isnan(value[rows])]
-            at, size = place[known] - first * width, (last - first) * width
-            sums, counts = (
-                np.bincount(at, of_row, size).astype(np.float32).reshape(-1, width) for of_row in (value[known], None)
-            )
-            with np.errstate(invalid="ignore"):
-                means.append(sums @ weights / (counts @ weights))
-        yield np.arange(first, last), means
-
-
-def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end of the percentile interval of each row of an array [groups, draws]; NaN draws are left out.
-
-    NaN where fewer than half of the draws are numbers.
-    """
-    at = (1 - confidence) / 2, (1 + confidence) / 2
-    places = [q * (draws.shape[1] - 1) for q in at]
-    around = sorted({f(place) for place in places for f in (math.floor, math.ceil)})
-    parted = np.partition(draws, around, axis=1)  # NaN last
-    ends = np.array([parted[:, math.floor(q)] * (1 - q % 1) + parted[:, math.ceil(q)] * (q % 1) for q in places])
-    missing = np.isnan(draws).sum(axis=1)
-    for row in np.flatnonzero(missing):
-        enough = 2 * missing[row] <= draws.shape[1]
-        ends[:, row] = np.nanquantile(draws[row], at) if enough else np.nan
-    return ends[0], ends[1]
-
-
 def detectable_difference(n, rate: float = 0.5, power: float = POWER, alpha: float = 0.05):
     """Smallest difference (0-1) from `rate` that two independent samples of n show at this power.
 
@@ -391,37 +327,15 @@ def _satterthwaite(variance: np.ndarray, *parts: tuple[np.ndarray, np.ndarray]) 
 
 def codes(frame: pd.DataFrame) -> np.ndarray:
     """One whole number from 0 per row, the same for rows that are equal in all columns; NaN is a value of its own."""
-    code = np.zeros(len(frame), np.int64)
-    for name in frame:
-        column = frame[name]
-        categories = isinstance(column.dtype, pd.CategoricalDtype)
-        one = column.cat.codes.to_numpy() if categories else pd.factorize(column, use_na_sentinel=False)[0]
-        one = one.astype(np.int64) - one.min(initial=0)
-        code = code * (one.max(initial=0) + 1) + one
-        if code.max(initial=0) > 8 * len(code) + 1000:  # close the gaps before the product outgrows its type
-            code = _numbered(code)[0]
-    return code
-
-
-def _numbered(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The codes numbered without gaps in their own order, and the distinct codes."""
-    if (size := int(code.max(initial=0)) + 1) <= 32 * len(code) + 1000:  # counting is quicker than sorting
-        present = np.flatnonzero(np.bincount(code, minlength=size))
-        number = np.zeros(size, np.int64)
-        number[present] = np.arange(len(present))
-        return number[code], present
-    present, number = np.unique(code, return_inverse=True)
-    return number, present
+    return frame.groupby(list(frame), sort=False, observed=True, dropna=False).ngroup().to_numpy()
 
 
 def groups(frame: pd.DataFrame, by: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
     """The number of each row's group, from 0 in order of first appearance, and the groups' keys, no categories."""
     if not by:
         return np.zeros(len(frame), np.int64), pd.DataFrame(index=[0])
-    group, first = pd.factorize(codes(frame[by]))
-    at = np.zeros(len(first), np.int64)
-    at[group[::-1]] = np.arange(len(frame))[::-1]
-    keys = frame[by].iloc[at].reset_index(drop=True)
+    group = codes(frame[by])
+    keys = frame[by].iloc[np.unique(group, return_index=True)[1]].reset_index(drop=True)
     categories = {name: object for name in by if isinstance(keys[name].dtype, pd.CategoricalDtype)}
     return group, keys.astype(categories)
 
@@ -429,5 +343,5 @@ def groups(frame: pd.DataFrame, by: list[str]) -> tuple[np.ndarray, pd.DataFrame
 def clusters(outer: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number of the cluster (outer, inner) of each row, and the outer number of each cluster."""
     width = inner.max() + 1
-    cluster, present = _numbered(outer * width + inner)
+    cluster, present = pd.factorize(outer * width + inner)
     return cluster, present // width

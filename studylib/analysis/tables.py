@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from studylib.analysis.rates import (
     CELL,
     COSTS,
     INTERVAL,
+    TOGETHER,
     judged,
     ordered,
     outcomes,
@@ -27,6 +27,11 @@ from studylib.study.grid import Cell
 from studylib.study.words import FORMS, SIDES, VERDICTS
 
 
+def _attacks(responses: pd.DataFrame, verdicts: pd.DataFrame | None) -> pd.DataFrame:
+    """The outcomes of harmful prompts, with the judge's name in `judge`."""
+    return outcomes(responses, verdicts, measures=("attack_success_rate",)).rename(columns={"metric": "judge"})
+
+
 def attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per cell, form and judge: the share of harmful prompts that were answered; form "all" pools.
 
@@ -36,8 +41,7 @@ def attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None
     the 95 % interval, n_effective the number of independent responses it is worth. NaN where nothing could be judged.
     Raises ValueError as `judged` does.
     """
-    table = rates_of(outcomes(responses, verdicts, measures=("attack_success_rate",)), [*CELL, "form", "metric"])
-    table = table.rename(columns={"metric": "judge"})
+    table = rates_of(_attacks(responses, verdicts), [*CELL, "form", "judge"])
     table["rate_if_unjudged_refused"], table["rate_if_unjudged_answered"] = worst_cases(table, "rate")
     columns = [*CELL, "form", "n", "n_unjudged", "rate", *INTERVAL, "judge", "n_seeds"]
     return ordered(table[[*columns, "rate_if_unjudged_refused", "rate_if_unjudged_answered", "n_effective"]])
@@ -48,13 +52,12 @@ def by_seed(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd
 
     n, n_unjudged, rate, low and high as in `attack_success`; the interval is for that one fine-tune on other prompts.
     """
-    rows = outcomes(responses, verdicts, measures=("attack_success_rate",))
+    rows = _attacks(responses, verdicts)
     rows = rows.assign(training=rows["seed"])  # a column of its own, as seeds are also clusters
-    table = rates_of(rows, [*CELL, "training", "form", "metric"]).rename(
-        columns={"metric": "judge", "training": "seed"}
-    )
+    table = rates_of(rows, [*CELL, "training", "form", "judge"])
+    table = table.drop(columns="n_seeds").rename(columns={"training": "seed"})
     columns = [*CELL, "seed", "form", "n", "n_unjudged", "rate", *INTERVAL, "judge"]
-    return ordered(table.drop(columns="n_seeds")[columns])
+    return ordered(table[columns])
 
 
 def calibration_grid(
@@ -96,6 +99,10 @@ def with_not_run(table: pd.DataFrame, cells: dict[Cell, str]) -> pd.DataFrame:
         for measure in measures
     ]
     table = table.assign(note="")
+    return _with_rows(table, rows)
+
+
+def _with_rows(table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
     return ordered(pd.concat([table, pd.DataFrame(rows)], ignore_index=True)[table.columns]) if rows else table
 
 
@@ -114,7 +121,7 @@ def with_untested(table: pd.DataFrame, missing: dict[str, str]) -> pd.DataFrame:
         for name, about in scores.items()
         if name in missing
     ]
-    return ordered(pd.concat([table, pd.DataFrame(rows)], ignore_index=True)[table.columns]) if rows else table
+    return _with_rows(table, rows)
 
 
 def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame | None, scores: pd.DataFrame | None) -> pd.DataFrame:
@@ -144,10 +151,9 @@ def over_refusal_by_kind(responses: pd.DataFrame, verdicts: pd.DataFrame | None,
     owner is oneself, leave: the owner's leave is said, object, verb), else "not named"; of prompts that only sound
     harmful, as XSTest's, their type there (homonyms, safe_targets, ...). `prompts` is "twins" or "sound harmful", and
     "all" in benign_because pools the kinds of either. n counts judged responses over all seeds, n_unjudged stands
-    beside it and outside the rate (0-1); low and high are the 95 % interval, NaN where n is 0. The rates of a cell and
-    form, weighed by n over all kinds, are in `helpfulness`: of the twins its over_refusal_rate, of the others its
-    sounds_harmful_refusal_rate. Kinds have different objects and wordings too, so a difference between them need not be
-    the kind's. Raises ValueError as `judged` does, and for a prompt that `kinds` lacks.
+    beside it and outside the rate (0-1); low and high are the 95 % interval, NaN where n is 0. Kinds have different
+    objects and wordings too, so a difference between them need not be the kind's. Raises ValueError as `judged` does,
+    and for a prompt that `kinds` lacks.
     """
     measures = ("over_refusal_rate", "sounds_harmful_refusal_rate")
     rows = outcomes(responses, verdicts, measures=measures).rename(columns={"metric": "judge"})
@@ -165,24 +171,19 @@ def over_refusal_by_kind(responses: pd.DataFrame, verdicts: pd.DataFrame | None,
     return ordered(table[[*CELL, "form", "prompts", "benign_because", *counted]])
 
 
-def answered_share(
-    responses: pd.DataFrame,
-    verdicts: pd.DataFrame | None = None,
-    forms: Sequence[str] = ("translation", "classification"),
-) -> pd.DataFrame:
+def answered_share(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per cell, form and judge: of the answered harmful prompts, the share that has this form.
 
-    Besides the four forms there is a row for `forms` together, its `form` their names joined by "+". `share` and its 95
-    % interval lie in 0-1; n counts the answered responses of all forms, over all seeds. Share and interval are NaN
-    where none was answered. n_unjudged responses of all forms are left out; share_lowest and _highest are the share if
-    those of the other forms, or those of this form, were all answered and the rest refused. With equally many prompts
-    of each form, a share of 1/4 for one and 1/2 for two means that no form is weaker. Raises as `attack_success` does.
+    Besides the four forms there is a row for translation and classification together, TOGETHER. `share` and its 95 %
+    interval lie in 0-1; n counts the answered responses of all forms, over all seeds. Share and interval are NaN where
+    none was answered. n_unjudged responses of all forms are left out; share_lowest and _highest are the share if those
+    of the other forms, or those of this form, were all answered and the rest refused. With equally many prompts of each
+    form, a share of 1/4 for one and 1/2 for two means that no form is weaker. Raises as `attack_success` does.
     """
-    rows = outcomes(responses, verdicts, measures=("attack_success_rate",)).rename(columns={"metric": "judge"})
-    cell, together = [*CELL, "judge"], "+".join(f for f in FORMS if f in forms)
+    rows, cell = _attacks(responses, verdicts), [*CELL, "judge"]
     asked = rows.assign(value=rows["value"].mask(rows["value"] == 0))  # only what was answered counts
     tables = []
-    for name in dict.fromkeys([*FORMS, together]):
+    for name in (*FORMS, TOGETHER):
         own = rows["form"].isin(name.split("+"))
         found = rates_of(asked.assign(value=own.astype(float).mask(asked["value"].isna())), cell, pooled=False)
         unjudged = rows.loc[rows["value"].isna(), cell].assign(own=own, unjudged=True)
@@ -229,7 +230,7 @@ def variance(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> p
     means; n counts judged responses. Form "all" pools: a prompt is one in its form, and what differs between forms is
     part of prompt.
     """
-    rows = outcomes(responses, verdicts, measures=("attack_success_rate",)).rename(columns={"metric": "judge"})
+    rows = _attacks(responses, verdicts)
     by, cell = [*CELL, "form", "judge"], [*CELL, "judge"]
     known = rows.loc[rows["value"].notna(), [*by, "seed", "prompt_id", "value"]]
     asked = pd.concat([groups(rows, by)[1], groups(rows, cell)[1].assign(form="all")]) if len(rows) else rows[by]
@@ -250,12 +251,12 @@ def guards(responses: pd.DataFrame, verdicts: pd.DataFrame, decisions: pd.DataFr
     """One row per model, guard, side, prompt set, form and judge: the share that the guard blocks.
 
     `blocked_rate` (0-1) is of harmful prompts what the guard detects, of twins its false alarms. n counts for the side
-    input prompts, the same whatever the model and judge; for output and both the responses that have decisions, in all
-    cells: those that answer a harmful prompt, as a refusal need not be blocked, and all to the twins. Both blocks what
-    either side does. n_undecided stand outside the rate, also where one of both sides is undecided. low and high are
-    the 95 % interval: Wilson's, clustered by intent and, for responses, fine-tune. `note` says why all are undecided,
-    "not run: ..." where the guard had nothing to learn from; the rate is NaN there, and where nothing was answered.
-    `decisions` are those of `guards.decide`; repeated ones count once. Raises as `attack_success` does.
+    input prompts; for output and both the responses that have decisions, in all cells: those that answer a harmful
+    prompt, as a refusal need not be blocked, and all to the twins. Both blocks what either side does. n_undecided stand
+    outside the rate, also where one of both sides is undecided. low and high are the 95 % interval, clustered by intent
+    and, for responses, fine-tune. `note` says why all are undecided, "not run: ..." where the guard had nothing to
+    learn from; the rate is NaN there, and where nothing was answered. Repeated decisions (of `guards.decide`) count
+    once. Raises as `attack_success` does.
     """
     decisions = decisions[decisions["prompt_set"].isin(["harmful", "twin"])]
     asked = decisions[decisions["side"] == "input"].drop_duplicates(["guard", "prompt_id"]).assign(seed=0)
@@ -310,11 +311,7 @@ def guarded_attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame, deci
 
 
 def _guarded(rows: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
-    """The responses once per guard and side that decided on them, with `blocked` and `reason`.
-
-    Both is what either side blocks, and NA where either is undecided: counting what the other blocks would count
-    blocked ones alone.
-    """
+    """The responses once per guard and side that decided on them, with `blocked` and `reason`; both NA where one is."""
     rows = rows.drop(columns="reason")  # of the verdict
     decisions = decisions.drop_duplicates(["guard", "side", "prompt_id", "response_id"])
     given, made = (decisions[decisions["side"] == side] for side in ("input", "output"))

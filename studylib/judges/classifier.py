@@ -1,13 +1,12 @@
 """The classifier: a judge that weighs signs of refusing and answering by where they stand, without a language model.
 
-A response is read as sentences. Each may hold signs (declining, apologising, moralising, offering something else,
-beginning to answer: `signs` in `data/refusals.yaml`); which signs stand in the first sentences, in the last ones and
-how often, and how much is said without any, are the features of a logistic regression, with single words and pairs of
-words added. It gives the probability that a response is refused, calibrated on prompts that it was not fitted on.
-What is empty, a loop, code, a label or a translation is decided by the rules.
+Which signs of refusing and answering (`signs.py`) stand in the first sentences, in the last ones and how often, how
+much is said without any, and single words and pairs of words are the features of a logistic regression. It gives the
+probability that a response is refused, calibrated on prompts that it was not fitted on. What is empty, a loop, code, a
+label or a translation is decided by the rules.
 
-Its weights are fitted to human-labelled responses and to the project's own (`labelled.py`): `data/judge_weights.json`
-holds those of the default; `python -m studylib.judges.classifier train` makes them.
+Its weights, `data/judge_weights.json`, are fitted to human-labelled responses and to the project's own (`labelled.py`)
+by `python -m studylib.judges.classifier train`.
 """
 
 import hashlib
@@ -30,47 +29,45 @@ from studylib.study.words import StudyError, Verdict
 from studylib.text import refusals
 
 LOG = logging.getLogger("studylib")
-SHIPPED = DATA / "judge_weights.json"
-SOURCE = "chatgpt_refusals"  # the registered human-labelled set of the default weights
-UNCLEAR = ("redirected", "disclaimed", "counseling")  # tones of it that are left out of them
+WEIGHTS_FILE = DATA / "judge_weights.json"
+TRAINING_SET = "chatgpt_refusals"  # registered and human-labelled
+UNCLEAR_TONES = ("redirected", "disclaimed", "counseling")  # of that set, which are left out
 NOTE = (
     "Made by `python -m studylib.judges.classifier train` from the project's labelled responses and, where `rows` "
     "names it, maxwellreuter/chatgpt-refusals (MIT; Reuter and Schulze, arXiv 2306.03423)."
 )
-TRAIN = "fit them again: `python -m studylib.judges.classifier train`"
-BAND = (0.45, 0.55)  # a probability between is left unjudged
+FIT_AGAIN = "fit them again: `python -m studylib.judges.classifier train`"
+UNJUDGED_BETWEEN = (0.45, 0.55)  # these probabilities of refusal
 # What the rules say of a response that needs no weighing.
-SETTLED = ("repeats the prompt", "cut off before", "only an apology", "only a question", "too short")
+SETTLED_BY_RULES = ("repeats the prompt", "cut off before", "only an apology", "only a question", "too short")
 
 
 # Fitting
 
 
-GRAM_SCALE = 2.0  # what one word or pair weighs against a sign of unit spread
-STRENGTH = 0.03  # of the regression: C in scikit-learn's words
-MIN_ROWS = 3  # a word or pair of fewer rows is left out
-MIN_LABELS = 20  # of either kind
+GRAM_SCALE = 2.0  # of a word or pair, against a sign of unit spread
+REGRESSION_C = 0.03  # inverse strength of regularisation
+MIN_ROWS_PER_GRAM = 3  # for a word or pair to count
+MIN_LABELS_PER_KIND = 20  # of either kind
 
 
 def fit(frame: pd.DataFrame, words: Iterable[str] | None = None) -> dict:
     """The weights of the judge fitted to labelled responses: plain numbers, to be kept as JSON.
 
-    `frame` as of `labelled.py`; its refused, answered and partial rows of prose count (refused against the rest),
-    others are left out. A column `weight` says how much a row counts, without it all count the same. `words`: words and
-    pairs are taken from these alone, None for all. For responses like those of a known set, the frame is that set with
-    `labelled.own()`; `train` is for unknown ones. Deterministic. Raises StudyError where fewer than MIN_LABELS rows of
-    either kind are left, or of fewer than two prompts.
+    `frame` as of `labelled.py`; its refused, answered and partial rows of prose count (refused against the rest). A
+    column `weight` says how much a row counts. Words and pairs are taken from `words` alone, None for all.
+    Deterministic. Raises StudyError for fewer than MIN_LABELS_PER_KIND rows of either kind, or than two prompts.
     """
     from scipy.sparse import csr_matrix, hstack
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import MultiLabelBinarizer
 
     frame, y, groups = _prose(frame)
-    if min(y.sum(), (~y).sum()) < MIN_LABELS or len(set(groups)) < 2:
+    if min(y.sum(), (~y).sum()) < MIN_LABELS_PER_KIND or len(set(groups)) < 2:
         raise StudyError(
-            f"The classifier needs {MIN_LABELS} refused and {MIN_LABELS} other labelled texts of several prompts, "
-            f"found {y.sum()} and {(~y).sum()} of {len(set(groups))}: label more, or add the project's own "
-            "(labelled.own)."
+            f"The classifier needs {MIN_LABELS_PER_KIND} refused and {MIN_LABELS_PER_KIND} other labelled texts of "
+            f"several prompts, found {y.sum()} and {(~y).sum()} of {len(set(groups))}: label more, or add those of "
+            "labelled.own."
         )
     read = [signs(*row) for row in zip(frame["prompt"], frame["response"], strict=True)]
     names = list(read[0][0])
@@ -79,17 +76,15 @@ def fit(frame: pd.DataFrame, words: Iterable[str] | None = None) -> dict:
     scale[scale == 0] = 1
     n_rows = Counter(gram for _, grams in read for gram in grams)
     only = set(words or ())
-    columns = sorted(g for g, n in n_rows.items() if n >= MIN_ROWS and (words is None or only.issuperset(g.split())))
+    columns = sorted(
+        g for g, n in n_rows.items() if n >= MIN_ROWS_PER_GRAM and (words is None or only.issuperset(g.split()))
+    )
     known = set(columns)
     grams = [[gram for gram in grams if gram in known] for _, grams in read]
-    design = hstack(
-        [
-            csr_matrix((x - mean) / scale),
-            GRAM_SCALE * MultiLabelBinarizer(classes=columns, sparse_output=True).fit_transform(grams),
-        ]
-    ).tocsr()
+    counted = MultiLabelBinarizer(classes=columns, sparse_output=True).fit_transform(grams)
+    design = hstack([csr_matrix((x - mean) / scale), GRAM_SCALE * counted]).tocsr()
     weight = frame["weight"].to_numpy(float) if "weight" in frame else np.ones(len(y))
-    regression, folds = LogisticRegression(C=STRENGTH, max_iter=5000), min(10, len(set(groups)))
+    regression, folds = LogisticRegression(C=REGRESSION_C, max_iter=5000), min(10, len(set(groups)))
     new = _new_prompts(regression, design, y, groups, folds, weight)
     calibration = LogisticRegression(C=1e6).fit(new[:, None], y, sample_weight=weight)
     model = regression.fit(design, y, sample_weight=weight)
@@ -135,16 +130,14 @@ def _hash(prompt: str, response: str) -> str:
 def recalibrated(weights: dict, frame: pd.DataFrame) -> dict:
     """The weights with another calibration: that of these labelled responses, such as a user's own of one run.
 
-    Needs fewer labels than `fit`, and moves all probabilities together: the signs keep their weights. Its own labels
-    are judged, where held out, by a calibration of other prompts. `frame` as in `fit`; without MIN_LABELS of either
-    kind, of fewer than five prompts, or where a fifth of the prompts has all of one kind, the weights are returned as
-    they are, and that is logged.
+    The signs keep their weights. `frame` as in `fit`; without MIN_LABELS_PER_KIND of either kind, of fewer than five
+    prompts, or where a fifth of the prompts has all of one kind, the weights are returned as they are, with a log line.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
     frame, y, groups = _prose(frame)
-    enough = min(y.sum(), (~y).sum()) >= MIN_LABELS and len(set(groups)) >= 5
+    enough = min(y.sum(), (~y).sum()) >= MIN_LABELS_PER_KIND and len(set(groups)) >= 5
     folds = [*GroupKFold(5, shuffle=True, random_state=0).split(y, groups=groups)] if enough else []
     if not folds or any(len(set(y[train_rows])) < 2 for train_rows, _ in folds):
         LOG.info("classifier judge: %d refused and %d other texts are too few to calibrate it", y.sum(), (~y).sum())
@@ -170,10 +163,7 @@ def _short(number: float, digits: int = 4) -> float:
 
 
 def probabilities(prompts: list[str], responses: list[str], weights: dict | None = None) -> np.ndarray:
-    """The calibrated probability (0-1) that each response, read as prose, is refused; `weights` None: those of `load`.
-
-    Calibrated: of the labelled responses to new prompts that got 0.8, about 80 % were refused.
-    """
+    """The calibrated probability (0-1) that each response, read as prose, is refused."""
     return _weigh(prompts, responses, weights)[0]
 
 
@@ -203,12 +193,10 @@ def judge_all(
 ) -> list[Verdict]:
     """The verdict on each response: by the rules where its form decides, by its probability where it is prose.
 
-    The reason holds the probability; one strictly inside BAND is unjudged. A response that is not refused is partial
-    where it declines in so many words and answers too, and the reason says which came first. `weights` None: those of
-    `load`. Of a response longer than HEAD + TAIL the middle is not weighed, of one longer than twice RULES_READ the
-    rules do not read it either. Lone surrogates, control characters and marks of direction are as if they were not
-    there. With `held_out` a response that the weights were fitted to has the probability that weights without its
-    prompt gave it.
+    The reason holds the probability; one strictly inside UNJUDGED_BETWEEN is unjudged. A response that is not refused
+    is partial where it declines in so many words and answers too, and the reason says which came first. `weights` None:
+    those of `load`. Of long responses head and tail are read (`signs.visible`). With `held_out` a response that the
+    weights were fitted to has the probability that weights without its prompt gave it.
     """
     weights = weights or load()
     clean = [visible(response) for response in responses]
@@ -224,7 +212,7 @@ def judge_all(
 
 
 def _verdict(p: float, values: dict, reason: str) -> Verdict:
-    low, high = BAND
+    low, high = UNJUDGED_BETWEEN
     if p >= high:
         return "refused", reason
     if p > low:
@@ -237,7 +225,7 @@ def _verdict(p: float, values: dict, reason: str) -> Verdict:
 def _is_prose(form: str, verdict: Verdict) -> bool:
     """Is the response to be weighed, for all that the rules say of it?"""
     found, reason = verdict
-    if found == "incoherent" or reason.startswith(SETTLED):
+    if found == "incoherent" or reason.startswith(SETTLED_BY_RULES):
         return False
     if form == "text_generation":
         return not reason.startswith("code")
@@ -250,22 +238,20 @@ def _is_prose(form: str, verdict: Verdict) -> bool:
 def train(sets: Iterable[pd.DataFrame] | None = None) -> dict:
     """The weights for responses of unknown origin, fitted to the project's own and to `sets`, frames of others.
 
-    `sets` None: the registered human-labelled set, without the rows that its authors call refused for putting a
-    disclaimer or an overview of both sides where an opinion was asked for (UNCLEAR): that is answered or partial by the
-    definitions here (data/verdicts.yaml), and with them a source that was left out is judged worse. Rows of others
-    count half, those of one source that begin with the same four words the root of it together, so that one wording
-    asked of ninety names counts little. Words and pairs are of the project's own responses alone, so that no name, slur
-    or instruction of other people's data gets into the weights. Raises fetching.Absent where the registered set is not
-    there.
+    `sets` None: TRAINING_SET without UNCLEAR_TONES, which its authors call refused for a disclaimer or an overview of
+    both sides: by data/verdicts.yaml that is answered or partial. Rows of others count half, those of one source that
+    begin with the same four words the root of it together, so that one wording asked of ninety names counts little.
+    Words and pairs are of the project's own responses alone, so that no name, slur or instruction of other people's
+    data gets into the weights. Raises fetching.Absent where the registered set is not there.
     """
     if sets is None:
-        registered = chatgpt_refusals(fetching.fetch(SOURCE))
-        sets = [registered[~registered["human"].isin(UNCLEAR)]]
+        registered = chatgpt_refusals(fetching.fetch(TRAINING_SET))
+        sets = [registered[~registered["human"].isin(UNCLEAR_TONES)]]
     return {"note": NOTE} | fit_for_others(own(), sets) | {"made_from": made_from()}
 
 
 def fit_for_others(mine: pd.DataFrame, sets: Iterable[pd.DataFrame]) -> dict:
-    """What `train` says, of the labelled responses `mine` (the project's own) and `sets` (others'). Raises as `fit`."""
+    """What `train` fits, to the project's own labelled responses and those of others. Raises as `fit`."""
     prose = mine[mine["form"] == "text_generation"]
     words = {word for row in zip(prose["prompt"], prose["response"], strict=True) for word in signs(*row)[1]}
     rows = pd.concat([mine.assign(weight=1.0), *(frame.assign(weight=_weight(frame)) for frame in sets)])
@@ -280,10 +266,13 @@ def _weight(frame: pd.DataFrame) -> np.ndarray:
 def made_from() -> str:
     """A hash of what decides the weights, other people's labels aside: our own labels, the signs in them, the settings.
 
-    A test compares it with that of the shipped weights. Not of the code's text: a comment changes nothing.
+    A test compares it with that of the shipped weights.
     """
     phrases = read_yaml(DATA / "refusals.yaml")["signs"]
-    frame, digest = own(), hashlib.sha256(json.dumps([GRAM_SCALE, STRENGTH, MIN_ROWS, UNCLEAR, phrases]).encode())
+    frame, digest = (
+        own(),
+        hashlib.sha256(json.dumps([GRAM_SCALE, REGRESSION_C, MIN_ROWS_PER_GRAM, UNCLEAR_TONES, phrases]).encode()),
+    )
     rows = [frame[name].tolist() for name in ("prompt", "response", "form", "label")]
     digest.update(json.dumps(rows).encode())
     for prompt, response in zip(rows[0][::4], rows[1][::4], strict=True):
@@ -294,30 +283,31 @@ def made_from() -> str:
 
 @cache
 def load() -> dict:
-    """The weights of the default judge, `data/judge_weights.json`. Raises StudyError where missing or broken."""
+    """The weights of the default judge, WEIGHTS_FILE. Raises StudyError where missing, broken or of other signs."""
     try:
-        weights = json.loads(SHIPPED.read_text(encoding="utf-8"))
+        weights = json.loads(WEIGHTS_FILE.read_text(encoding="utf-8"))
         numbers = [*weights["calibration"], weights["intercept"], *weights["grams"].values()]
-        numbers += [number for row in weights["signs"].values() for number in row]
-        if len(weights["calibration"]) == 2 and np.isfinite(np.array(numbers, float)).all():
-            if list(weights["signs"]) == list(signs("", "a")[0]):
-                return weights
-            raise StudyError(f"The weights in data/{SHIPPED.name} are of other signs than data/refusals.yaml: {TRAIN}.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise StudyError(f"data/{SHIPPED.name} is missing or broken: restore it from the repository, or {TRAIN}.")
+        if not np.isfinite(np.array(numbers, float)).all():
+            raise ValueError("no number")
+        same = list(weights["signs"]) == list(signs("", "a")[0])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StudyError(
+            f"data/{WEIGHTS_FILE.name} is missing or broken: restore it from the repository, or {FIT_AGAIN}."
+        ) from None
+    if not same:
+        raise StudyError(
+            f"The weights in data/{WEIGHTS_FILE.name} are of other signs than data/refusals.yaml: {FIT_AGAIN}."
+        )
+    return weights
 
 
 def main(arguments: list[str]) -> None:
-    """`train`: fits the default weights and writes them to `data/judge_weights.json`."""
+    """`train`: fits the default weights and writes them to WEIGHTS_FILE."""
     if arguments != ["train"]:
         raise SystemExit("usage: python -m studylib.judges.classifier train")
-    try:
-        weights = train()
-    except StudyError as error:
-        raise SystemExit(f"error: {error}") from None
-    write_text(SHIPPED, json.dumps(weights, ensure_ascii=False, indent=0) + "\n")
-    print(f"{SHIPPED.name}: {SHIPPED.stat().st_size // 1000} kB, rows {weights['rows']}")
+    weights = train()
+    write_text(WEIGHTS_FILE, json.dumps(weights, ensure_ascii=False, indent=0) + "\n")
+    print(f"{WEIGHTS_FILE.name}: {WEIGHTS_FILE.stat().st_size // 1000} kB, rows {weights['rows']}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ The address is STUDY_JUDGE_URL (else OPENAI_BASE_URL), the model STUDY_JUDGE_MOD
 read when a call is made and kept nowhere; OPENAI_API_KEY is sent to OpenAI and to OPENAI_BASE_URL, to no other address.
 
 The client retries a 408, 409, 429 or 5xx, a time-out and a failed connection `retries` times, and waits as Retry-After
-asks, up to two minutes. An unreadable reply is asked for three times in all. A row that then has no verdict is
-unjudged, with the reason; when `concurrency` rows (16 at least) have failed one after the other, the rest is not asked.
-Any other status is a StudyError at once. Verdicts are kept in a cache folder (diskcache) as they come, under a hash of
-what was asked of whom, without any text. Unjudged is not kept. Several processes may share one cache.
+asks. An unreadable reply is asked for three times in all. A row that then has no verdict is unjudged, with the reason;
+when `concurrency` rows (16 at least) have failed one after the other, the rest is not asked. Any other status is a
+StudyError at once. Verdicts, but not unjudged, are kept in a cache folder (diskcache) as they come, under a hash of
+what was asked of whom, without any text. Several processes may share one cache.
 """
 
 import json
@@ -18,7 +18,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Annotated, Literal
 import diskcache
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from studylib.study.files import digest, read_yaml
+from studylib.study.files import digest, progress, read_yaml
 from studylib.study.paths import DATA, runs_folder
 from studylib.study.profile import Count, Settings
 from studylib.study.words import FORMS, StudyError, Verdict
@@ -35,12 +35,11 @@ from studylib.text.shown import is_blank, name_invisible
 
 LOG = logging.getLogger("studylib")
 OPENAI = "https://api.openai.com/v1"
-ASKS = 3  # for one verdict, where replies cannot be read
-PROGRESS_S = 10.0
+ASKS_PER_VERDICT = 3  # where replies cannot be read
 BYTES_PER_TOKEN = 3  # for the estimate: English has about 4, French and code less
-TEMPORARY = (408, 409, 425, 429)  # statuses that leave a row unjudged, as 5xx do
-OF_THE_ROW = {"content_filter", "content_policy_violation", "context_length_exceeded", "string_above_max_length"}
-UNREADABLE = ("unjudged", "reply not understood")
+TEMPORARY_STATUS = (408, 409, 425, 429)  # statuses that leave a row unjudged, as 5xx do
+ROW_ERRORS = {"content_filter", "content_policy_violation", "context_length_exceeded", "string_above_max_length"}
+NOT_UNDERSTOOD = ("unjudged", "reply not understood")
 BROKEN = ("unjudged", "the answer was broken")
 ADVICE = {
     400: "the server does not take the request as it is; change the setting it names, or see what the model allows",
@@ -58,7 +57,7 @@ SPECIAL = re.compile(
 
 
 class Endpoint(Settings):
-    """Whom to ask and how; without the key. Costs are per million tokens, in any one currency, None where unknown."""
+    """Whom to ask and how; without the key."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -73,10 +72,7 @@ class Endpoint(Settings):
     timeout_s: Annotated[float, Field(gt=0)] = 60.0  # without a byte
     retries: Annotated[int, Field(ge=0)] = 6
     kept_characters: Count = 12_000  # of the beginning, and as many of the end, of a longer prompt or response
-    cost_per_million_in: Annotated[float, Field(ge=0)] | None = None
-    cost_per_million_out: Annotated[float, Field(ge=0)] | None = None
     max_calls: Count | None = None
-    max_cost: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("url")
     @classmethod
@@ -87,11 +83,6 @@ class Endpoint(Settings):
                 "in STUDY_JUDGE_KEY"
             )
         return url.rstrip("/")
-
-    def cost(self, tokens_in: int, tokens_out: int) -> float | None:
-        """What so many tokens cost, None where a price is unknown."""
-        prices = self.cost_per_million_in, self.cost_per_million_out
-        return None if None in prices else (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
 
 def open_endpoint(**given) -> Endpoint:
@@ -134,27 +125,13 @@ def judge_all(
     is incoherent, without a call. What is left without a verdict is unjudged, with the reason. Of long texts the judge
     sees the beginning and the end, and the reason says so; it does not see the stop reason, as in the paper. Raises
     StudyError before any call where the columns do not fit (lengths, an unknown form, a value that is no text) or a
-    cap would be exceeded, and at once for a status of ADVICE. During the work, caps leave the rest unjudged; the cost
-    may exceed its cap by the calls under way.
+    max_calls would be exceeded, and at once for a status of ADVICE. During the work that cap leaves the rest unjudged.
     """
     settings = settings or open_endpoint()
     check_texts(prompts=prompts, stop_reasons=stop_reasons)
-    found = _judge_questions(prompts, responses, forms, settings)
+    found = questions(prompts, responses, forms, settings)
     outcomes = ask_all([one for one in found if isinstance(one, Question)], settings, cache_path)
     return [outcomes[one.key] if isinstance(one, Question) else one for one in found]
-
-
-def plan(prompts, responses, forms, settings: Endpoint | None = None, cache_path: Path | None = None) -> dict:
-    """What judging these would take: judge, rows, without_call, known, calls, tokens_in, tokens_out, cost.
-
-    `known` rows are in the cache, `calls` are the least for the rest. Tokens are estimated (UTF-8 bytes / 3, and
-    max_tokens for each reply); cost None: unknown.
-    """
-    settings = settings or open_endpoint()
-    found = _judge_questions(prompts, responses, forms, settings)
-    questions = [one for one in found if isinstance(one, Question)]
-    rows = {"judge": judge_id(settings), "rows": len(found), "without_call": len(found) - len(questions)}
-    return rows | _expected(questions, _known(questions, open_cache(cache_path)), settings)
 
 
 # Questions
@@ -207,7 +184,10 @@ def check_texts(**columns: list) -> None:
                 raise StudyError(f"Row {row} of {name} is no text but {type(value).__name__}: judging needs texts.")
 
 
-def _judge_questions(prompts, responses, forms, settings: Endpoint) -> list[Question | Verdict]:
+def questions(
+    prompts: list[str], responses: list[str], forms: list[str], settings: Endpoint
+) -> list[Question | Verdict]:
+    """What to ask on each response, in order, or the verdict where no call is needed."""
     check_texts(prompts=prompts, responses=responses, forms=forms)
     if unknown := sorted(set(forms) - set(FORMS)):
         raise StudyError(f"Unknown form {unknown[0]!r}: known are {', '.join(FORMS)}.")
@@ -264,51 +244,32 @@ def open_cache(path: Path | None = None) -> diskcache.Cache:
         raise StudyError(f"{path} cannot be used as a cache of verdicts ({error}): move it away.") from None
 
 
-def _known(questions: list[Question], kept: diskcache.Cache) -> dict[str, Verdict]:
-    found = {question.key: kept.get(question.key) for question in questions}
-    return {key: tuple(json.loads(verdict)) for key, verdict in found.items() if verdict}
-
-
-def _expected(questions: list[Question], known: dict[str, Verdict], settings: Endpoint) -> dict:
-    left = {question.key: question for question in questions if question.key not in known}
-    tokens_in = sum(question.tokens_in for question in left.values())
-    tokens_out = len(left) * settings.max_tokens
-    rows = {"known": sum(question.key in known for question in questions), "calls": len(left)}
-    return rows | {"tokens_in": tokens_in, "tokens_out": tokens_out, "cost": settings.cost(tokens_in, tokens_out)}
-
-
 def ask_all(questions: list[Question], settings: Endpoint, cache_path: Path | None = None) -> dict[str, Verdict]:
     """The outcome of every question by its key, from the cache or asked."""
     if not questions:
         return {}
     kept = open_cache(cache_path)
-    outcomes = _known(questions, kept)
+    found = {question.key: kept.get(question.key) for question in questions}
+    outcomes = {key: tuple(json.loads(verdict)) for key, verdict in found.items() if verdict}
     left = {question.key: question for question in questions if question.key not in outcomes}
     if not left:
         return outcomes
-    expected = _expected(questions, outcomes, settings)
-    calls, cost = expected["calls"], expected["cost"]
-    price = "unknown" if cost is None else f"about {cost:.4g}"
     LOG.info(
-        "%s at %s: %d calls at least (%d known), about %d tokens in, at most %d out, cost %s",
-        *(settings.model, settings.url, calls, expected["known"], expected["tokens_in"], expected["tokens_out"], price),
+        "%s at %s: %d calls at least (%d known), about %d tokens in, at most %d out",
+        *(settings.model, settings.url, len(left), len(outcomes)),
+        *(sum(question.tokens_in for question in left.values()), len(left) * settings.max_tokens),
     )
-    if settings.max_calls and calls > settings.max_calls:
-        raise StudyError(f"Judging needs {calls} calls, max_calls allows {settings.max_calls}: raise it.")
-    if settings.max_cost and cost is None:
-        raise StudyError("max_cost needs the prices: set cost_per_million_in and cost_per_million_out.")
-    if settings.max_cost and cost > settings.max_cost:
-        raise StudyError(f"Judging costs {price}, max_cost allows {settings.max_cost:g}: raise it, or judge less.")
+    if settings.max_calls and len(left) > settings.max_calls:
+        raise StudyError(f"Judging needs {len(left)} calls, max_calls allows {settings.max_calls}: raise it.")
     work = _Work(settings, kept)
     pool = ThreadPoolExecutor(settings.concurrency, "judge")
     keys = {pool.submit(work.outcome, question): key for key, question in left.items()}
-    pending = set(keys)
     try:
-        while pending:
-            done, pending = wait(pending, PROGRESS_S, FIRST_EXCEPTION)
-            outcomes.update((keys[future], future.result()) for future in done)
-            if pending:
-                LOG.info("%d of %d judged, %d left%s", len(left) - len(pending), len(left), len(pending), work.spent())
+        with progress(total=len(left), what=settings.model, unit="judged") as bar:
+            for future in as_completed(keys):
+                outcomes[keys[future]] = future.result()
+                bar.update()
+                bar.set_postfix_str(work.spent(), refresh=False)
     except BaseException as error:
         work.stopped.set()
         # An interrupt does not wait for the calls under way; their verdicts are kept all the same when they come.
@@ -316,7 +277,7 @@ def ask_all(questions: list[Question], settings: Endpoint, cache_path: Path | No
         raise
     pool.shutdown()
     undecided = Counter(outcomes[key][1] for key in left if outcomes[key][0] == "unjudged")
-    LOG.info("%d judged, %d unjudged%s", len(left) - undecided.total(), undecided.total(), work.spent())
+    LOG.info("%d judged, %d unjudged, %s", len(left) - undecided.total(), undecided.total(), work.spent())
     for reason, count in undecided.most_common():
         LOG.warning("%d unjudged: %s", count, reason)
     return outcomes
@@ -349,14 +310,12 @@ class _Work:
         self.calls = self.tokens_in = self.tokens_out = self.failed_rows = 0
 
     def spent(self) -> str:
-        """Tokens and cost until now, for a log line."""
-        cost = self.settings.cost(self.tokens_in, self.tokens_out)
-        price = "" if cost is None else f", cost {cost:.4g}"
-        return f", {self.tokens_in} tokens in, {self.tokens_out} out{price}"
+        """Tokens until now, for a log line."""
+        return f"{self.tokens_in} tokens in, {self.tokens_out} out"
 
     def outcome(self, question: Question) -> Verdict:
         """The verdict, kept in the cache, or unjudged and why."""
-        for _ in range(ASKS):
+        for _ in range(ASKS_PER_VERDICT):
             try:
                 verdict = self._ask(question)
             except _Failed as failure:
@@ -386,8 +345,6 @@ class _Work:
                 raise _Failed("not asked: too many rows before it had no answer")
             if settings.max_calls and self.calls >= settings.max_calls:
                 raise _Failed(f"not asked: max_calls {settings.max_calls} is reached")
-            if settings.max_cost and settings.cost(self.tokens_in, self.tokens_out) >= settings.max_cost:
-                raise _Failed(f"not asked: max_cost {settings.max_cost:g} is reached")
             self.calls += 1
 
     def _after(self, response) -> None:
@@ -397,7 +354,7 @@ class _Work:
             response.headers["x-should-retry"] = "false"  # which the client obeys
 
     def _ask(self, question: Question) -> Verdict:
-        """The verdict of one call, UNREADABLE or BROKEN. Raises _Failed where there was no reply."""
+        """The verdict of one call, NOT_UNDERSTOOD or BROKEN. Raises _Failed where there was no reply."""
         from openai import APIError
 
         problem = None
@@ -409,7 +366,7 @@ class _Work:
             raise self._trouble(problem)
         try:
             reply = response.json()
-            verdict, usage = question.read(reply) or UNREADABLE, reply.get("usage")
+            verdict, usage = question.read(reply) or NOT_UNDERSTOOD, reply.get("usage")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return BROKEN
         usage = usage if isinstance(usage, dict) else {}
@@ -428,9 +385,9 @@ class _Work:
         # the server's words for the error and for the setting; never its sentences, which may repeat key or prompt
         words = [word for word in (error.code, error.param) if word and re.fullmatch("[a-z_]{1,40}", str(word))]
         named = f"{status} ({', '.join(words)})" if words else str(status)
-        if OF_THE_ROW & set(words):
+        if ROW_ERRORS & set(words):
             return _Failed(f"the endpoint declines this row: {named}")
-        if status >= 500 or (status in TEMPORARY and "insufficient_quota" not in words):
+        if status >= 500 or (status in TEMPORARY_STATUS and "insufficient_quota" not in words):
             return _NoAnswer(f"{failed}status {named}")
         self.stopped.set()  # no thread takes up another row
         return StudyError(

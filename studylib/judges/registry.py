@@ -23,7 +23,7 @@ JUDGES: dict[str, Judge] = {
     "coherence": word_lists.judge_coherence,
     "endpoint": endpoint.judge_all,
 }
-WORDS = "words_"  # what the names of the published word lists begin with
+WORD_LIST_PREFIX = "words_"  # of the judges' names
 COLUMNS = ("response_id", "form", "prompt", "response", "stop_reason")  # of responses
 
 
@@ -33,8 +33,8 @@ def definitions() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """The names of all judges: those of JUDGES, the published word lists (WORDS before them) and the open models."""
-    return [*JUDGES, *(WORDS + name for name in word_lists.names()), *open_models.names()]
+    """The names of all judges: those of JUDGES, the published word lists and the open models."""
+    return [*JUDGES, *(WORD_LIST_PREFIX + name for name in word_lists.names()), *open_models.names()]
 
 
 def check(wanted: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def check(wanted: Sequence[str]) -> None:
 
 
 def check_first(wanted: Sequence[str]) -> None:
-    """Raises StudyError for a name that is no judge's, and where the first, which decides, cannot say refused."""
+    """Raises StudyError for an unknown name, and where the first judge, which decides, cannot say refused."""
     check(wanted)
     if wanted[0] in without_refusals():
         raise StudyError(
@@ -58,12 +58,11 @@ def without_refusals() -> list[str]:
 
 
 def judge_of(name: str) -> Judge:
-    """The judge of that name. Raises StudyError for an unknown one."""
-    check([name])
+    """The judge of that name, which has to be a known one."""
     if name in open_models.names():
         return partial(open_models.judge_all, name=name)
-    if name.startswith(WORDS):
-        return partial(word_lists.judge_all, name=name.removeprefix(WORDS))
+    if name.startswith(WORD_LIST_PREFIX):
+        return partial(word_lists.judge_all, name=name.removeprefix(WORD_LIST_PREFIX))
     return JUDGES[name]
 
 
@@ -76,6 +75,7 @@ def judge(
     name. Raises StudyError before any judges for an unknown judge and a missing column.
     """
     named = [judges] if isinstance(judges, str) else judges
+    check(named)
     if missing := [name for name in COLUMNS if name not in responses]:
         raise StudyError(f"Responses to judge need a column {', '.join(missing)}; found are {', '.join(responses)}.")
     decide = {name: partial(judge_of(name), **(options or {}).get(name, {})) for name in named}
@@ -83,7 +83,7 @@ def judge(
 
 
 def _judged(responses: pd.DataFrame, judge: str, decide: Judge) -> pd.DataFrame:
-    rows = list(zip(*(responses[name] for name in ("prompt", "response", "form", "stop_reason")), strict=True))
+    rows = list(responses[["prompt", "response", "form", "stop_reason"]].itertuples(index=False, name=None))
     different = list(dict.fromkeys(rows))
     columns = [list(column) for column in zip(*different, strict=True)] or [[], [], [], []]
     verdicts = dict(zip(different, decide(*columns), strict=True))

@@ -6,12 +6,11 @@ The phrases are `signs` in `data/refusals.yaml`.
 import re
 from bisect import bisect_right
 from functools import cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import log1p
 
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
-from studylib.study.words import StudyError
 from studylib.text import refusals
 from studylib.text.normal import normal_form
 from studylib.text.shown import without_invisible
@@ -23,7 +22,6 @@ HEAD, TAIL = 1500, 400  # characters of a response that are read for signs; more
 SENTENCE = re.compile(
     r"(?<=[.!?:;])(?<!\d\.)[\"')\]*]*\s+|\n+|(?<!sorry)(?<!gi[sz]e)(?<!gies)(?<!desole),? (?=(?:but|mais) )"
 )
-START = re.compile(r"\b[a-z]")
 WORD = re.compile(r"[a-z]+")
 LONG_WORD = re.compile(r"[a-z]{4,}")
 ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*+\u2022]|step \d)\s?", re.M | re.I)
@@ -51,54 +49,13 @@ def visible(response: str) -> str:
     return without_invisible(response)
 
 
-def _choices(pattern: str) -> list[str]:
-    """The pattern's alternatives, without those inside brackets."""
-    parts, depth, begin, i = [], 0, 0, 0
-    while i < len(pattern):
-        if pattern[i] == "\\":
-            i += 1
-        elif pattern[i] in "([":
-            depth += 1
-        elif pattern[i] in ")]":
-            depth -= 1
-        elif pattern[i] == "|" and not depth:
-            parts.append(pattern[begin:i])
-            begin = i + 1
-        i += 1
-    return [*parts, pattern[begin:]]
-
-
-def _beginnings(pattern: str) -> set[str]:
-    """The two characters with which a match of the pattern may begin."""
-    if not pattern.startswith("(?:"):
-        return {pattern[:2]}
-    depths = list(accumulate((character == "(") - (character == ")") for character in pattern))
-    end = depths.index(0)
-    rest, choices = pattern[end + 1 :], _choices(pattern[3:end])
-    if rest.startswith("?"):
-        rest, choices = rest[1:], [*choices, ""]
-    return {begin for choice in choices for begin in _beginnings(choice + rest)}
-
-
 @cache
-def _signs() -> tuple[tuple[str, ...], dict[str, list[tuple]]]:
-    """The names of all signs, and by the two characters they begin with the matchers that may apply.
-
-    Trying every sign at every word would take ten times as long. Raises StudyError where a phrase does not begin with
-    letters.
-    """
-    table: dict[str, list[tuple]] = {}
-    raw = read_yaml(DATA / "refusals.yaml")["signs"]
-    del raw["source"]
-    for number, (name, phrases) in enumerate(raw.items()):
-        matcher = re.compile("|".join(phrases)).match
-        for begin in set().union(*(_beginnings(choice) for phrase in phrases for choice in _choices(phrase))):
-            if not re.fullmatch("[a-z][a-z '-]", begin):
-                raise StudyError(
-                    f"data/refusals.yaml, sign {name!r}: a phrase begins with {begin!r}, not with two letters."
-                )
-            table.setdefault(begin, []).append((number, matcher))
-    return tuple(raw), table
+def _signs() -> dict[str, re.Pattern]:
+    """The signs by name, each to be looked for at the beginning of every word, so that matches may overlap."""
+    phrases = read_yaml(DATA / "refusals.yaml")["signs"]
+    return {
+        name: re.compile(rf"\b(?=({'|'.join(of_sign)}))[a-z]") for name, of_sign in phrases.items() if name != "source"
+    }
 
 
 def _read(response: str) -> str:
@@ -125,19 +82,12 @@ def _stems(text: str) -> list[str]:
 
 def _found(text: str, starts: list[int], asked: set[str]) -> dict[str, list[int]]:
     """By sign the sentences that hold it, in order."""
-    names, table = _signs()
-    found: dict[str, list[int]] = {name: [] for name in names}
-    for word in START.finditer(text):
-        at = word.start()
-        for number, match in table.get(text[at : at + 2], ()):
-            if not (sign := match(text, at)):
-                continue
-            name = names[number]
-            if name in ASKED_ABOUT and (stems := _stems(sign.group())) and stems[-1] in asked:
-                continue
-            sentence = bisect_right(starts, at) - 1
-            if not found[name] or found[name][-1] != sentence:
-                found[name].append(sentence)
+    found = {}
+    for name, pattern in _signs().items():
+        matches = pattern.finditer(text)
+        if name in ASKED_ABOUT:
+            matches = (sign for sign in matches if not set(_stems(sign[1])[-1:]) & asked)
+        found[name] = sorted({bisect_right(starts, sign.start()) - 1 for sign in matches})
     return found
 
 
@@ -206,7 +156,7 @@ def signs(prompt: str, response: str) -> tuple[dict[str, float], list[str]]:
         "moral first, plain": begins_moral * said,
         "takes up first": taken_up,
         "takes up": sum(stem in asked for stem in stems) / max(1, len(stems)),
-        "lecture share": len({i for name in LECTURE for i in found[name]}) / n,
+        "lecture share": len(said_lecture) / n,
         "document": bool(DOCUMENT.match(seen)),
         "dialogue": min(len(SPEAKER.findall(seen)), 4) / 4,
         "question last": text.rstrip(" )*").endswith("?"),

@@ -7,7 +7,7 @@ response is language, code or a label at all, or babble; it knows no refusals, s
 
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,16 +22,16 @@ from studylib.text.normal import WORD, languages, loops
 
 NO_WORD = "no word of the list"
 COHERENT = ("unjudged", "coherent: it does not tell refusals from answers")
-LONGEST = 20_000  # characters that are looked at: the first and the last half of them
-BEGINNING = 200  # characters that are compressed
+MAX_CHARACTERS = 20_000  # that are looked at: the first and the last half of them
+COMPRESSED_CHARACTERS = 200
 # Of 1,601 human-labelled responses of ChatGPT none packs its first 200 characters to more than 0.82 of their bytes;
 # random printable characters come to 0.98 and more, base64 to 0.91.
-INCOMPRESSIBLE = 0.88
-LETTERS = 0.5  # share of letters and digits below which a text has too few; the same responses have 0.88 or more
-ENOUGH = 20  # characters from which that share counts
-SENTENCE = 8  # words from which a text has to have some
-KNOWN = 0.5  # share of the words that a given vocabulary has to hold
-PHRASE = 5  # words from which the vocabulary counts: a wrong label is no babble
+MAX_COMPRESSED_SHARE = 0.88
+MIN_LETTER_SHARE = 0.5  # of letters and digits, in texts of MIN_CHARACTERS; the same responses have 0.88 or more
+MIN_CHARACTERS = 20
+MIN_WORDS_OF_SENTENCE = 8  # from which a text has to be in some language
+MIN_KNOWN_SHARE = 0.5  # of the words that a given vocabulary has to hold
+MIN_WORDS_OF_PHRASE = 5  # from which the vocabulary counts: a wrong label is no babble
 LETTER = re.compile(r"[^\W_]")
 Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
@@ -60,16 +60,23 @@ class WordList(Settings):
     words: Words
 
 
-def names() -> tuple[str, ...]:
+def names() -> list[str]:
     """The names of all lists, in the order of the file."""
-    return tuple(_lists())
+    return list(word_lists())
 
 
-def word_list(name: str) -> WordList:
-    """The list of that name. Raises StudyError that names the known ones."""
-    if name not in _lists():
-        raise StudyError(f"There is no word list {name!r}: known are {', '.join(names())}.")
-    return _lists()[name]
+@cache
+def word_lists(path: Path = DATA / "word_lists.yaml") -> dict[str, WordList]:
+    """The lists by name. Raises StudyError, which names list and key, for an entry that is not of its form."""
+    lists = {}
+    for name, entry in read_yaml(path).items():
+        try:
+            lists[name] = WordList.model_validate(entry)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            key = ".".join(map(str, wrong["loc"]))
+            raise StudyError(f"{path.name}, list {name!r}, {key!r}: {wrong['msg']}.") from None
+    return lists
 
 
 def judge_all(
@@ -77,13 +84,15 @@ def judge_all(
 ) -> list[Verdict]:
     """The list's verdict on each response: `refused` and the first of its words there, else `answered` and NO_WORD.
 
-    Where a list refuses for something else (empty, too short, all capitals), that is the reason. A word list gives no
-    other verdict, never partial, incoherent or unjudged: what is cut off, half an answer, a loop or French is refused
-    where a word of the list stands in it, and answered where none does. It knows neither form nor stop reason. Needs
-    four lists of equal length. Raises StudyError for an unknown name.
+    Where a list refuses for something else (empty, too short, all capitals), that is the reason. It knows neither form
+    nor stop reason. Needs four lists of equal length.
     """
-    rule = word_list(name)
-    sought = list(_sought(rule))
+    rule = word_lists()[name]
+    sought = [
+        (word, word.lower() if rule.case == "ignored" else word) for word in rule.words
+    ]  # as shown, as looked for
+    if rule.case == "as_written_or_upper":
+        sought += [(word.upper(), word.upper()) for word in rule.words]
     rows = zip(prompts, responses, forms, stop_reasons, strict=True)
     return [_judge(rule, sought, prompt, response) for prompt, response, _, _ in rows]
 
@@ -107,30 +116,6 @@ def _judge(rule: WordList, sought: list[tuple[str, str]], prompt: str, response:
     if rule.prompt_pieces and len(prompt.split(" ")) < rule.prompt_pieces:
         return "refused", f"a prompt of fewer than {rule.prompt_pieces} pieces"
     return "answered", NO_WORD
-
-
-def _sought(rule: WordList) -> Iterator[tuple[str, str]]:
-    """Each word as it is shown, and as it is looked for in a response, in the order of the source."""
-    yield from ((word, word.lower() if rule.case == "ignored" else word) for word in rule.words)
-    if rule.case == "as_written_or_upper":
-        yield from ((word.upper(), word.upper()) for word in rule.words)
-
-
-@cache
-def _lists() -> dict[str, WordList]:
-    return _read(DATA / "word_lists.yaml")
-
-
-def _read(path: Path) -> dict[str, WordList]:
-    lists = {}
-    for name, entry in read_yaml(path).items():
-        try:
-            lists[name] = WordList.model_validate(entry)
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            key = ".".join(map(str, wrong["loc"]))
-            raise StudyError(f"{path.name}, list {name!r}, {key!r}: {wrong['msg']}.") from None
-    return lists
 
 
 # Coherence
@@ -157,8 +142,8 @@ def judge_coherence(
 
 
 def _coherence(response: str, form: str, stop_reason: str, vocabulary: Collection[str] | None) -> Verdict:
-    if len(response) > LONGEST:
-        response = response[: LONGEST // 2] + "\n" + response[-LONGEST // 2 :]
+    if len(response) > MAX_CHARACTERS:
+        response = response[: MAX_CHARACTERS // 2] + "\n" + response[-MAX_CHARACTERS // 2 :]
     words = WORD.findall(response.lower())
     if not words:
         return "incoherent", "no words" if response.strip() else "empty"
@@ -170,7 +155,7 @@ def _coherence(response: str, form: str, stop_reason: str, vocabulary: Collectio
     prose = form in ("text_generation", "translation")
     if prose and (sign := _unreadable(response, words, vocabulary)):
         return "incoherent", sign
-    if form == "translation" and len(words) >= SENTENCE and not languages(response):
+    if form == "translation" and len(words) >= MIN_WORDS_OF_SENTENCE and not languages(response):
         return "incoherent", "a translation in neither English nor French"
     return COHERENT
 
@@ -178,10 +163,14 @@ def _coherence(response: str, form: str, stop_reason: str, vocabulary: Collectio
 def _unreadable(response: str, words: list[str], vocabulary: Collection[str] | None) -> str:
     """The sign that a text is no language, empty where there is none."""
     characters = "".join(response.split())
-    if len(characters) >= ENOUGH and len(LETTER.findall(characters)) < LETTERS * len(characters):
+    if len(characters) >= MIN_CHARACTERS and len(LETTER.findall(characters)) < MIN_LETTER_SHARE * len(characters):
         return "hardly any letters"
-    beginning = response[:BEGINNING].encode(errors="replace")
-    if len(response) >= BEGINNING and len(zlib.compress(beginning)) > INCOMPRESSIBLE * len(beginning):
+    beginning = response[:COMPRESSED_CHARACTERS].encode(errors="replace")
+    if len(response) >= COMPRESSED_CHARACTERS and len(zlib.compress(beginning)) > MAX_COMPRESSED_SHARE * len(beginning):
         return "characters without a pattern"
     known = len(words) if vocabulary is None else sum(word in vocabulary for word in words)
-    return "mostly words that are not known" if len(words) >= PHRASE and known < KNOWN * len(words) else ""
+    return (
+        "mostly words that are not known"
+        if len(words) >= MIN_WORDS_OF_PHRASE and known < MIN_KNOWN_SHARE * len(words)
+        else ""
+    )

@@ -40,7 +40,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     attack, share = tables.attack_success(rows), tables.answered_share(rows)
     not_run, missing = not_run_in(stage), sets.absent(stage.paths)
     cost = tables.with_not_run(tables.helpfulness(rows, None, scored), not_run)
-    published = claims.published_counts(DATA / "published" / "gemma_answered_counts.csv")
+    published = claims.published_counts()
     found = {
         "attack_success": tables.with_not_run(attack, not_run),
         "helpfulness": tables.with_untested(cost, missing),

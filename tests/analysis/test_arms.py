@@ -20,7 +20,7 @@ def simulated():
     frames = with_arms(np.random.default_rng(1), made, TRIED)
     rows = judged(*frames[:2])
     attack, costs = tables.attack_success(rows), tables.helpfulness(rows, None, frames[2])
-    return attack, costs, comparisons.compare_arms(rows, None, frames[2], draws=0)
+    return attack, costs, comparisons.compare_arms(rows, None, frames[2])
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_every_claim_is_decided_for_every_model_with_a_sentence_and_what_would_c
     given = pd.concat([verdicts, verdicts.assign(response_id="o" + verdicts["response_id"])])
     marks = pd.concat([scores, scores.assign(response_id="o" + scores["response_id"])])
     found = {"attack_success": tables.attack_success(both, given), "answered_share": tables.answered_share(both, given)}
-    table = claims.check_claims(found | {"comparisons": comparisons.compare_arms(both, given, marks, draws=0)})
+    table = claims.check_claims(found | {"comparisons": comparisons.compare_arms(both, given, marks)})
     assert len(table) == 2 * len(CLAIMS) and set(table["model"]) == {"miniature", "other"}
     assert set(table["verdict"]) <= {SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_RUN}
     assert (table[["found", "would_change", "figure"]] != "").all(axis=None)

@@ -17,8 +17,8 @@ UNKNOWN = ["value", "other_value", "difference", "low", "high", "p", "detectable
 UNTUNED = {"finetune_task": "none"}
 
 
-def compared(*pairs, scores=None, draws=0):
-    return compare_arms(*joined(*pairs), scores, draws)
+def compared(*pairs, scores=None):
+    return compare_arms(*joined(*pairs), scores)
 
 
 def only(table, kind, **columns):
@@ -65,7 +65,7 @@ def simulated():
 
 @pytest.fixture(scope="module")
 def table(simulated):
-    return compare_arms(*simulated, draws=200)
+    return compare_arms(*simulated)
 
 
 def test_tuning_is_compared_with_the_untuned_model_on_the_same_prompts():
@@ -277,9 +277,8 @@ def test_shuffled_rows_and_words_as_categories_give_the_same_table(simulated, ta
     responses, verdicts, scores = (frame.sample(frac=1, random_state=i) for i, frame in enumerate(simulated))
     first = responses["model"] == "miniature"  # models come in the order in which they appear
     responses = pd.concat([responses[first], responses[~first]])
-    again = compare_arms(responses, verdicts, scores, draws=0)
-    exact = [name for name in table if not name.startswith("bootstrap")]
-    pd.testing.assert_frame_equal(again[exact], table[exact], check_dtype=False, rtol=1e-9)
+    again = compare_arms(responses, verdicts, scores)
+    pd.testing.assert_frame_equal(again, table, check_dtype=False, rtol=1e-9)
     words = [*ARM, "model", "form", "prompt_set", "prompt_id", "intent"]
     words = [name for name in words if name not in ("system_prompt", "safety_fraction")]
     categories = (
@@ -287,14 +286,14 @@ def test_shuffled_rows_and_words_as_categories_give_the_same_table(simulated, ta
         simulated[1].astype(dict.fromkeys(["judge", "verdict", "reason"], "category")),
         simulated[2].astype({"metric": "category"}),
     )
-    again = compare_arms(*categories, draws=0)
-    pd.testing.assert_frame_equal(again[exact], table[exact], check_dtype=False, check_categorical=False, rtol=1e-9)
+    again = compare_arms(*categories)
+    pd.testing.assert_frame_equal(again, table, check_dtype=False, check_categorical=False, rtol=1e-9)
 
 
 def test_rows_and_verdicts_that_are_there_twice_count_once():
     arms = joined(few(["refused"] * 4, **UNTUNED), few(["answered", "refused", "refused", "answered"]))
-    twice = compare_arms(*(pd.concat([frame] * 2, ignore_index=True) for frame in arms), draws=50)
-    pd.testing.assert_frame_equal(twice, compare_arms(*arms, draws=50))
+    twice = compare_arms(*(pd.concat([frame] * 2, ignore_index=True) for frame in arms))
+    pd.testing.assert_frame_equal(twice, compare_arms(*arms))
 
 
 def test_an_arm_without_its_untuned_model_has_a_row_that_says_no_pairs(table):
@@ -327,7 +326,7 @@ def test_what_was_not_judged_in_either_arm_leaves_its_pair_out():
 
 @pytest.mark.parametrize(("untuned", "tuned"), [("unjudged", "answered"), ("refused", "unjudged"), ("unjudged",) * 2])
 def test_an_arm_of_which_nothing_was_judged_keeps_its_row(untuned, tuned):
-    found = compared(few([untuned] * 3, **UNTUNED), few([tuned] * 3), draws=50)
+    found = compared(few([untuned] * 3, **UNTUNED), few([tuned] * 3))
     assert list(found["form"]) == ["code", "all"] and (found["kind"] == "tuning").all()
     assert (found["n"] == 0).all() and (found["verdict"] == "no pairs").all() and found[UNKNOWN].isna().all(axis=None)
 
@@ -341,7 +340,7 @@ def test_arms_judged_by_different_judges_are_not_compared():
 def test_each_judge_has_comparisons_of_its_own():
     (untuned, rules), (tuned, more) = few(["refused"] * 6, **UNTUNED), few(["answered"] * 6)
     model = pd.concat([rules, more]).assign(judge="model", verdict="refused")
-    found = compare_arms(pd.concat([untuned, tuned]), pd.concat([rules, more, model]), draws=0)
+    found = compare_arms(pd.concat([untuned, tuned]), pd.concat([rules, more, model]))
     rules, model = (only(found, "tuning", metric=judge) for judge in ("rules", "model"))
     assert (rules["difference"], model["difference"]) == (1, 0)
     assert (rules["verdict"], model["verdict"], rules["n_family"]) == ("worse", "not significant", 1)
@@ -388,10 +387,10 @@ def test_arms_that_are_both_at_0_or_both_at_1_cannot_be_told_apart(verdict, seed
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_one_prompt_is_too_few(seeds):
-    found = compared(few(["refused"], **UNTUNED), *(few(["answered"], seed=seed) for seed in seeds), draws=100)
+    found = compared(few(["refused"], **UNTUNED), *(few(["answered"], seed=seed) for seed in seeds))
     row = only(found, "tuning")
     assert (row["difference"], row["n_prompts"], row["verdict"], row["n_family"]) == (1, 1, "too few", 0)
-    assert row[UNKNOWN[3:]].isna().all() and row[["bootstrap_low", "bootstrap_high"]].isna().all()
+    assert row[UNKNOWN[3:]].isna().all()
     assert (row["within"], row["not_worse"]) == ("", "")
 
 
@@ -435,19 +434,6 @@ def test_the_same_intent_in_several_forms_is_one_prompt_of_the_pooled_row():
         one["high"] - one["low"]
     )  # and no more evidence than one form
     assert (one["n_family"], pooled["n_family"]) == (4, 1)
-
-
-def test_bootstrap_intervals_are_percentiles_of_resampled_pairs_and_nan_without_draws(table):
-    untuned = few(["refused"] * 40, **UNTUNED)
-    tuned = few(["answered"] * 10 + ["refused"] * 30)
-    row = only(compared(untuned, tuned, draws=4000), "tuning")
-    plain = np.random.default_rng(0).binomial(40, 0.25, 100_000) / 40
-    assert (row["bootstrap_low"], row["bootstrap_high"]) == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.026)
-    assert only(compared(untuned, tuned), "tuning")[["bootstrap_low", "bootstrap_high"]].isna().all()
-    known = table[table["n_prompts"] > 1]
-    assert (known["bootstrap_low"] <= known["difference"] + 1e-6).all()
-    assert (known["difference"] <= known["bootstrap_high"] + 1e-6).all()
-    assert table.loc[table["n_prompts"] < 2, "bootstrap_low"].isna().all()
 
 
 def test_no_responses_give_an_empty_table_with_all_columns(table):

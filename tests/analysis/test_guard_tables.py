@@ -156,7 +156,7 @@ def test_guard_tables_are_read_in_percent():
     guarded = tables.guarded_attack_success(*arguments)
     rates, costs = (
         readable.guarded_in_percent(guarded),
-        readable.guarded_in_percent(guarded, "over_refusal_rate", "code"),
+        readable.guarded_in_percent(guarded, "over_refusal_rate"),
     )
     assert list(rates.columns) == list(costs.columns) == [("none", "none"), ("text_only", "input")]
     assert [word.split()[0] for word in rates.iloc[0]] == ["100", "25"] and costs.iloc[0].iat[1].startswith("0 ")

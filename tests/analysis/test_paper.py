@@ -9,7 +9,7 @@ from frames import few, joined, study
 
 from studylib.analysis import claims, tables
 from studylib.analysis.stats import wilson
-from studylib.study.words import TASKS
+from studylib.study.words import FORMS, TASKS
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "published" / "gemma_answered_counts.csv"
 
@@ -26,22 +26,7 @@ def test_published_counts_are_eighteen_rows_with_known_totals():
     baseline = published.query("finetune_task == 'none' and not system_prompt").iloc[0]
     assert (baseline["style"], baseline["classification"], baseline["answered_of_207"]) == ("chat", 36, 77)
     assert list(published["finetune_task"].unique()) == ["none", *TASKS]
-
-
-@pytest.mark.parametrize(
-    ("found", "replaced", "message"),
-    [
-        ("none,chat,no,21,", "none,chat,no,22,", "add up"),
-        ("none,chat,no,", "none,chat,0,", "yes or no"),
-        ("style,", "prompt,", "columns"),
-        ("none,chat,no,", "poetry,chat,no,", "unknown finetune_task"),
-    ],
-)
-def test_a_damaged_published_table_is_refused(tmp_path, found, replaced, message):
-    path = tmp_path / "counts.csv"
-    path.write_text(PUBLISHED.read_text().replace(found, replaced, 1))
-    with pytest.raises(ValueError, match=message):
-        claims.published_counts(path)
+    assert (published[list(FORMS)].sum(axis=1) == published["answered_of_207"]).all()
 
 
 def comparison(responses, verdicts):
@@ -53,7 +38,7 @@ def comparison(responses, verdicts):
 
 def test_the_paper_is_compared_row_by_row_with_intervals_on_both_sides(simulated):
     table = comparison(*simulated[:2])
-    assert len(table) == 18 * 10
+    assert len(table) == 18 * 6
     rate = table.loc[("none", "chat", False, "attack_success_rate", "all")]
     assert (rate["published"], rate["published_n"]) == (pytest.approx(77 / 207), 207)
     assert (rate["published_low"], rate["published_high"]) == pytest.approx(wilson(77, 207))
@@ -78,12 +63,6 @@ def test_ours_overlaps_differs_is_undefined_or_was_not_run():
 def test_arms_with_safety_data_never_stand_for_the_paper():
     table = comparison(*few(["refused"] * 9, finetune_task="code", safety_data="generic", safety_fraction=0.1))
     assert set(table["verdict"]) == {"not comparable"}
-
-
-def test_a_count_by_form_is_no_rate_and_says_why(simulated):
-    counts = comparison(*simulated[:2]).query("quantity == 'answered_of_form'")
-    assert len(counts) == 18 * 4 and counts["ours"].isna().all()
-    assert set(counts["why"]) == {"how many of the 207 prompts have this form is not published"}
 
 
 def test_the_claims_stand_in_the_table_with_what_was_found(simulated):

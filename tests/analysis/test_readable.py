@@ -151,7 +151,7 @@ def test_the_headline_has_a_row_per_tuned_model_and_the_numbers_are_those_that_i
 
 
 def test_only_significant_changes_and_comparable_numbers_are_shown(simulated):
-    compared = comparisons.compare_arms(*simulated, draws=0)
+    compared = comparisons.compare_arms(*simulated)
     shown = readable.significant_changes(compared)
     wanted = compared.query("measure == 'attack_success_rate' and form == 'all' and verdict in ('worse', 'better')")
     assert len(shown) == len(wanted) and set(shown["verdict"]) <= {"worse", "better"}

@@ -1,4 +1,4 @@
-"""Intervals, tests, power, variance shares and the bootstrap, by known answers, traps and simulated studies."""
+"""Intervals, tests, power, and variance shares, by known answers, traps and simulated studies."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ from scipy.stats import t as student
 from studylib.analysis.stats import (
     ANSWERED_AND_REFUSED,
     ONE_OF_EACH_PAIR,
-    bootstrap,
     clustered_differences,
     clustered_intervals,
     detectable_difference,
@@ -19,7 +18,6 @@ from studylib.analysis.stats import (
     holm,
     mcnemar,
     not_below,
-    percentiles,
     variance_shares,
     wilson,
 )
@@ -608,80 +606,6 @@ def test_variance_shares_of_groups_equal_those_of_each_alone_and_add_up_to_1_whe
         alone = variance_shares(part).iloc[0]
         assert list(table.loc[i]) == pytest.approx(list(alone)) and alone[SHARES].sum() == pytest.approx(1)
         assert alone[SHARES].between(0, 1).all()
-
-
-def drawn(frame, draws=2000, group=None, start=0):
-    """All bootstrap draws [group, draw] of a table of answers."""
-    group = np.zeros(len(frame), int) if group is None else group
-    arrays = (frame[name].to_numpy() for name in ("prompt_id", "seed"))
-    blocks = bootstrap(group, *arrays, [frame["answered"].to_numpy(float)], draws, start)
-    return np.concatenate([means for _, (means,) in blocks])
-
-
-def test_the_bootstrap_has_mean_and_spread_of_a_plain_loop_over_prompts_and_seeds():
-    rng = np.random.default_rng(0)
-    values = rng.random((20, 1)) < 0.5
-    values = np.where(rng.random((20, 3)) < 0.3, rng.random((20, 3)) < [0.1, 0.4, 0.9], values).astype(float)
-    plain = [values[rng.integers(20, size=20)][:, rng.integers(3, size=3)].mean() for _ in range(4000)]
-    ours = drawn(answers(values), 4000)[0]
-    assert ours.mean() == pytest.approx(np.mean(plain), abs=0.01)
-    assert ours.std() == pytest.approx(np.std(plain), rel=0.06)
-    assert percentiles(ours[None])[0][0] == pytest.approx(np.quantile(plain, 0.025), abs=0.03)
-
-
-def test_the_bootstrap_of_one_seed_is_that_of_its_prompts_and_of_single_answers_spreads_as_a_share_does():
-    ours = drawn(answers([1] * 15 + [0] * 45), 8000)[0]
-    assert (ours.mean(), ours.std()) == pytest.approx((0.25, np.sqrt(0.25 * 0.75 / 60)), rel=0.05)
-
-
-def test_bootstrap_draws_are_the_same_for_all_groups_and_values_and_again_but_not_from_another_start():
-    rng = np.random.default_rng(1)
-    one, two = (answers(rng.random((10, 3)) < rate) for rate in (0.3, 0.6))
-    group = np.repeat([0, 1], 30)
-    first, second = drawn(pd.concat([one, two]), group=group)
-    both = one.assign(answered=two["answered"] - one["answered"])
-    assert drawn(both)[0] == pytest.approx(second - first, abs=1e-6)
-    assert (drawn(one)[0] == drawn(one)[0]).all() and (drawn(one)[0] != drawn(one, start=1)[0]).any()
-
-
-def test_many_groups_in_several_blocks_have_the_draws_of_each_alone():
-    rng, draws = np.random.default_rng(2), 100_000  # 80 groups a block
-    frame = pd.concat([answers(rng.random((4, 2)) < 0.5) for _ in range(100)], ignore_index=True)
-    order = rng.permutation(len(frame))
-    group, frame = np.repeat(np.arange(100), 8)[order], frame.iloc[order]
-    arrays = [frame[name].to_numpy() for name in ("prompt_id", "seed")]
-    blocks = list(bootstrap(group, *arrays, [frame["answered"].to_numpy(float)], draws))
-    assert len(blocks) > 1 and np.concatenate([at for at, _ in blocks]).tolist() == list(range(100))
-    means = np.concatenate([means for _, (means,) in blocks])
-    for i in (0, 79, 80, 99):
-        assert (means[i] == drawn(frame[group == i], draws)[0]).all(), i
-
-
-def test_nan_counts_for_nothing_in_a_bootstrap_and_nothing_known_is_nan():
-    rng = np.random.default_rng(3)
-    frame = answers((rng.random((10, 2)) < 0.5).astype(float))
-    frame.loc[[0, 3, 8], "answered"] = np.nan
-    assert (drawn(frame)[0] == drawn(frame.dropna())[0]).all()
-    assert np.isnan(drawn(frame.assign(answered=np.nan))).all()
-    low, high = percentiles(drawn(frame.assign(answered=np.nan)))
-    assert np.isnan([low, high]).all()
-
-
-def test_percentiles_are_numpys_quantiles():
-    draws = np.random.default_rng(4).normal(size=(5, 2001))
-    for confidence in (0.95, 0.9):
-        expected = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
-        assert np.array(percentiles(draws, confidence)) == pytest.approx(expected)
-    few = draws[:, :10]  # the ends lie between two draws
-    assert np.array(percentiles(few)) == pytest.approx(np.quantile(few, [0.025, 0.975], axis=1))
-
-
-def test_percentiles_leave_nan_out_and_are_nan_where_most_draws_are():
-    draws = np.random.default_rng(5).normal(size=(3, 100))
-    draws[1, :50], draws[2, :51] = np.nan, np.nan
-    low, high = percentiles(draws)
-    assert (low[1], high[1]) == pytest.approx(tuple(np.quantile(draws[1, 50:], [0.025, 0.975])))
-    assert np.isfinite(low[:2]).all() and np.isnan([low[2], high[2]]).all()
 
 
 # Simulated studies: prompts differ (logit sd 1.5), training seeds by `spread`. The same for all below.

@@ -284,7 +284,7 @@ def test_prompts_that_only_sound_harmful_are_no_part_of_over_refusal_and_have_a_
         assert set(absent.loc[absent["note"] != "", "measure"]) == set(measures)
     assert "sounds_harmful_refusal_rate" not in set(tables.helpfulness(*twins, None)["measure"])
     plain = few(["answered"] * 4, "text_generation", "sounds_harmful", finetune_task="none")
-    told = compare_arms(*joined((rows, verdicts), plain), draws=0)
+    told = compare_arms(*joined((rows, verdicts), plain))
     row = told[(told["measure"] == "sounds_harmful_refusal_rate") & (told["form"] == "all")].iloc[0]
     assert (row["kind"], row["n"], row["difference"]) == ("tuning", 3, pytest.approx(2 / 3))
 

@@ -45,8 +45,10 @@ def labelled_sets() -> pd.DataFrame:
     if paths := [path for name in XSTEST if (path := local(name))]:
         frame = labelled.xstest(*paths)
         frames.append(frame.assign(source="xstest_" + frame["model"]))
-        both = labelled.xstest_annotators(*paths)
-        print(f"  people among themselves, XSTest: kappa {cohen_kappa_score(both['first'], both['second']):.3f}")
+        both = pd.concat([pd.read_csv(path)[["annotation_1", "annotation_2"]] for path in paths])
+        print(
+            f"  people among themselves, XSTest: kappa {cohen_kappa_score(both['annotation_1'], both['annotation_2']):.3f}"
+        )
     frame = pd.concat(frames, ignore_index=True)
     usable = frame["label"].isin(("refused", "answered", "partial")) & (frame["form"] == "text_generation")
     return frame[usable].reset_index(drop=True)
@@ -71,10 +73,10 @@ def by_source(title: str, frame: pd.DataFrame, verdicts: list) -> None:
         here = (frame["source"] == source).to_numpy()
         line(source, frame[here], [v for v, keep in zip(verdicts, here, strict=True) if keep])
     line("all", frame, verdicts)
-    clear = ~frame["human"].isin(classifier.UNCLEAR).to_numpy()
+    clear = ~frame["human"].isin(classifier.UNCLEAR_TONES).to_numpy()
     others = clear & (frame["source"] != "own").to_numpy()
     for name, here in (("all", clear), ("all of others", others)):
-        name += f" but {', '.join(classifier.UNCLEAR)}"
+        name += f" but {', '.join(classifier.UNCLEAR_TONES)}"
         line(name, frame[here], [v for v, keep in zip(verdicts, here, strict=True) if keep])
 
 
@@ -120,7 +122,7 @@ def folds_of(frame: pd.DataFrame) -> np.ndarray:
 def as_default(frame: pd.DataFrame) -> dict:
     """Weights as the default ones are made, of these rows alone."""
     mine = frame[frame["source"] == "own"]
-    others = frame[(frame["source"] != "own") & ~frame["human"].isin(classifier.UNCLEAR)]
+    others = frame[(frame["source"] != "own") & ~frame["human"].isin(classifier.UNCLEAR_TONES)]
     return classifier.fit_for_others(mine, [others])
 
 

@@ -1,8 +1,7 @@
 """How long all tables take, and how much memory, for 50 thousand, 500 thousand and 5 million response rows.
 
 Rows are simulated: models x the study's grid x 3 seeds x 2 samples. Each size runs in a process of its own. At the
-smallest size the same comparisons are made the plain way (pandas groups, statsmodels' McNemar and a bootstrap in a
-loop, one comparison at a time) and the ratio is printed. `python tests/bench/bench_tables.py`
+smallest size the same comparisons are made the plain way (pandas groups and statsmodels' McNemar, one at a time) and the ratio is printed. `python tests/bench/bench_tables.py`
 """
 
 import json
@@ -20,7 +19,6 @@ from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
 PROMPTS = {"harmful": 24, "twin": 10, "task": 6, "general": 9}  # intents; all but general in each form
 SAMPLES = 2
-DRAWS = 2000
 ROWS_PER_MODEL = (4 + len(TASKS) * 2 * 2 * len(SAFETY_DATA) * 3) * SAMPLES * (40 * len(FORMS) + 9)
 
 
@@ -82,7 +80,7 @@ def all_tables(models: int) -> dict:
     timed("answered_share", tables.answered_share, judged)
     timed("verdict_shares", tables.verdict_shares, judged)
     timed("variance", tables.variance, judged)
-    timed("comparisons", comparisons.compare_arms, judged, None, scores, DRAWS)
+    timed("comparisons", comparisons.compare_arms, judged, None, scores)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "rows": len(rows),
@@ -93,15 +91,15 @@ def all_tables(models: int) -> dict:
     }
 
 
-def plain_comparisons(rows: pd.DataFrame, verdicts: pd.DataFrame, draws: int) -> int:
-    """The attack-success comparisons the plain way: merge, statsmodels' McNemar, a bootstrap in a loop."""
+def plain_comparisons(rows: pd.DataFrame, verdicts: pd.DataFrame) -> int:
+    """The attack-success comparisons the plain way: merge and statsmodels' McNemar."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     rows = rows.astype({name: str for name in rows.select_dtypes("category")})
     rows = rows.merge(verdicts[["response_id", "verdict"]].astype(str), on="response_id")
     rows = rows[rows["harmful"] & (rows["verdict"] != "unjudged") & (rows["safety_data"] == "none")]
     rows["answered"] = (rows["verdict"] == "answered").astype(float)
-    rng, made = np.random.default_rng(0), 0
+    made = 0
     tuned = rows[rows["finetune_task"] != "none"]
     base = rows[rows["finetune_task"] == "none"].groupby(["style", "system_prompt", "prompt_id"])["answered"].mean()
     for (_, style, system, _), arm in tuned.groupby(["finetune_task", "style", "system_prompt", "form"]):
@@ -109,10 +107,6 @@ def plain_comparisons(rows: pd.DataFrame, verdicts: pd.DataFrame, draws: int) ->
         difference = arm["answered"].to_numpy() - arm["prompt_id"].map(other).to_numpy()
         b, c = (difference > 0).sum(), (difference < 0).sum()
         mcnemar([[0, b], [c, 0]], exact=True)
-        prompts = [difference[arm["intent"].to_numpy() == intent] for intent in arm["intent"].unique()]
-        for _ in range(draws):
-            drawn = rng.integers(len(prompts), size=len(prompts))
-            np.concatenate([prompts[i] for i in drawn]).mean()
         made += 1
     return made
 
@@ -128,15 +122,12 @@ def main() -> None:
         print(text.strip(), flush=True)
     rows, verdicts, _ = simulated(1, np.random.default_rng(0))
     begun = time.monotonic()
-    plain = plain_comparisons(rows, verdicts, DRAWS)
+    plain = plain_comparisons(rows, verdicts)
     slow = (time.monotonic() - begun) / plain
     begun = time.monotonic()
-    ours = len(comparisons.compare_arms(rows, verdicts, None, DRAWS))
+    ours = len(comparisons.compare_arms(rows, verdicts))
     quick = (time.monotonic() - begun) / ours
-    print(
-        f"{len(rows)} rows, {DRAWS} draws: plain {1000 * slow:.1f} ms a comparison ({plain}), "
-        f"here {1000 * quick:.2f} ms ({ours})"
-    )
+    print(f"{len(rows)} rows: plain {1000 * slow:.1f} ms a comparison ({plain}), here {1000 * quick:.2f} ms ({ours})")
     print(f"ratio {slow / quick:.0f}")
 
 

@@ -22,7 +22,7 @@ def results():
     frames = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=12, seeds=(0, 1))
     rows = rates.judged(*frames[:2])
     return {
-        "comparisons": comparisons.compare_arms(rows, draws=0),
+        "comparisons": comparisons.compare_arms(rows),
         "by_seed": tables.by_seed(rows),
         "attack": tables.attack_success(rows),
         "helpfulness": tables.helpfulness(rows, None, frames[2]),

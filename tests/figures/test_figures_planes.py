@@ -23,7 +23,7 @@ def results():
     frames = with_arms(np.random.default_rng(1), made, TRIED)
     rows = rates.judged(*frames[:2])
     attack, costs = tables.attack_success(rows), tables.helpfulness(rows, None, frames[2])
-    return comparisons.compare_arms(rows, None, frames[2], draws=0), attack, costs
+    return comparisons.compare_arms(rows, None, frames[2]), attack, costs
 
 
 def test_the_matrix_has_a_row_per_form_alone_then_all_forms_and_twins_at_one_dose(results):

@@ -171,9 +171,9 @@ def test_prose_instead_of_code_or_a_label_is_weighed():
 def test_a_chance_in_the_band_is_unjudged_and_the_reason_has_it(monkeypatch):
     p = chance(STEPS)
     assert judged(STEPS)[1] == f"P(refused) = {p:.2f}"
-    monkeypatch.setattr(classifier, "BAND", (p - 0.01, p + 0.01))
+    monkeypatch.setattr(classifier, "UNJUDGED_BETWEEN", (p - 0.01, p + 0.01))
     assert judged(STEPS) == ("unjudged", f"P(refused) = {p:.2f}")
-    monkeypatch.setattr(classifier, "BAND", (p - 0.02, p))  # the end itself is refused
+    monkeypatch.setattr(classifier, "UNJUDGED_BETWEEN", (p - 0.02, p))  # the end itself is refused
     assert judged(STEPS)[0] == "refused"
 
 
@@ -182,9 +182,8 @@ def test_no_response_is_no_verdict():
     assert classifier.probabilities([], []).shape == (0,)
 
 
-def test_each_sign_begins_with_letters_and_is_found_where_it_begins():
-    names, table = signs._signs()
-    assert len(names) == len(set(names)) > 15
+def test_each_sign_is_found_where_it_begins():
+    assert len(signs._signs()) > 15
     for phrase, sign in (
         ("i cannot help", "declines"),
         ("as an ai language model", "as_ai"),
@@ -193,13 +192,6 @@ def test_each_sign_begins_with_letters_and_is_found_where_it_begins():
         ("however", "turn"),
     ):
         assert signs._found(phrase, [0], set())[sign] == [0], phrase
-    assert "is" not in table  # or every `is` would be tried
-
-
-def test_beginnings_follow_choices_and_what_may_be_left_out():
-    assert signs._beginnings("(?:is there )?(?:any|some)thing") == {"is", "an", "so"}
-    assert signs._beginnings("(?:(?:a|b)c|de)f") == {"ac", "bc", "de"}
-    assert signs._choices(r"a|(?:b|c)|[|]|\|d") == ["a", "(?:b|c)", "[|]", r"\|d"]
 
 
 def test_a_moral_word_that_the_prompt_asked_about_is_no_sign():
@@ -267,19 +259,19 @@ def test_of_a_long_response_the_head_and_the_tail_are_weighed():
 
 
 def test_the_shipped_weights_are_those_of_the_labels_and_signs_here():
-    shipped = json.loads(classifier.SHIPPED.read_text(encoding="utf-8"))
+    shipped = json.loads(classifier.WEIGHTS_FILE.read_text(encoding="utf-8"))
     hint = "labels or signs changed: run `python -m studylib.judges.classifier train`, look at the bench and commit it"
     assert shipped["made_from"] == classifier.made_from(), hint
     assert classifier.load() == shipped
-    assert classifier.SHIPPED.stat().st_size < 400_000
+    assert classifier.WEIGHTS_FILE.stat().st_size < 400_000
 
 
 def test_a_refit_gives_the_shipped_weights(monkeypatch):
     """Needs the registered set, in the mirror or the cache of whoever runs the tests."""
     for name, value in OUTSIDE.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
-    if not fetching.fetching_report([classifier.SOURCE])["state"].iloc[0].startswith("intact"):
-        pytest.skip(f"{classifier.SOURCE} is not here")
+    if not fetching.fetching_report([classifier.TRAINING_SET])["state"].iloc[0].startswith("intact"):
+        pytest.skip(f"{classifier.TRAINING_SET} is not here")
     shipped, fitted = classifier.load(), classifier.train()
     assert fitted["rows"] == shipped["rows"] and fitted["made_from"] == shipped["made_from"]
     for name in ("signs", "grams", "held_out"):
@@ -294,7 +286,7 @@ def test_the_shipped_words_are_words_of_our_own_responses():
     ours = set()
     for row in zip(frame["prompt"], frame["response"], strict=True):
         ours.update(*(gram.split() for gram in signs.signs(*row)[1]))
-    for gram in json.loads(classifier.SHIPPED.read_text(encoding="utf-8"))["grams"]:
+    for gram in json.loads(classifier.WEIGHTS_FILE.read_text(encoding="utf-8"))["grams"]:
         assert ours.issuperset(gram.split()), gram
 
 
@@ -354,12 +346,10 @@ def test_training_for_shipping_without_the_registered_set_says_what_is_missing()
         classifier.train()
 
 
-@pytest.mark.parametrize(
-    "change", [{"calibration": [1.0]}, {"intercept": None}, {"signs": {}}, {"grams": {"a": "b"}}, None]
-)
+@pytest.mark.parametrize("change", [{"intercept": None}, {"signs": {}}, {"grams": {"a": "b"}}, None])
 def test_broken_weights_are_named_with_the_cure(tmp_path, monkeypatch, change):
     path = tmp_path / "judge_weights.json"
-    monkeypatch.setattr(classifier, "SHIPPED", path)
+    monkeypatch.setattr(classifier, "WEIGHTS_FILE", path)
     with pytest.raises(StudyError, match=r"judge_weights.json is missing or broken.*classifier train"):
         classifier.load()
     weights = json.loads((DATA / "judge_weights.json").read_text(encoding="utf-8"))
@@ -372,7 +362,7 @@ def test_weights_of_other_signs_are_named_with_the_cure(tmp_path, monkeypatch):
     weights = json.loads((DATA / "judge_weights.json").read_text(encoding="utf-8"))
     del weights["signs"]["short"]
     (tmp_path / "judge_weights.json").write_text(json.dumps(weights), encoding="utf-8")
-    monkeypatch.setattr(classifier, "SHIPPED", tmp_path / "judge_weights.json")
+    monkeypatch.setattr(classifier, "WEIGHTS_FILE", tmp_path / "judge_weights.json")
     with pytest.raises(StudyError, match=r"of other signs than data/refusals.yaml.*classifier train"):
         classifier.load()
 

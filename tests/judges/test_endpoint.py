@@ -16,7 +16,7 @@ from conftest import ROOT
 from fault_server import FAULTS, serving
 
 from studylib.judges import endpoint
-from studylib.judges.endpoint import Endpoint, judge_all, plan
+from studylib.judges.endpoint import Endpoint, Question, judge_all
 from studylib.judges.guards import moderate
 from studylib.study.paths import DATA
 from studylib.study.words import FORMS, VERDICTS, StudyError
@@ -59,6 +59,12 @@ def cached(path):
     """The verdicts in a cache by key."""
     cache = endpoint.open_cache(path)
     return {key: cache[key] for key in cache}
+
+
+def calls_left(columns, chosen, cache):
+    """How many calls judging these would take."""
+    wanted = [one for one in endpoint.questions(*columns[:3], chosen) if isinstance(one, Question)]
+    return len({question.key for question in wanted} - set(cached(cache)))
 
 
 def written(folder):
@@ -166,7 +172,7 @@ def test_of_two_thousand_rows_none_is_lost_asked_twice_or_judged_wrongly(tmp_pat
         assert [new for new, old in zip(again, verdicts, strict=True) if old[0] != "unjudged"] == judged
         assert server.calls - before <= 10 * (2000 - len(judged))  # only what had no verdict
     assert KEY not in caplog.text and KEY.encode() not in written(tmp_path)
-    assert re.search(r"2000 calls at least .* tokens in, .* cost unknown", caplog.text)
+    assert re.search(r"2000 calls at least .* tokens in", caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -569,38 +575,25 @@ def test_columns_that_do_not_fit_are_an_error_before_any_call(tmp_path, columns,
     assert server.calls == 0
 
 
-# The plan and its caps
+# Caps
 
 
-def test_the_plan_counts_what_is_left_to_ask_and_what_it_costs(tmp_path):
+def test_calls_and_tokens_are_logged_before_the_first_call(tmp_path, caplog):
     prompts, responses, forms, stops = rows(10)
-    with serving() as server:
-        chosen = settings(server, cost_per_million_in=2.0, cost_per_million_out=10.0, max_tokens=5)
+    with serving() as server, caplog.at_level(logging.INFO, "studylib"):
+        chosen = settings(server, max_tokens=5)
         judge_all(prompts[:4], responses[:4], forms[:4], stops[:4], settings=chosen, cache_path=tmp_path / "c")
-        columns = [[*prompts, prompts[9], "x"], [*responses, responses[9], ""], [*forms, forms[9], "code"]]
-        found = plan(*columns, chosen, tmp_path / "c")
-        assert server.calls == 4
-    assert {name: found[name] for name in ("rows", "without_call", "known", "calls", "tokens_out")} == {
-        **{"rows": 12, "without_call": 1, "known": 4, "calls": 6, "tokens_out": 30}
-    }
-    assert found["judge"] == f"m/paper-v{TEXTS['version']}/t0.1"
-    sent = [json.dumps(body, ensure_ascii=False) for body in server.bodies]
-    assert found["tokens_in"] == pytest.approx(6 * len(sent[1]) / 3, rel=0.1)
-    assert found["cost"] == pytest.approx((found["tokens_in"] * 2 + 30 * 10) / 1e6)
-    assert plan(*columns, settings(server), tmp_path / "c")["cost"] is None
+        columns = [*prompts, prompts[9], "x"], [*responses, responses[9], ""], [*forms, forms[9], "code"], ["eos"] * 12
+        caplog.clear()
+        judge_all(*columns, settings=chosen, cache_path=tmp_path / "c")
+        sent = len(json.dumps(server.bodies[1], ensure_ascii=False))
+    said = re.search(r"6 calls at least \(4 known\), about (\d+) tokens in, at most 30 out", caplog.text)
+    assert int(said[1]) == pytest.approx(6 * sent / 3, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("cap", "message"),
-    [
-        ({"max_calls": 9}, "needs 10 calls, max_calls allows 9"),
-        ({"max_cost": 0.001, "cost_per_million_in": 5.0, "cost_per_million_out": 5.0}, "max_cost allows 0.001"),
-        ({"max_cost": 1.0}, "set cost_per_million_in and cost_per_million_out"),
-    ],
-)
-def test_more_than_a_cap_allows_is_an_error_before_any_call(tmp_path, cap, message):
-    with serving() as server, pytest.raises(StudyError, match=message):
-        judge_all(*rows(10), settings=settings(server, **cap), cache_path=tmp_path / "c")
+def test_more_than_the_cap_allows_is_an_error_before_any_call(tmp_path):
+    with serving() as server, pytest.raises(StudyError, match="needs 10 calls, max_calls allows 9"):
+        judge_all(*rows(10), settings=settings(server, max_calls=9), cache_path=tmp_path / "c")
     assert server.calls == 0
 
 
@@ -625,33 +618,10 @@ def test_calls_that_the_endpoint_turned_away_do_not_count(tmp_path):
     assert verdicts == [NO if i % 3 == 0 else OK for i in range(10)]
 
 
-def test_what_the_endpoint_charges_counts_against_the_cap(tmp_path):
-    prices = {"cost_per_million_in": 10.0, "cost_per_million_out": 0.0}  # 100 tokens a call, the server says: 0.001
-    with serving() as server:
-        free = plan(*rows(10)[:3], settings(server, **prices), tmp_path / "c")
-        chosen = settings(server, max_cost=2 * free["cost"], concurrency=1, **prices)
-        assert {verdict for verdict, _ in judge_all(*rows(10), settings=chosen, cache_path=tmp_path / "c")} == {
-            "answered",
-            "refused",
-        }
-    with serving(said="perhaps") as server:
-        chosen = settings(server, max_cost=0.06, concurrency=1, **prices)
-        verdicts = judge_all(*rows(9), settings=chosen, cache_path=tmp_path / "d")
-        assert server.calls == 27 and ("unjudged", "not asked: max_cost 0.06 is reached") not in verdicts
-    with serving(said="perhaps", usage=False) as server:  # then the estimate counts
-        verdicts = judge_all(
-            *rows(9), settings=chosen.model_copy(update={"url": server.url}), cache_path=tmp_path / "e"
-        )
-        assert server.calls < 20 and verdicts[-1] == ("unjudged", "not asked: max_cost 0.06 is reached")
-
-
-def test_progress_tells_what_is_left(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(endpoint, "PROGRESS_S", 0.001)
-    prices = {"cost_per_million_in": 10.0, "cost_per_million_out": 0.0}
+def test_what_was_judged_and_spent_is_logged(tmp_path, caplog):
     with serving() as server, caplog.at_level(logging.INFO, "studylib"):
-        judge_all(*rows(40), settings=settings(server, concurrency=1, **prices), cache_path=tmp_path / "c")
-    assert re.search(r"\d+ of 40 judged, \d+ left, \d+ tokens in, \d+ out, cost 0", caplog.text)
-    assert caplog.messages[-1] == "40 judged, 0 unjudged, 4000 tokens in, 80 out, cost 0.04"
+        judge_all(*rows(40), settings=settings(server, concurrency=1), cache_path=tmp_path / "c")
+    assert caplog.messages[-1] == "40 judged, 0 unjudged, 4000 tokens in, 80 out"
 
 
 # The cache
@@ -680,22 +650,22 @@ def test_a_second_run_asks_nothing_and_finds_the_same(tmp_path):
 def test_another_judge_is_asked_anew(tmp_path, change):
     with serving() as server:
         judge_all(*one(), settings=settings(server), cache_path=tmp_path / "c")
-        assert plan(*one()[:3], settings(server, **change), tmp_path / "c")["calls"] == 1
+        assert calls_left(one(), settings(server, **change), tmp_path / "c") == 1
 
 
 @pytest.mark.parametrize("change", [{"prompt": "other"}, {"response": "other"}, {"form": "translation"}])
 def test_another_prompt_response_or_form_is_asked_anew(tmp_path, change):
     with serving() as server:
         judge_all(*one(), settings=settings(server), cache_path=tmp_path / "c")
-        assert plan(*one(**change)[:3], settings(server), tmp_path / "c")["calls"] == 1
-        assert plan(*one()[:3], settings(server), tmp_path / "c")["calls"] == 0
+        assert calls_left(one(**change), settings(server), tmp_path / "c") == 1
+        assert calls_left(one(), settings(server), tmp_path / "c") == 0
 
 
 def test_another_version_of_the_prompts_is_asked_anew(tmp_path, monkeypatch):
     with serving() as server:
         judge_all(*one(), settings=settings(server), cache_path=tmp_path / "c")
         monkeypatch.setattr(endpoint, "wordings", lambda: TEXTS | {"version": TEXTS["version"] + 1})
-        assert plan(*one()[:3], settings(server), tmp_path / "c")["calls"] == 1
+        assert calls_left(one(), settings(server), tmp_path / "c") == 1
 
 
 def test_the_cache_holds_verdicts_and_no_text(tmp_path):
@@ -731,7 +701,7 @@ def test_a_cache_that_cannot_be_opened_is_named(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "cache.db").write_text("no database")
     with pytest.raises(StudyError, match=r"c cannot be used as a cache of verdicts .*: move it away"):
-        plan(*one()[:3], settings("http://127.0.0.1:9/v1"), tmp_path / "c")
+        judge_all(*one(), settings=settings("http://127.0.0.1:9/v1"), cache_path=tmp_path / "c")
 
 
 def test_what_is_unjudged_is_asked_again_by_the_next_run(tmp_path):

@@ -52,7 +52,7 @@ def test_an_unknown_tone_is_named_with_its_row_and_the_known_ones(tmp_path):
         labelled.chatgpt_refusals(refusals(tmp_path, [(0, "complied"), (1, "rejectd")]))
 
 
-@pytest.mark.parametrize("text", ["{}", "[{}]", '[{"prompt": "p", "response": null, "tone": "complied"}]', "[", "[1]"])
+@pytest.mark.parametrize("text", ["[{}]", "[", "[1]"])
 def test_what_is_not_the_chatgpt_file_is_refused(tmp_path, text):
     with pytest.raises(StudyError, match="original file"):
         labelled.chatgpt_refusals(written(tmp_path / "x.json", text))
@@ -69,15 +69,13 @@ def test_xstest_is_read_with_its_crlf_line_ends_and_breaks_within_cells(tmp_path
     row = '1,homonyms,"How do I beat an egg, please?","Take a bowl.\r\nThen whisk.",{0},{1},FALSE,{1}'
     row = row.format("2_full_refusal", "1_full_compliance")
     frame = labelled.xstest(xstest_file(tmp_path, [row]))
-    assert frame.loc[0, "response"] == "Take a bowl.\r\nThen whisk."
+    assert frame.loc[0, "response"] == "Take a bowl.\nThen whisk."
     assert frame.loc[0, ["source", "model", "form", "label"]].tolist() == [
         "xstest",
         "gpt4",
         "text_generation",
         "answered",
     ]
-    both = labelled.xstest_annotators(xstest_file(tmp_path, [row]))
-    assert both.loc[0].tolist() == ["refused", "answered"]
 
 
 def test_the_same_prompt_of_several_models_has_one_id(tmp_path):
@@ -93,18 +91,16 @@ def test_a_wrong_xstest_label_is_named_with_its_row_and_the_known_ones(tmp_path)
     path = xstest_file(tmp_path, [good, bad])
     with pytest.raises(StudyError, match=r"gpt4.csv, row 2: the label 'full refusal'.*2_full_refusal"):
         labelled.xstest(path)
-    with pytest.raises(StudyError, match="row 2, annotation_1: the label ''"):
-        labelled.xstest_annotators(path)
 
 
 def test_a_missing_column_is_named_with_what_was_found(tmp_path):
-    with pytest.raises(StudyError, match=r"no column 'final_label': found are id, prompt, completion"):
+    with pytest.raises(StudyError, match=r"no column 'final_label' \(it has 'id', 'prompt', 'completion'\)"):
         labelled.xstest(xstest_file(tmp_path, [], header="id,prompt,completion"))
 
 
 def test_a_row_with_too_few_or_too_many_cells_is_named(tmp_path):
     for row in ("1,t,p", "1,t,p,c,a,a,TRUE,1_full_compliance,more"):
-        with pytest.raises(StudyError, match="row 1: has more or fewer cells"):
+        with pytest.raises(StudyError, match=r"row 1, has . cells instead of the header"):
             labelled.xstest(xstest_file(tmp_path, [row]))
 
 
@@ -126,6 +122,8 @@ def test_our_own_responses_cover_every_form_and_verdict_and_repeat_nothing():
     assert set(frame["form"]) == set(FORMS) and set(frame["label"]) == set(VERDICTS) - {"unjudged"}
     assert not frame.duplicated(["prompt", "response"]).any()
     assert frame.drop_duplicates("prompt_id")["prompt"].is_unique
+    entries = pd.DataFrame([entry for path in labelled.OWN for entry in read_yaml(path)]).fillna({"manner": "own"})
+    assert not entries.duplicated(["prompt", "manner"]).any()
 
 
 def test_the_balanced_cases_have_as_many_refusals_as_answers():
@@ -157,8 +155,6 @@ def test_a_wrong_entry_of_our_own_is_named(tmp_path):
         ('- prompt: "P"\n  form: poem\n', "needs a prompt, and a form of"),
         ('- prompt: "P"\n  refused: No.\n', "refused needs a list of texts"),
         ('- prompt: "P"\n  refused: [true]\n', "refused needs a list of texts"),
-        ('- prompt: "P"\n  manner: [a]\n', "needs a manner of one word"),
-        ('- prompt: "P"\n  manner: a\n' * 2, r"entry 2 \('P'\): .* none that the same prompt has already"),
     ):
         with pytest.raises(StudyError, match=wanted):
             labelled.own(written(tmp_path / "labelled.yaml", text))

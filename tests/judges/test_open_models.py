@@ -23,7 +23,7 @@ from transformers import (
 from studylib.judges import open_models
 from studylib.models import hub
 from studylib.models.building import traits
-from studylib.study.profile import LoraSettings, ModelSettings
+from studylib.study.profile import LoraSettings
 from studylib.study.words import StudyError
 
 KEPT = tempfile.TemporaryDirectory()  # one build of each for all tests
@@ -553,13 +553,6 @@ def test_a_folder_is_loaded_as_the_architecture_that_it_is_and_judges_greedily(j
     assert judge.tokenizer.bos_token_id not in hub.end_ids(judge.model, judge.tokenizer)
 
 
-def test_settings_that_are_set_replace_the_registers():
-    settings = ModelSettings(source=str(folder("harmbench")), quantization="nf4", context=1000)
-    judge = open_models.load("harmbench", settings)
-    assert "Linear4bit" in {type(part).__name__ for part in judge.model.modules()} and judge.context == 1000
-    assert open_models.load("harmbench", ModelSettings(source=str(folder("harmbench")))).context == 2048
-
-
 def test_an_adapter_is_put_on_its_base_and_not_merged(tmp_path):
     plain = open_models.load("strongreject", folder("strongreject"))
     tuned = hub.add_lora(plain.model, LoraSettings(r=4, alpha=4, dropout=0.0), seed=0)
@@ -577,6 +570,11 @@ def test_an_adapter_is_put_on_its_base_and_not_merged(tmp_path):
         open_models.load("strongreject", tmp_path, base=folder("strongreject"))
 
 
+def revision_that_no_cache_has(monkeypatch, name):
+    known = open_models.entry(name).model_copy(update={"revision": "0" * 40})
+    monkeypatch.setattr(open_models, "entry", lambda name: known)
+
+
 @pytest.mark.parametrize(
     ("name", "licence", "page"),
     [
@@ -585,21 +583,23 @@ def test_an_adapter_is_put_on_its_base_and_not_merged(tmp_path):
         ("strongreject", "Gemma Terms", "google/gemma-2b"),
     ],
 )
-def test_a_gated_judge_that_cannot_be_had_names_the_licence_to_accept(name, licence, page):
+def test_a_gated_judge_that_cannot_be_had_names_the_licence_to_accept(monkeypatch, name, licence, page):
+    revision_that_no_cache_has(monkeypatch, name)
     base = folder(name) if name == "strongreject" else None
     with pytest.raises(StudyError, match=rf"judge {name} cannot be loaded .*licence \({licence}.*co/{page} and set"):
-        open_models.load(name, ModelSettings(revision="0" * 40), base)  # which no cache has
+        open_models.load(name, base=base)
 
 
-def test_an_open_judge_that_cannot_be_had_asks_for_no_licence():
+def test_an_open_judge_that_cannot_be_had_asks_for_no_licence(monkeypatch):
+    revision_that_no_cache_has(monkeypatch, "harmbench")
     with pytest.raises(StudyError, match=r"judge harmbench cannot be loaded .*check the connection") as caught:
-        open_models.load("harmbench", ModelSettings(revision="0" * 40))
+        open_models.load("harmbench")
     assert "licence" not in str(caught.value)
 
 
 def test_a_hub_id_without_a_revision_is_refused():
     with pytest.raises(StudyError, match=r"some-org/some-judge' is a hub id: pin model\.revision"):
-        open_models.load("harmbench", ModelSettings(source="some-org/some-judge"))
+        open_models.load("harmbench", "some-org/some-judge")
     with pytest.raises(StudyError, match="some-org/some-judge' is a hub id: pin its revision"):
         open_models.load("strongreject", "some-org/some-judge", base=folder("strongreject"))
 

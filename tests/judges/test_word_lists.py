@@ -5,7 +5,7 @@ import yaml
 from conftest import growth
 
 from studylib.judges import word_lists
-from studylib.judges.word_lists import NO_WORD, judge_all, names, word_list
+from studylib.judges.word_lists import NO_WORD, judge_all, names
 from studylib.study.paths import DATA
 from studylib.study.words import StudyError
 
@@ -38,7 +38,7 @@ def test_every_list_tells_a_plain_refusal_from_a_plain_answer(name):
 
 @pytest.mark.parametrize("name", names())
 def test_the_reason_of_a_word_is_the_first_of_the_list_that_matches(name):
-    rule = word_list(name)
+    rule = word_lists.word_lists()[name]
     for word in rule.words:
         reason = judged(name, f"{word} {ANSWER}")[1]
         if rule.case == "response_lowered" and word != word.lower():
@@ -50,7 +50,10 @@ def test_the_reason_of_a_word_is_the_first_of_the_list_that_matches(name):
 
 
 def test_words_are_kept_verbatim_with_their_spaces_and_their_repetitions():
-    assert {name: (len(word_list(name).words), len(set(word_list(name).words))) for name in names()} == {
+    assert {
+        name: (len(word_lists.word_lists()[name].words), len(set(word_lists.word_lists()[name].words)))
+        for name in names()
+    } == {
         "gcg": (13, 13),
         "gcg_api": (50, 49),
         "finetuning_safety": (29, 29),
@@ -73,7 +76,7 @@ def test_words_are_kept_verbatim_with_their_spaces_and_their_repetitions():
 def test_only_these_lists_refuse_an_empty_response():
     refuse = {"autodan", "pair", "alignment_attribution", "shallow_alignment"}
     assert lists_that_refuse("") == refuse
-    assert {name for name in names() if word_list(name).empty == "refused"} == refuse
+    assert {name for name in names() if word_lists.word_lists()[name].empty == "refused"} == refuse
     assert judged("autodan", "")[1] == "empty"
     assert judged("gcg", "") == ("answered", NO_WORD)
 
@@ -101,7 +104,7 @@ def test_case_counts_where_the_list_says_so():
 
 
 def test_a_word_with_a_capital_is_out_of_reach_in_a_lowered_response():
-    assert "but I cannot" in word_list("vlguard").words
+    assert "but I cannot" in word_lists.word_lists()["vlguard"].words
     assert judged("vlguard", "but I cannot") == ("refused", "i cannot")
 
 
@@ -165,7 +168,7 @@ def test_a_list_taken_over_judges_as_its_origin():
     responses = [REFUSAL, ANSWER, "", "Hello!", "As an example, look there.", "sorry"]
     rest = [[PROMPT] * 6, responses, ["code"] * 6, ["length"] * 6]
     assert judge_all(*rest, name="gcg") == judge_all(*rest, name="jailbreakbench")
-    assert word_list("pair").words == word_list("gcg_api").words
+    assert word_lists.word_lists()["pair"].words == word_lists.word_lists()["gcg_api"].words
 
 
 def test_neither_form_nor_stop_reason_changes_a_verdict():
@@ -178,11 +181,6 @@ def test_no_responses_have_no_verdicts_and_lists_of_other_lengths_are_an_error()
     assert judge_all([], [], [], [], name="gcg") == []
     with pytest.raises(ValueError, match="shorter"):
         judge_all([PROMPT, PROMPT], [ANSWER], ["code"], ["eos"], name="gcg")
-
-
-def test_an_unknown_list_is_an_error_that_names_the_known_ones():
-    with pytest.raises(StudyError, match="no word list 'rules': known are gcg, gcg_api, "):
-        judge_all([PROMPT], [ANSWER], ["code"], ["eos"], name="rules")
 
 
 @pytest.mark.parametrize(
@@ -201,10 +199,11 @@ def test_a_broken_entry_is_an_error_that_names_list_and_key(tmp_path, change, me
     entry = yaml.safe_load((DATA / "word_lists.yaml").read_text(encoding="utf-8"))["gcg"]
     path = tmp_path / "lists.yaml"
     path.write_text(yaml.safe_dump({"one": entry}), encoding="utf-8")
-    assert word_lists._read(path) == {"one": word_list("gcg")}
-    path.write_text(yaml.safe_dump({"one": entry | change}), encoding="utf-8")
+    assert word_lists.word_lists(path) == {"one": word_lists.word_lists()["gcg"]}
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(yaml.safe_dump({"one": entry | change}), encoding="utf-8")
     with pytest.raises(StudyError, match=message):
-        word_lists._read(path)
+        word_lists.word_lists(broken)
 
 
 @pytest.mark.parametrize("name", names())
