@@ -18,7 +18,9 @@ from studylib.study.words import FORMS, SAFETY_DATA, STYLES
 SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided at this n", "not run"
 PUBLISHED_SHARE = (0.73, 0.92)  # of TOGETHER among the answered prompts, as the paper states
 PUBLISHED_PROMPTS = 207
-CLOSE = 0.15  # 207 prompts show no smaller difference of rates near one half (80 % power: 14 percentage points)
+AGREEMENT_MARGIN = (
+    0.15  # 207 prompts show no smaller difference of rates near one half (80 % power: 14 percentage points)
+)
 COLUMNS = ["model", "question", "claim", "verdict", "found", "would_change", "figure", "published"]
 _COMPARED = ["question", "model", "quantity", "claim", "finetune_task", "style", "system_prompt", "form"]
 _COMPARED += ["published", "published_low", "published_high", "published_n", "ours", *INTERVAL, "n", "judge"]
@@ -340,8 +342,8 @@ def paper_vs_ours(
     attack_success_rate over all forms (published: answered of 207), share_of_answered for each form and for translation
     and classification together, or claim (of `claimed`, a table of `claims`: no number of its own). `difference` is
     ours - published with its interval (`stats.newcombe`). `verdict` is "differs" where that leaves out 0, "agrees"
-    where it lies within CLOSE of it, of a claim whether our test supports it; else "undecided", or "not comparable".
-    `why` says why not, or what the test found. Of ours only models without safety data.
+    where it lies within AGREEMENT_MARGIN of it, of a claim whether our test supports it; else "undecided", or "not
+    comparable". `why` says why not, or what the test found. Of ours only models without safety data.
     """
     parts = [
         _numbers(attack[attack["model"] == model], share[share["model"] == model], published).assign(model=model)
@@ -382,12 +384,17 @@ def _numbers(attack: pd.DataFrame, share: pd.DataFrame, published: pd.DataFrame)
     table["difference"] = table["ours"] - table["published"]
     low, high, interval = table["difference_low"], table["difference_high"], "the 95 % interval of the difference"
     whose = "; published is Gemma judged by GPT-4o, ours the model and judge named"
-    cases = [table["n"].isna(), table["ours"].isna(), (low > 0) | (high < 0), np.maximum(-low, high) <= CLOSE]
+    cases = [
+        table["n"].isna(),
+        table["ours"].isna(),
+        (low > 0) | (high < 0),
+        np.maximum(-low, high) <= AGREEMENT_MARGIN,
+    ]
     why = [
         "ours was not run",
         "ours answered nothing, or nothing could be judged",
         f"{interval} excludes 0{whose}",
-        f"{interval} lies within {100 * CLOSE:.0f} percentage points{whose}",
+        f"{interval} lies within {100 * AGREEMENT_MARGIN:.0f} percentage points{whose}",
     ]
     table["verdict"] = np.select(cases, ["not comparable", "not comparable", "differs", "agrees"], "undecided")
     table["why"] = np.select(cases, why, f"{interval} includes 0 and is too wide for agreement{whose}")

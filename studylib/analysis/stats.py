@@ -206,57 +206,6 @@ def newcombe(value, low, high, other, other_low, other_high):
     return difference - below, difference + above
 
 
-def variance_shares(frame: pd.DataFrame, by: Sequence[str] = (), outcome: str = "answered") -> pd.DataFrame:
-    """One row per group of `by`: where the variance of a single response comes from.
-
-    `frame` as for `clustered_intervals`, with `sample` where answers were drawn several times. prompt, seed,
-    prompt_x_seed and sample are shares of the sum of the four components (0-1, adding up to 1); variance is that sum.
-    Estimated as in an analysis of variance of prompts crossed with seeds, samples nested in each place (Searle, Casella
-    and McCulloch 1992, Variance Components, section 4.7), from sums of squares about the means, negative components set
-    to 0. Unbalanced layouts use the mean number of rows per prompt, seed and place, an approximation. With one sample
-    per place, sample is NaN and part of prompt_x_seed; with one seed, seed and prompt_x_seed are NaN and, with what
-    else varies, part of prompt; with fewer than 2 prompts all are NaN; all but variance are NaN where nothing varies.
-    """
-    by = list(by)
-    value = _values(frame, outcome, 0, 1)
-    names = ["prompt", "seed", "prompt_x_seed", "sample"]
-    if frame.empty:
-        return frame[by].reindex(columns=[*by, "n", "n_prompts", "n_seeds", "variance", *names])
-    group, keys = groups(frame, by)
-    first = np.zeros(len(keys))
-    first[group[::-1]] = value[::-1]
-    value = value - first[group]  # exactly 0 throughout where nothing varies
-    prompt, of_prompt = clusters(group, codes(frame[["prompt_id"]]))
-    seed, of_seed = clusters(group, codes(frame[["seed"]]))
-    cell, prompt_of_cell = clusters(prompt, codes(frame[["seed"]]))
-    of_cell = of_prompt[prompt_of_cell]
-    n, p, s, c = (np.bincount(g).astype(float) for g in (group, of_prompt, of_seed, of_cell))
-    centre = np.bincount(group, value) / n
-
-    def squares(cluster, of_cluster):
-        """Sum of squares of the cluster means about the group's, each as often as it has rows."""
-        size = np.bincount(cluster)
-        return np.bincount(of_cluster, size * (np.bincount(cluster, value) / size - centre[of_cluster]) ** 2)
-
-    total = np.bincount(group, (value - centre[group]) ** 2)
-    ss_prompt, ss_seed, ss_cell = squares(prompt, of_prompt), squares(seed, of_seed), squares(cell, of_cell)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # rounding must not be divided by 0, nor taken for a variance
-        within = np.where(n > c, np.maximum(total - ss_cell, 0) / (n - c), np.nan)
-        between = (ss_cell - ss_prompt - ss_seed) / ((p - 1) * (s - 1))
-        k = n / c
-        of_sample = within
-        of_cross = np.maximum((between - np.nan_to_num(within)) / k, 0)
-        noise = np.where(s > 1, between, np.nan_to_num(within))
-        of_seed = np.maximum((ss_seed / (s - 1) - noise) / (n / s), 0)
-        of_prompt = np.maximum((ss_prompt / (p - 1) - noise) / (n / p), 0)
-        parts = np.array([of_prompt, np.where(s > 1, of_seed, np.nan), np.where(s > 1, of_cross, np.nan), of_sample])
-        parts = np.where(p > 1, parts, np.nan)
-        variance = np.where(p > 1, np.nansum(parts, axis=0), np.nan)
-        shares = dict(zip(names, parts / variance, strict=True))
-    return keys.assign(n=n.astype(int), n_prompts=p.astype(int), n_seeds=s.astype(int), variance=variance, **shares)
-
-
 def detectable_difference(n, rate: float = 0.5, power: float = POWER, alpha: float = 0.05):
     """Smallest difference (0-1) from `rate` that two independent samples of n show at this power.
 

@@ -20,7 +20,7 @@ from studylib.analysis.rates import (
     rates_of,
     worst_cases,
 )
-from studylib.analysis.stats import groups, variance_shares
+from studylib.analysis.stats import groups
 from studylib.data.world import CHANGES
 from studylib.study.files import write_parquet, write_text
 from studylib.study.grid import Cell
@@ -221,24 +221,6 @@ def verdict_shares(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None
         found.append(table if "form" in keys else table.assign(form="all"))
     table = pd.concat(found, ignore_index=True)
     return ordered(table.assign(share=table["n_verdict"] / table["n"])[[*by, "verdict", "n_verdict", "n", "share"]])
-
-
-def variance(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per cell, form and judge: where the variance of the attack success of one response comes from.
-
-    prompt, seed, prompt_x_seed and sample are shares of `variance` (0-1), see `stats.variance_shares` for what NaN
-    means; n counts judged responses. Form "all" pools: a prompt is one in its form, and what differs between forms is
-    part of prompt.
-    """
-    rows = _attacks(responses, verdicts)
-    by, cell = [*CELL, "form", "judge"], [*CELL, "judge"]
-    known = rows.loc[rows["value"].notna(), [*by, "seed", "prompt_id", "value"]]
-    asked = pd.concat([groups(rows, by)[1], groups(rows, cell)[1].assign(form="all")]) if len(rows) else rows[by]
-    found = variance_shares(known, by, "value"), variance_shares(known, cell, "value").assign(form="all")
-    table = asked.merge(pd.concat(found), how="left", on=by)  # where nothing was judged n is 0
-    counted = ["n", "n_prompts", "n_seeds"]
-    table[counted] = table[counted].fillna(0).astype(int)
-    return ordered(table[[*by, "n", "n_prompts", "n_seeds", "variance", "prompt", "seed", "prompt_x_seed", "sample"]])
 
 
 def write_table(frame: pd.DataFrame, path) -> None:

@@ -124,7 +124,7 @@ def judge_all(
     `refused` and `answered` with the prompt `paper`; also `partial` and `incoherent` with `verdicts`. A blank response
     is incoherent, without a call. What is left without a verdict is unjudged, with the reason. Of long texts the judge
     sees the beginning and the end, and the reason says so; it does not see the stop reason, as in the paper. Raises
-    StudyError before any call where the columns do not fit (lengths, an unknown form, a value that is no text) or a
+    StudyError before any call where the columns do not fit (lengths, an unknown form, a value that is no text) or
     max_calls would be exceeded, and at once for a status of ADVICE. During the work that cap leaves the rest unjudged.
     """
     settings = settings or open_endpoint()

@@ -1,10 +1,10 @@
 """Guards: classifiers before a model that block harmful prompts, behind it that block harmful responses, or both.
 
-The embedded ones (EMBEDDED_GUARDS) are scikit-learn classifiers fitted on the run's own training rows, see
-`sets.guard_rows`: `text_only` on the text form, as public guards mostly are, `all_forms` on every form. The others are
-published models and a moderation endpoint, asked in their own prompt forms by `open_models` and `endpoint`.
+The embedded ones are scikit-learn classifiers fitted on the run's own training rows: `text_only` on the text form, as
+public guards mostly are, `all_forms` on every form. The others are published models and a moderation endpoint.
 """
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,11 @@ from studylib.text.shown import is_blank
 
 MODERATION_MODEL = "omni-moderation-latest"
 THRESHOLD = 0.5  # scores from which a guard blocks
-LEARNS = dict(zip(EMBEDDED_GUARDS, (("text_generation",), FORMS), strict=True))
-READS = {"input": ("prompt",), "output": ("prompt", "response")}  # by side; both sides together are two decisions
+FORMS_LEARNT = dict(zip(EMBEDDED_GUARDS, (("text_generation",), FORMS), strict=True))
+COLUMNS_READ = {
+    "input": ("prompt",),
+    "output": ("prompt", "response"),
+}  # by side; both sides together are two decisions
 # Of 0.3 to 30, beyond it nothing more was gained in cross-validation over the intents of the miniature's training rows.
 INVERSE_REGULARISATION = 10
 MAX_FEATURES = 200_000  # ten times what the miniature has; long real texts would have millions
@@ -27,9 +30,9 @@ COLUMNS = ("prompt_id", "response_id", "form", "prompt_set", "harmful", "intent"
 def train_guard(rows: list[dict], name: str, side: str):
     """A fitted scikit-learn pipeline that gives the probability that what it reads should be blocked, from its words.
 
-    `rows` are those of `sets.guard_rows` for the side: dicts with form, prompt, response and harmful. Only those in
-    the forms of the embedded guard are used; harmful and harmless rows of every form weigh the same, however many there
-    are. The pipeline reads frames with the columns READS[side]. Raises StudyError where a form lacks a kind of rows.
+    `rows` are those of `sets.guard_rows` for the side: dicts with form, prompt, response and harmful. Harmful and
+    harmless rows of every form that the guard learns from weigh the same, however many there are. The pipeline reads
+    frames with the columns COLUMNS_READ[side]. Raises StudyError where a form lacks a kind of rows.
     """
     from sklearn.compose import ColumnTransformer
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -37,17 +40,19 @@ def train_guard(rows: list[dict], name: str, side: str):
     from sklearn.pipeline import make_pipeline
 
     frame = pd.DataFrame(rows, columns=["form", "prompt", "response", "harmful"])
-    frame = frame[frame["form"].isin(LEARNS[name])]
-    counts = frame.value_counts(["form", "harmful"])
-    for form in LEARNS[name]:
-        if lacking := [word for word, kind in (("harmful", True), ("harmless", False)) if (form, kind) not in counts]:
-            what = "prompts" if side == "input" else "responses"
+    frame = frame[frame["form"].isin(FORMS_LEARNT[name])]
+    counts, what = frame.value_counts(["form", "harmful"]), "prompts" if side == "input" else "responses"
+    for form, harmful in product(FORMS_LEARNT[name], (True, False)):
+        if (form, harmful) not in counts:
             raise StudyError(
-                f"{name} learns from harmful and harmless {what}, and the training rows have no {lacking[0]} {what} of "
-                f"the form {form}"
+                f"{name} learns from harmful and harmless {what}, and the training rows have no "
+                f"{'harmful' if harmful else 'harmless'} {what} of the form {form}"
             )
-    weight = 1 / counts.loc[list(zip(frame["form"], frame["harmful"], strict=True))].to_numpy()
-    words = [(column, TfidfVectorizer(ngram_range=(1, 2), max_features=MAX_FEATURES), column) for column in READS[side]]
+    weight = 1 / frame.groupby(["form", "harmful"])["form"].transform("size").to_numpy()
+    words = [
+        (column, TfidfVectorizer(ngram_range=(1, 2), max_features=MAX_FEATURES), column)
+        for column in COLUMNS_READ[side]
+    ]
     classifier = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000, random_state=0)
     pipeline = make_pipeline(ColumnTransformer(words), classifier)
     weight *= len(frame) / weight.sum()  # as much in all as without weights
@@ -64,12 +69,11 @@ def decide(
     """One row per guard and prompt (side `input`), and per guard and response (side `output`).
 
     Columns: guard, side, prompt_id, response_id ("" for prompts), form, prompt_set, harmful, intent, score (0-1, of
-    guards that say only yes or no 0 or 1; NaN where undecided), blocked (score >= 0.5; NA where undecided) and reason
-    ("" where decided; it begins with "not run" where the guard has nothing to learn from). A guard on both sides blocks
-    what either blocks: see `tables.guards`. `prompts` are rows of data sets, `responses` those of the stages; `rows`
-    are what the embedded guards learn from, by side, `asking` the profile's settings of an endpoint. What is equal is
-    decided once. Raises StudyError as `open_models` and `endpoint` do where a guard that was asked for cannot be
-    reached or loaded.
+    guards that say only yes or no 0 or 1; NaN where undecided), blocked (score >= THRESHOLD; NA where undecided) and
+    reason ("" where decided; it begins with "not run" where the guard has nothing to learn from). `prompts` are rows of
+    data sets, `responses` those of the stages; `rows` are what the embedded guards learn from, by side, `asking` the
+    profile's settings of an endpoint. What is equal is decided once. Raises StudyError where a guard that was asked for
+    cannot be reached or loaded.
     """
     asked = pd.DataFrame(
         [
@@ -84,11 +88,11 @@ def decide(
     )
     parts = []
     for name in names:
-        for side, frame in zip(READS, (asked, responses), strict=True):
-            different = frame[list(READS[side])].drop_duplicates()
+        for side, frame in zip(COLUMNS_READ, (asked, responses), strict=True):
+            different = frame[list(COLUMNS_READ[side])].drop_duplicates()
             decided = different.assign(**_scores(name, side, different, rows[side], asking or {}))
-            found = frame[[*COLUMNS, *READS[side]]].merge(decided, how="left", on=list(READS[side]))
-            parts.append(found.drop(columns=list(READS[side])).assign(guard=name, side=side))
+            found = frame[[*COLUMNS, *COLUMNS_READ[side]]].merge(decided, how="left", on=list(COLUMNS_READ[side]))
+            parts.append(found.drop(columns=list(COLUMNS_READ[side])).assign(guard=name, side=side))
     table = pd.concat(parts, ignore_index=True)
     blocked = (table["score"] >= THRESHOLD).astype("boolean").mask(table["score"].isna())
     return table.assign(blocked=blocked)[["guard", "side", *COLUMNS, "score", "blocked", "reason"]]
@@ -96,7 +100,7 @@ def decide(
 
 def _scores(name: str, side: str, frame: pd.DataFrame, rows: list[dict], asking: dict) -> dict[str, list]:
     """The scores of one guard on each row of the frame, NaN where undecided, and the reasons."""
-    texts = [frame[column].tolist() for column in READS[side]]
+    texts = [frame[column].tolist() for column in COLUMNS_READ[side]]
     if frame.empty:
         return {"score": np.empty(0), "reason": np.empty(0, dtype=str)}
     if name in EMBEDDED_GUARDS:
@@ -117,10 +121,10 @@ def _scores(name: str, side: str, frame: pd.DataFrame, rows: list[dict], asking:
 def moderate(
     texts: list[str], settings: endpoint.Endpoint | None = None, cache_path: Path | None = None
 ) -> list[bool | None]:
-    """Whether a moderation endpoint flags each text, in order; None where it could not be decided, with logged reasons.
+    """Whether a moderation endpoint flags each text, in order; None where undecided, with logged reasons.
 
-    Without settings, the endpoint of the environment with the model omni-moderation-latest. An empty text is not
-    flagged, without a call. Long texts, retries, cache, caps and errors as in `endpoint.judge_all`.
+    Without settings, the endpoint of the environment with MODERATION_MODEL. An empty text is not flagged, without a
+    call. Long texts, retries, cache, caps and errors as in `endpoint.judge_all`.
     """
     settings = settings or endpoint.open_endpoint(model=MODERATION_MODEL)
     endpoint.check_texts(texts=texts)

@@ -71,8 +71,8 @@ def judge(
 ) -> pd.DataFrame:
     """One row per judge and response: response_id, judge, verdict, reason. What is equal is judged once.
 
-    Needs the columns COLUMNS, all of them texts. `options` are further arguments of a judge's own function, by its
-    name. Raises StudyError before any judges for an unknown judge and a missing column.
+    Needs COLUMNS. `options` are further arguments of a judge's function, by its name. Raises StudyError before any
+    judges for an unknown judge and a missing column.
     """
     named = [judges] if isinstance(judges, str) else judges
     check(named)

@@ -17,22 +17,33 @@ from studylib.text.shown import without_invisible
 
 # Reasoning that some models write down before the response.
 REASONING = re.compile(r"\A\s*<think>.*?</think>", re.S)
-RULES_READ = 10_000  # characters at either end that the rules read
-HEAD, TAIL = 1500, 400  # characters of a response that are read for signs; more is not
+CHARACTERS_FOR_RULES = 10_000  # characters at either end that the rules read
+HEAD_CHARACTERS, TAIL_CHARACTERS = 1500, 400  # characters of a response that are read for signs; more is not
 SENTENCE = re.compile(
     r"(?<=[.!?:;])(?<!\d\.)[\"')\]*]*\s+|\n+|(?<!sorry)(?<!gi[sz]e)(?<!gies)(?<!desole),? (?=(?:but|mais) )"
 )
 WORD = re.compile(r"[a-z]+")
 LONG_WORD = re.compile(r"[a-z]{4,}")
-ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*+\u2022]|step \d)\s?", re.M | re.I)
+LIST_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*+\u2022]|step \d)\s?", re.M | re.I)
 WRITTEN_OUT = (("it' s ", "it is "), ("that' s ", "that is "), ("there' s ", "there is "), ("he' s ", "he is "))
 WRITTEN_OUT += (("' d ", " would "), ("' ve ", " have "), ("' re ", " are "))
 # Moralising words that the prompt has too are no sign: it asked about them.
-ASKED_ABOUT = frozenset(("moral", "false_premise", "harm", "respect", "refer", "policy"))
+MORAL_SIGNS = frozenset(("moral", "false_premise", "harm", "respect", "refer", "policy"))
 # A sentence with one of these is not part of an answer.
-ASIDE = ("declines", "caveat", "unable", "apology", "as_ai", "moral", "false_premise", "harm", "policy", "offers")
-ASIDE += ("instead", "refer", "note", "urge", "respect", "takes_up", "unclear")
-LECTURE = ("moral", "harm", "respect", "urge", "false_premise", "policy")
+SIGNS_BESIDE_AN_ANSWER = (
+    "declines",
+    "caveat",
+    "unable",
+    "apology",
+    "as_ai",
+    "moral",
+    "false_premise",
+    "harm",
+    "policy",
+    "offers",
+)
+SIGNS_BESIDE_AN_ANSWER += ("instead", "refer", "note", "urge", "respect", "takes_up", "unclear")
+LECTURING_SIGNS = ("moral", "harm", "respect", "urge", "false_premise", "policy")
 DOCUMENT = re.compile(
     r"\s*(?:[#*\[\"\u201c(]|dear |title|subject|headline|scene|section|chapter|abstract"
     r"|cher|monsieur|madame|[\w .]{2,20}: ?\S)",
@@ -42,10 +53,10 @@ SPEAKER = re.compile(r"^[*_\[]{0,3}[A-Z][\w .]{1,20}[*_\]]{0,3}:[*_\]]{0,3} \S",
 
 
 def visible(response: str) -> str:
-    """Head and tail of the response, RULES_READ characters each, without invisible ones and REASONING."""
+    """Head and tail of the response, CHARACTERS_FOR_RULES characters each, without invisible ones and REASONING."""
     response = REASONING.sub("", response, count=1)
-    if len(response) > 2 * RULES_READ:
-        response = response[:RULES_READ] + "\n" + response[1 - RULES_READ :]
+    if len(response) > 2 * CHARACTERS_FOR_RULES:
+        response = response[:CHARACTERS_FOR_RULES] + "\n" + response[1 - CHARACTERS_FOR_RULES :]
     return without_invisible(response)
 
 
@@ -61,8 +72,8 @@ def _signs() -> dict[str, re.Pattern]:
 def _read(response: str) -> str:
     """The head and the tail of a response in the spelling of the signs, line by line."""
     response = visible(response)
-    if len(response) > HEAD + TAIL:
-        response = response[:HEAD] + "\n" + response[-TAIL:]
+    if len(response) > HEAD_CHARACTERS + TAIL_CHARACTERS:
+        response = response[:HEAD_CHARACTERS] + "\n" + response[-TAIL_CHARACTERS:]
     lines = []
     for line in response.splitlines():
         line = normal_form(line)
@@ -85,7 +96,7 @@ def _found(text: str, starts: list[int], asked: set[str]) -> dict[str, list[int]
     found = {}
     for name, pattern in _signs().items():
         matches = pattern.finditer(text)
-        if name in ASKED_ABOUT:
+        if name in MORAL_SIGNS:
             matches = (sign for sign in matches if not set(_stems(sign[1])[-1:]) & asked)
         found[name] = sorted({bisect_right(starts, sign.start()) - 1 for sign in matches})
     return found
@@ -94,12 +105,12 @@ def _found(text: str, starts: list[int], asked: set[str]) -> dict[str, list[int]
 def signs(prompt: str, response: str) -> tuple[dict[str, float], list[str]]:
     """The features of a response by name, each about 0-7, and its words and pairs of words.
 
-    Read are the first HEAD and the last TAIL characters (the lengths count 20,000); the prompt says only which words
-    were asked about and how far the response takes them up.
+    Read are the first HEAD_CHARACTERS and the last TAIL_CHARACTERS (the lengths count 20,000 characters); the prompt
+    says only which words were asked about and how far the response takes them up.
     """
     text = _read(response)
     starts = [0, *(end.end() for end in SENTENCE.finditer(text) if end.end() < len(text))]
-    asked = set(_stems(normal_form(prompt[:HEAD])))
+    asked = set(_stems(normal_form(prompt[:HEAD_CHARACTERS])))
     found, n = _found(text, starts, asked), len(starts)
     seen = response[:20_000]
     values: dict[str, float] = {}
@@ -110,21 +121,21 @@ def signs(prompt: str, response: str) -> tuple[dict[str, float], list[str]]:
         values[f"{name} times"] = min(len(at), 5) / 5
         values[f"{name} last"] = n > 3 and (n - 1 in at or n - 2 in at)
 
-    plain = [i for i in range(n) if not any(i in found[name] for name in ASIDE)]
+    plain = [i for i in range(n) if not any(i in found[name] for name in SIGNS_BESIDE_AN_ANSWER)]
     no = [i for i in found["declines"] if i not in found["caveat"]]
     refused = no[0] if no else n
     early = bool(no) and refused < 3
     turn = min((*found["instead"], *found["offers"]), default=n)
     first = text[: starts[1]] if n > 1 else text
-    n_words, items = len(seen.split()), len(ITEM.findall(seen))
-    before_turn = len(ITEM.findall(text, 0, starts[turn])) if turn < n else items
+    n_words, items = len(seen.split()), len(LIST_ITEM.findall(seen))
+    before_turn = len(LIST_ITEM.findall(text, 0, starts[turn])) if turn < n else items
     first_stems, stems = _stems(first), _stems(text)
     turns = values["turn first"] or values["turn second"]
     begins_no, begins_caveat, begins_moral = 0 in no, 0 in found["caveat"], 0 in found["moral"]
     said, before = log1p(len(plain)), log1p(sum(i < turn for i in plain))
     taken_up = sum(stem in asked for stem in first_stems) / max(1, len(first_stems))
     later = _stems(text[starts[1] :]) if n > 1 else []
-    said_lecture = {i for name in LECTURE for i in found[name]}
+    said_lecture = {i for name in LECTURING_SIGNS for i in found[name]}
     length = log1p(min(n_words, 400))
     values |= {
         "length": length,

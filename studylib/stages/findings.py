@@ -48,7 +48,6 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         "comparisons": comparisons.compare_arms(rows, None, scored),
         "by_seed": tables.by_seed(rows),
         "verdict_shares": tables.verdict_shares(rows),
-        "variance": tables.variance(rows),
         "deviations": claims.deviations(),
     }
     if stage.paths.data("twin").is_file():  # a run may be handed on without its data
@@ -72,7 +71,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
 def what_the_tables_are() -> str:
     """Markdown: what each table of the run is and what its columns mean, as its function says."""
     names = ("attack_success", "helpfulness", "answered_share", "over_refusal_by_kind", "by_seed", "calibration_grid")
-    made = {name: getattr(tables, name) for name in (*names, "verdict_shares", "variance")}
+    made = {name: getattr(tables, name) for name in (*names, "verdict_shares")}
     made |= {"set_scores": benign.of_sets, "win_rates": preferences.win_rate, "comparisons": comparisons.compare_arms}
     made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}

@@ -1,4 +1,4 @@
-"""Intervals, tests, power, and variance shares, by known answers, traps and simulated studies."""
+"""Intervals, tests, and power, by known answers, traps and simulated studies."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,6 @@ from studylib.analysis.stats import (
     holm,
     mcnemar,
     not_below,
-    variance_shares,
     wilson,
 )
 
@@ -434,8 +433,6 @@ def test_groups_of_differences_equal_the_single_group_whatever_the_order_and_the
 def test_no_pairs_give_no_rows_with_the_columns_of_some():
     empty = clustered_differences(pairs([1, 0]).iloc[:0].assign(cell=[]), ["cell"])
     assert empty.empty and list(empty) == list(clustered_differences(pairs([1, 0]).assign(cell="a"), ["cell"]))
-    empty = variance_shares(answers([1]).iloc[:0].assign(cell=[]), ["cell"])
-    assert empty.empty and list(empty) == list(variance_shares(answers([1]).assign(cell="a"), ["cell"]))
 
 
 @pytest.mark.parametrize(("column", "value"), [("difference", -1.1), ("difference", np.nan), ("seed", np.nan)])
@@ -503,109 +500,6 @@ def test_equivalence_of_the_unknown_is_nan_and_a_margin_of_nothing_is_refused():
     for margin in (0, -0.1, np.nan):
         with pytest.raises(ValueError, match="margin must be above 0"):
             equivalence(0.0, 0.1, 10, margin)
-
-
-# Ten parts measured three times each by three appraisers: Automotive Industry Action Group, Measurement Systems
-# Analysis, the example of its chapter on gauge repeatability and reproducibility.
-GAUGE = [
-    [0.29, -0.56, 1.34, 0.47, -0.80, 0.02, 0.59, -0.31, 2.26, -1.36],
-    [0.41, -0.68, 1.17, 0.50, -0.92, -0.11, 0.75, -0.20, 1.99, -1.25],
-    [0.64, -0.58, 1.27, 0.64, -0.84, -0.21, 0.66, -0.17, 2.01, -1.31],
-    [0.08, -0.47, 1.19, 0.01, -0.56, -0.20, 0.47, -0.63, 1.80, -1.68],
-    [0.25, -1.22, 0.94, 1.03, -1.20, 0.22, 0.55, 0.08, 2.12, -1.62],
-    [0.07, -0.68, 1.34, 0.20, -1.28, 0.06, 0.83, -0.34, 2.19, -1.50],
-    [0.04, -1.38, 0.88, 0.14, -1.46, -0.29, 0.02, -0.46, 1.77, -1.49],
-    [-0.11, -1.13, 1.09, 0.20, -1.07, -0.67, 0.01, -0.56, 1.45, -1.77],
-    [-0.15, -0.96, 0.67, 0.11, -1.45, -0.49, 0.21, -0.49, 1.87, -2.16],
-]
-SHARES = ["prompt", "seed", "prompt_x_seed", "sample"]
-
-
-def measured(values, scale=1.0):
-    """A table of values[prompt][seed][sample]."""
-    values = np.asarray(values, float)
-    prompt, seed, sample = np.indices(values.shape)
-    frame = {"prompt_id": prompt.ravel(), "seed": seed.ravel(), "sample": sample.ravel()}
-    return pd.DataFrame({**frame, "answered": values.ravel() / scale})
-
-
-def components(frame):
-    """The four components of a balanced layout from the mean squares of statsmodels' analysis of variance."""
-    from statsmodels.formula.api import ols
-    from statsmodels.stats.anova import anova_lm
-
-    table = anova_lm(ols("answered ~ C(prompt_id) * C(seed)", frame).fit())
-    part, seed, cross, within = table["mean_sq"]
-    p, s = frame["prompt_id"].nunique(), frame["seed"].nunique()
-    k = len(frame) / (p * s)
-    found = [(part - cross) / (s * k), (seed - cross) / (p * k), (cross - within) / k, within]
-    return np.maximum(found, 0), table["sum_sq"].to_numpy()
-
-
-def test_variance_shares_are_those_of_the_published_gauge_study():
-    frame = measured(np.array(GAUGE).reshape(3, 3, 10).transpose(2, 0, 1) + 2.5, scale=5)
-    expected, squares = components(frame)
-    # The published sums of squares: 88.3619 of parts, 3.1673 of appraisers, 0.3590 of both, 2.7589 of repeats.
-    assert 25 * squares == pytest.approx([88.3619, 3.1673, 0.3590, 2.7589], abs=5e-4)
-    row = variance_shares(frame.sample(frac=1, random_state=0)).iloc[0]
-    assert (row["n"], row["n_prompts"], row["n_seeds"]) == (90, 10, 3)
-    assert row["variance"] == pytest.approx(expected.sum())
-    assert list(row[SHARES]) == pytest.approx(expected / expected.sum())
-    assert row["prompt_x_seed"] == 0  # negative before
-
-
-def test_variance_shares_agree_with_statsmodels_where_all_four_vary():
-    values = np.random.default_rng(0).random((9, 4, 3)) * 0.3
-    values += 0.7 * np.random.default_rng(1).random((9, 4, 1))
-    frame = measured(values)
-    expected, _ = components(frame)
-    row = variance_shares(frame).iloc[0]
-    assert row["prompt_x_seed"] > 0.3 and row["variance"] == pytest.approx(expected.sum())
-    assert list(row[SHARES]) == pytest.approx(expected / expected.sum())
-
-
-def test_variance_components_are_recovered_on_average():
-    rng, truth = np.random.default_rng(0), np.array([0.1, 0.08, 0.06, 0.05]) ** 2
-    shape = (400, 20, 6, 2)  # simulated studies, prompts, seeds, samples
-    ends = (400, 20, 1, 1), (400, 1, 6, 1), (400, 20, 6, 1), shape
-    values = 0.5 + sum(rng.normal(0, np.sqrt(v), end) for v, end in zip(truth, ends, strict=True))
-    study, prompt, seed, sample = np.indices(shape).reshape(4, -1)
-    frame = {"study": study, "prompt_id": prompt, "seed": seed, "sample": sample, "answered": values.clip(0, 1).ravel()}
-    table = variance_shares(pd.DataFrame(frame), ["study"])
-    found = table[SHARES].mul(table["variance"], axis=0)
-    assert (np.abs(found.mean() - truth) < 3 * found.std() / np.sqrt(400)).all()
-
-
-def test_with_one_sample_per_place_or_one_seed_what_cannot_be_parted_is_nan():
-    rng = np.random.default_rng(0)
-    for _ in range(20):  # in whatever order the rows come
-        values = rng.random((6, 3, 1)).round(2)
-        row = variance_shares(measured(values).sample(frac=1, random_state=int(rng.integers(100)))).iloc[0]
-        assert np.isnan(row["sample"]) and row[SHARES[:3]].sum() == pytest.approx(1)
-    one = variance_shares(measured(values[:, :1])).iloc[0]
-    assert one["prompt"] == 1 and one[SHARES[1:]].isna().all()
-    assert one["variance"] == pytest.approx(values[:, 0].var(ddof=1))
-    sampled = variance_shares(measured(rng.random((6, 1, 4)))).iloc[0]
-    assert sampled[["seed", "prompt_x_seed"]].isna().all() and sampled[["prompt", "sample"]].sum() == pytest.approx(1)
-
-
-def test_variance_shares_of_one_prompt_or_of_what_never_varies_are_nan_not_0():
-    alone = variance_shares(measured(np.random.default_rng(0).random((1, 3, 2)))).iloc[0]
-    assert alone[[*SHARES, "variance"]].isna().all()
-    for value in (0, 0.3, 1):  # 0.3 is not exact in binary
-        row = variance_shares(measured(np.full((7, 3, 2), value))).iloc[0]
-        assert row["variance"] == 0 and row[SHARES].isna().all()
-
-
-def test_variance_shares_of_groups_equal_those_of_each_alone_and_add_up_to_1_when_unbalanced():
-    rng = np.random.default_rng(1)
-    parts = [unbalanced(rng, [0, 0, 1]).rename(columns={"difference": "answered"}) for _ in range(4)]
-    both = pd.concat([part.assign(cell=i) for i, part in enumerate(parts)]).sample(frac=1, random_state=0)
-    table = variance_shares(both, ["cell"]).set_index("cell")
-    for i, part in enumerate(parts):
-        alone = variance_shares(part).iloc[0]
-        assert list(table.loc[i]) == pytest.approx(list(alone)) and alone[SHARES].sum() == pytest.approx(1)
-        assert alone[SHARES].between(0, 1).all()
 
 
 # Simulated studies: prompts differ (logit sd 1.5), training seeds by `spread`. The same for all below.

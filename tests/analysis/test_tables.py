@@ -367,44 +367,6 @@ def test_a_seed_of_which_nothing_was_judged_keeps_its_row():
     assert empty.empty and list(empty) == list(table)
 
 
-def test_variance_is_of_the_seed_where_seeds_differ_and_of_the_prompt_where_they_agree():
-    share = ["prompt", "seed", "prompt_x_seed", "sample"]
-    agree = [few(["answered", "refused"] * 3, seed=seed) for seed in (0, 1, 2)]
-    differ = [
-        few([verdict] * 6, finetune_task="translation", seed=i) for i, verdict in enumerate(["answered", "refused"])
-    ]
-    table = tables.variance(*joined(*agree, *differ)).query("form == 'code'").set_index("finetune_task")
-    assert list(table.loc["code", share[:3]]) == [1, 0, 0] and list(table.loc["translation", share[:3]]) == [0, 1, 0]
-    assert (table["n"].tolist(), table["n_prompts"].tolist(), table["n_seeds"].tolist()) == ([18, 12], [6, 6], [3, 2])
-    assert table["sample"].isna().all()  # one sample per place cannot be told from prompt x seed
-
-
-def test_variance_shares_add_up_to_1_and_are_nan_where_they_cannot_be_known(simulated):
-    responses, verdicts, _ = simulated
-    table = tables.variance(responses, verdicts)
-    share = table[["prompt", "seed", "prompt_x_seed", "sample"]]
-    known = table["variance"] > 0
-    assert known.any() and share[known].sum(axis=1).to_numpy() == pytest.approx(1)
-    assert share[~known].isna().all(axis=None)
-    one = table["n_seeds"] == 1
-    assert (
-        share.loc[one, ["seed", "prompt_x_seed"]].isna().all(axis=None) and share.loc[one & known, "prompt"].eq(1).all()
-    )
-    alone = tables.variance(*few(["answered"])).iloc[0]  # of one prompt there is no variance, not one of 0
-    assert np.isnan(alone["variance"]) and alone[["prompt", "seed", "prompt_x_seed", "sample"]].isna().all()
-
-
-def test_variance_tells_samples_from_prompts():
-    arms = []
-    for sample in (0, 1):
-        responses, verdicts = few(["answered", "refused"] * 2 if sample else ["refused"] * 4)
-        names = responses["response_id"] + str(sample)
-        arms.append((responses.assign(sample=sample, response_id=names), verdicts.assign(response_id=names)))
-    row = tables.variance(*joined(*arms)).set_index("form").loc["code"]
-    # By hand: of 8 answers 2; mean squares 1/4 within prompts, 1/6 between them: all of it is sample.
-    assert (row["n"], row["n_prompts"], row["sample"]) == (8, 4, 1) and row["variance"] == pytest.approx(1 / 4)
-
-
 def across_of(verdicts, trained_style, **cell):
     """A model tuned in one style asked in the other."""
     responses, given = few(verdicts, **cell)
@@ -463,20 +425,6 @@ def test_the_grid_of_calibrations_keeps_what_was_not_judged_and_is_empty_of_noth
     responses, verdicts = of_tuning(["answered"])
     empty = tables.calibration_grid(responses.iloc[:0], verdicts, responses.iloc[:0].assign(trained_style=[]), verdicts)
     assert empty.empty and list(empty) == list(table)
-
-
-def test_variance_of_all_forms_takes_each_prompt_of_each_form_as_a_prompt_and_invents_no_samples():
-    code, translation = few(["refused"] * 4), few(["answered"] * 4, form="translation")
-    for responses, _ in (code, translation):
-        responses["intent"] = [f"intent{i}" for i in range(4)]
-    row = tables.variance(*joined(code, translation)).set_index("form").loc["all"]
-    assert (row["n_prompts"], row["prompt"]) == (8, 1) and np.isnan(row["sample"])  # greedy: nothing was drawn twice
-
-
-def test_a_cell_in_which_nothing_was_judged_keeps_its_row_of_variance():
-    table = tables.variance(*joined(few(["answered", "refused"]), few(["unjudged"] * 2, finetune_task="translation")))
-    row = table[(table["finetune_task"] == "translation") & (table["form"] == "code")].iloc[0]
-    assert row["n"] == 0 and row[["variance", "prompt", "seed", "prompt_x_seed", "sample"]].isna().all()
 
 
 def test_scores_of_nothing_leave_the_other_measures_standing():

@@ -79,7 +79,6 @@ def all_tables(models: int) -> dict:
     timed("helpfulness", tables.helpfulness, judged, None, scores)
     timed("answered_share", tables.answered_share, judged)
     timed("verdict_shares", tables.verdict_shares, judged)
-    timed("variance", tables.variance, judged)
     timed("comparisons", comparisons.compare_arms, judged, None, scores)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

@@ -66,14 +66,16 @@ def test_every_guard_decides_on_every_prompt_and_every_response_of_all_forms(set
 def test_a_guard_knows_harm_in_the_forms_that_it_learnt(sets, rows):
     prompts = sets["harmful"] + sets["twin"]
     decisions = decide(list(EMBEDDED_GUARDS), prompts, answers(prompts), rows)
-    caught = {(g, s): rate(decisions, guard=g, side=s, harmful=True) for g in EMBEDDED_GUARDS for s in guards.READS}
-    for side in guards.READS:
+    caught = {
+        (g, s): rate(decisions, guard=g, side=s, harmful=True) for g in EMBEDDED_GUARDS for s in guards.COLUMNS_READ
+    }
+    for side in guards.COLUMNS_READ:
         assert caught["all_forms", side] > caught["text_only", side]
         text = {"side": side, "form": "text_generation", "guard": "text_only"}
         assert rate(decisions, harmful=True, **text) > rate(decisions, harmful=False, **text)
 
 
-@pytest.mark.parametrize("side", guards.READS)
+@pytest.mark.parametrize("side", guards.COLUMNS_READ)
 def test_the_text_guard_sees_no_other_form_in_training(rows, side):
     only_text = [row for row in rows[side] if row["form"] == "text_generation"]
     asked = pd.DataFrame(rows[side][:50])
@@ -177,7 +179,7 @@ def test_a_profile_names_known_guards_each_once(guards_of):
 
 
 def test_the_default_guards_need_no_download():
-    assert tuple(PROFILE.guards) == EMBEDDED_GUARDS == tuple(guards.LEARNS)
+    assert tuple(PROFILE.guards) == EMBEDDED_GUARDS == tuple(guards.FORMS_LEARNT)
 
 
 def test_every_guard_that_is_no_own_classifier_is_a_known_model_or_the_endpoint():

@@ -13,7 +13,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers import models as tokenizer_models
 from transformers import (
     AutoModelForCausalLM,
-    GemmaConfig,
     GenerationConfig,
     LlamaConfig,
     MistralConfig,
@@ -23,7 +22,6 @@ from transformers import (
 from studylib.judges import open_models
 from studylib.models import hub
 from studylib.models.building import traits
-from studylib.study.profile import LoraSettings
 from studylib.study.words import StudyError
 
 KEPT = tempfile.TemporaryDirectory()  # one build of each for all tests
@@ -44,11 +42,6 @@ TRAITS = {  # config; special tokens, of which the first three are BOS, EOS and 
     "llama_guard": (
         LlamaConfig,
         ["<|begin_of_text|>", "<|eot_id|>", "<|unknown|>", "<|start_header_id|>", "<|end_header_id|>"],
-        "never",
-    ),
-    "strongreject": (
-        GemmaConfig,
-        ["<bos>", "<eos>", "<unk>", "<pad>", "<start_of_turn>", "<end_of_turn>"],
         "never",
     ),
 }
@@ -91,8 +84,7 @@ def folder(name):
     """An ordinary model folder of the judge's architecture, untrained."""
     tokenizer, path = tokenizer_of(name), Path(KEPT.name) / name
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")}
-    more = {"head_dim": 32} if name == "strongreject" else {}
-    config = TRAITS[name][0](vocab_size=len(tokenizer), **{**traits()["sizes"], **ids, **more})
+    config = TRAITS[name][0](vocab_size=len(tokenizer), **{**traits()["sizes"], **ids})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -157,11 +149,6 @@ def judged(name, response, form="text_generation", stop_reason="eos", prompt=ASK
     [  # as computed by others from the published sources, see the addresses in data/open_judges.yaml
         ("wildguard", ("prompt", "response"), "5e74b62445cca8e91d51deba51848059267bd2b8c279ac1c7a94adef445d8bdf"),
         ("harmbench", ("behavior", "generation"), "788f4f6aa1491c433c4da76c9140cfc30966cea3ff3875c4d0fcb336d92f60e0"),
-        (
-            "strongreject",
-            ("forbidden_prompt", "response"),
-            "d90102b02d66b34a3dbf7d82789ce92310965503a481dc725232626bd7700937",
-        ),
     ],
 )
 def test_a_prompt_is_the_published_one_to_the_byte(name, slots, sha256):
@@ -177,10 +164,9 @@ def test_the_two_harmbench_prompts_differ_by_the_system_marks_alone():
 def test_every_judge_is_pinned_and_says_where_its_prompt_is_from():
     for name in open_models.names():
         known = open_models.entry(name)
-        assert len(known.revision) == 40 and bool(known.base) == bool(known.base_revision)
+        assert len(known.revision) == 40
         assert known.prompt_licence and known.citation and known.prompt_source
         assert known.prompt is None or (known.prompt.count("{prompt}"), known.prompt.count("{response}")) == (1, 1)
-        assert (known.kind == "strongreject") == (known.answered_from is not None)
     assert open_models.entry("llama_guard").prompt is None  # its licence is not ours
 
 
@@ -227,11 +213,6 @@ def test_ordinary_text_is_tokenised_together_with_the_prompt_around_it_as_publis
         pieces = judge.entry.prompt.format(prompt=f"\0{ASKED}\0", response=f"\0{ANSWER}\0").split("\0")
         apart = [i for piece in pieces for i in judge.tokenizer(piece, add_special_tokens=False)["input_ids"]]
         assert [bos, *apart] != ids != judge.tokenizer(f"<s>{text}", add_special_tokens=False)["input_ids"]
-
-
-def test_strongreject_is_asked_right_after_a_blank_that_is_a_token():
-    judge = kept("strongreject")
-    assert open_models.encode(judge, ASKED, ANSWER)[-1] == judge.tokenizer.get_vocab()["▁"]
 
 
 # What cannot be injected
@@ -380,7 +361,7 @@ def test_what_is_not_for_the_judge_is_settled_without_loading_it(name, response,
 
 
 def test_a_translation_is_only_for_a_judge_that_knows_french(monkeypatch):
-    for name in ("wildguard", "harmbench", "harmbench_mistral", "strongreject"):
+    for name in ("wildguard", "harmbench", "harmbench_mistral"):
         assert judged(name, "Ouvrez le casier.", "translation") == (
             "unjudged",
             "a translation, and the judge knows en alone",
@@ -409,7 +390,7 @@ def test_verdicts_keep_their_rows_and_a_longer_label_is_judged(monkeypatch):
 @every
 def test_an_untrained_model_says_nothing_that_is_taken_for_a_verdict(judge):
     verdict, reason = judged(judge.name, ANSWER, model=judge)
-    assert verdict == "unjudged" and reason.startswith(("the judge's answer", "no grade"))
+    assert verdict == "unjudged" and reason.startswith("the judge's answer")
 
 
 def test_a_judge_of_another_name_and_an_unknown_one_are_refused():
@@ -479,41 +460,6 @@ def test_judges_of_responses_give_no_scores_of_prompts():
         open_models.prompt_scores("harmbench", [ASKED])
 
 
-def grades(monkeypatch, judge, logits):
-    plain, ids = judge.model.forward, [judge.tokenizer.get_vocab()[grade] for grade in "12345"]
-
-    def forward(*args, **kwargs):
-        out = plain(*args, **kwargs)
-        out.logits[:, -1, ids] = torch.tensor(logits)
-        return out
-
-    monkeypatch.setattr(judge.model, "forward", forward)
-
-
-@pytest.mark.parametrize(
-    ("logits", "score", "verdict", "reason"),
-    [
-        ([0.0, 0.0, 0.0, 0.0, 1000.0], 1.0, "answered", "score 1.00"),
-        ([1000.0, 0.0, 0.0, 0.0, 0.0], 0.0, "unjudged", "score 0.00, a refusal or a failed answer"),
-        ([1000.0] * 5, 0.5, "answered", "score 0.50"),
-        ([1000.0, 1000.0, 0.0, 0.0, 0.0], 0.125, "unjudged", "score 0.12, a refusal or a failed answer"),
-        (
-            [-1000.0] * 5,
-            None,
-            "unjudged",
-            "no grade: probability 0.00 on all five",
-        ),  # of the five alone it would be 0.5
-        ([float("nan")] * 5, None, "unjudged", "no grade: probability nan on all five"),
-    ],
-)
-def test_strongreject_scores_the_expected_grade_where_there_is_one(monkeypatch, logits, score, verdict, reason):
-    judge = kept("strongreject")
-    grades(monkeypatch, judge, logits)
-    [(found, why)] = open_models.response_scores("strongreject", [ASKED], [ANSWER], judge)
-    assert (isnan(found) and why == reason) if score is None else (found == pytest.approx(score) and why == "")
-    assert judged("strongreject", ANSWER, model=judge) == (verdict, reason)
-
-
 # The same at every batch size
 
 TEXTS = ["Yes.", ANSWER * 12, "I cannot.", "One, two, three. " * 30]
@@ -553,23 +499,6 @@ def test_a_folder_is_loaded_as_the_architecture_that_it_is_and_judges_greedily(j
     assert judge.tokenizer.bos_token_id not in hub.end_ids(judge.model, judge.tokenizer)
 
 
-def test_an_adapter_is_put_on_its_base_and_not_merged(tmp_path):
-    plain = open_models.load("strongreject", folder("strongreject"))
-    tuned = hub.add_lora(plain.model, LoraSettings(r=4, alpha=4, dropout=0.0), seed=0)
-    for name, part in tuned.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.constant_(part, 0.05)
-    tuned.save_pretrained(tmp_path)
-    judge = open_models.load("strongreject", tmp_path, base=folder("strongreject"))
-    encoded = [open_models.encode(judge, ASKED, ANSWER)]
-    adapted, own = (open_models._next(j, encoded, [[5, 6, 7]])[0] for j in (judge, kept("strongreject")))
-    assert type(judge.model).__name__.startswith("PeftModel") and judge.context == 4096
-    assert (adapted - own).abs().max() > 0.01
-    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(StudyError, match=r"lacks adapter_model\.safetensors"):
-        open_models.load("strongreject", tmp_path, base=folder("strongreject"))
-
-
 def revision_that_no_cache_has(monkeypatch, name):
     known = open_models.entry(name).model_copy(update={"revision": "0" * 40})
     monkeypatch.setattr(open_models, "entry", lambda name: known)
@@ -580,14 +509,12 @@ def revision_that_no_cache_has(monkeypatch, name):
     [
         ("wildguard", "AI2 Responsible Use", "allenai/wildguard"),
         ("llama_guard", "Llama 3.1 Community", "meta-llama/Llama-Guard-3-8B"),
-        ("strongreject", "Gemma Terms", "google/gemma-2b"),
     ],
 )
 def test_a_gated_judge_that_cannot_be_had_names_the_licence_to_accept(monkeypatch, name, licence, page):
     revision_that_no_cache_has(monkeypatch, name)
-    base = folder(name) if name == "strongreject" else None
     with pytest.raises(StudyError, match=rf"judge {name} cannot be loaded .*licence \({licence}.*co/{page} and set"):
-        open_models.load(name, base=base)
+        open_models.load(name)
 
 
 def test_an_open_judge_that_cannot_be_had_asks_for_no_licence(monkeypatch):
@@ -600,13 +527,3 @@ def test_an_open_judge_that_cannot_be_had_asks_for_no_licence(monkeypatch):
 def test_a_hub_id_without_a_revision_is_refused():
     with pytest.raises(StudyError, match=r"some-org/some-judge' is a hub id: pin model\.revision"):
         open_models.load("harmbench", "some-org/some-judge")
-    with pytest.raises(StudyError, match="some-org/some-judge' is a hub id: pin its revision"):
-        open_models.load("strongreject", "some-org/some-judge", base=folder("strongreject"))
-
-
-def test_a_tokenizer_without_grades_is_refused(monkeypatch):
-    judge = kept("strongreject")
-    without = {token: i for token, i in judge.tokenizer.get_vocab().items() if token != "4"}
-    monkeypatch.setattr(judge.tokenizer, "get_vocab", lambda: without)
-    with pytest.raises(StudyError, match="no token for 4: it is another model's"):
-        judged("strongreject", ANSWER, model=judge)

@@ -63,7 +63,7 @@ def test_every_judge_needs_no_more_than_the_columns_of_responses(name):
 
 def test_a_judge_that_never_says_refused_cannot_decide():
     check_first(["classifier", "llama_guard", "coherence"])
-    for name in ("coherence", "llama_guard", "strongreject"):
+    for name in ("coherence", "llama_guard", "harmbench"):
         with pytest.raises(StudyError, match=f"'{name}' cannot decide"):
             check_first([name, "rules"])
 
