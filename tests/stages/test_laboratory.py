@@ -138,4 +138,3 @@ def test_the_notebook_runs_through_and_draws_its_four_figures(lab, tmp_path):
     cells = nbformat.read(executed, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs) == 4
