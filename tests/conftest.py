@@ -103,6 +103,14 @@ def in_empty(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def png_alone(monkeypatch):
+    """Figures are written as PNG alone: the other two formats take half of the time, and test_figures_style tests them."""
+    from studylib.figures import style
+
+    monkeypatch.setattr(style, "FORMATS", {"png": style.FORMATS["png"]})
+
+
 @pytest.fixture(scope="session")
 def smoke_project(tmp_path_factory) -> Path:
     """A copy of the project with a finished run of the smoke profile, made once; who edits it puts it back as it was."""

@@ -28,6 +28,7 @@ from studylib.study.paths import NOTEBOOKS, RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS
 
+pytestmark = pytest.mark.usefixtures("png_alone")
 JUDGES = ["rules", "words_gcg", "coherence"]
 KINDS = ("responses", "verdicts", "scores", "guards", "across", "across_verdicts", "people", "judged")
 WORDS = {  # what a damage can be narrowed to; rows without that column are not

@@ -32,6 +32,7 @@ PUBLISHED = {"color": "#7F7F7F", "marker": "D", "markersize": 4.5, **HOLLOW}
 TICK = {"color": "black", "linewidth": 1.5, "label": "aligned model"}  # a line across a mark
 STAR = {"color": INK, "marker": "*", "markersize": 9}
 
+FORMATS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # and no date in them
 WIDTH = 7.2  # inches: the text width of a page
 PERCENT_TICKS = ((0, 0.25, 0.5, 0.75, 1), ("0", "", "50", "", "100"))
 UNIT_AXIS = {"ylim": (0, 1), "yticks": PERCENT_TICKS[0], "yticklabels": PERCENT_TICKS[1]}
@@ -59,7 +60,7 @@ def save(fig: Figure, folder, name: str, caption: str, alt: str) -> None:
     The same figure gives the same bytes. The PDF holds its letters as TrueType (42), as journals ask.
     """
     fixed = {"svg.hashsalt": "study", "pdf.fonttype": 42}
-    for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+    for ending, metadata in FORMATS.items():
         path = Path(folder) / f"{name}.{ending}"
         with mpl.rc_context(fixed), files.aside(path) as part:
             fig.savefig(part, format=ending, dpi=200, facecolor="white", metadata=metadata)

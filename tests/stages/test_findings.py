@@ -18,6 +18,7 @@ from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import StudyError
 
+pytestmark = pytest.mark.usefixtures("png_alone")
 NAMES = ["rules", "words_gcg", "coherence"]
 
 
@@ -135,7 +136,7 @@ def test_the_figures_on_the_judges_are_drawn_and_kept_with_their_captions(stage,
     found = findings.judges_of(stage, frames[0])
     assert findings.figure(stage, found, "", "judge_agreement").axes
     kept = {path.name for path in stage.paths.figures.iterdir()}
-    assert {"judge_agreement.png", "judge_agreement.svg"} < kept
+    assert {"judge_agreement.png", "judge_agreement.md"} <= kept
 
 
 def test_judges_without_a_kappa_are_a_sentence_and_no_figure(stage, frames):

@@ -69,21 +69,14 @@ def test_the_summary_prints_the_attack_success_table_and_where_the_time_went(smo
 AFTER_DATA = [job for job in JOBS if not job.startswith("00")]
 
 
-@pytest.mark.parametrize(
-    ("module", "change", "concerned"),
-    [
-        ("figures/rates.py", lambda text: text + "\nX = 1\n", ["06_findings_all"]),
-        ("scores/benign.py", lambda text: text + "\nX = 1\n", ["05_helpfulness_all", "06_findings_all"]),
-        ("analysis/claims.py", lambda text: text + "\nX = 1\n", ["06_findings_all"]),
-        ("judges/registry.py", lambda text: text + "\nX = 1\n", AFTER_DATA),
-        ("stages/cells.py", lambda text: text + "\n# edited\n", []),
-        ("stages/cells.py", lambda text: text.replace('LOG.info("', 'LOG.info("Reworded: '), []),
-        ("run.py", lambda text: text + "\nX = 1\n", []),
-    ],
-)
-def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project, module, change, concerned):
-    with edited(smoke_project / "studylib" / module, change):
-        assert planned(smoke_project) == concerned
+def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project):
+    """Two dry runs; `test_graph` has the table of every room, and a test below runs a figure and a judge for real."""
+    library = smoke_project / "studylib"
+    with edited(library / "scores" / "benign.py", lambda text: text + "\nX = 1\n"):
+        assert planned(smoke_project) == ["05_helpfulness_all", "06_findings_all"]
+    reworded = edited(library / "stages" / "cells.py", lambda text: text.replace('LOG.info("', 'LOG.info("Reworded: '))
+    with reworded, edited(library / "run.py", lambda text: text + "\nX = 1\n"):
+        assert planned(smoke_project) == []
 
 
 def test_an_edited_notebook_runs_itself_and_what_follows_and_its_prose_nothing(smoke_project):
@@ -153,38 +146,51 @@ def test_an_edited_figure_or_judge_trains_and_generates_nothing(other_project):
     assert all(path.stat().st_mtime_ns != at for path, at in verdicts.items())
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs, tmp_path, how):
+def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs, tmp_path):
+    """Twice: interrupted as by Ctrl-C, and killed."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
     content["name"] = "long"  # the same data and models, but work that is not over before it can be stopped
-    content["tuning"]["steps"], content["grid"]["seeds"] = 12, list(range(10))
+    content["tuning"]["steps"], content["grid"]["seeds"] = 12, list(range(8))
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(content))
     run = tmp_path / "long"
     for part in ("data", "models"):  # what 00_prepare would make again, second for second
         shutil.copytree(smoke_runs / "smoke" / part, run / part)
     last = run / "notebooks/02_finetune/code.ipynb"  # a target may be named by its whole path
     wanted = ["study", "--profile", str(tmp_path / "long.yaml"), "--cores", "1", "--", str(last)]
-    driver = command(*wanted, runs=tmp_path, start=subprocess.Popen, start_new_session=True)
-    wait_for(lambda: list((run / "responses" / "rows").glob("*.jsonl")) or driver.poll() is not None)
-    assert driver.poll() is None, driver.communicate()[0]
-    family = psutil.Process(driver.pid).children(recursive=True)
-    if how == signal.SIGINT:
-        os.killpg(driver.pid, how)
-    else:
-        driver.kill()
-    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 30)
-    driver.communicate()
 
-    adapters = {p: p.stat().st_mtime_ns for p in run.glob("adapters/[!.]*/adapter_model.safetensors")}
-    rows = {p: p.read_bytes().rpartition(b"\n")[0] for p in run.glob("responses/rows/*.jsonl")}
-    assert adapters and any(rows.values()) and not last.exists()
+    def begun():
+        adapters = {p: p.stat().st_mtime_ns for p in run.glob("adapters/[!.]*/adapter_model.safetensors")}
+        return adapters, {p: p.read_bytes().rpartition(b"\n")[0] for p in run.glob("responses/rows/*.jsonl")}
+
+    def goes_on_from(adapters, rows):
+        assert all(p.stat().st_mtime_ns == mtime for p, mtime in adapters.items())
+        assert all(p.read_bytes().startswith(lines) for p, lines in rows.items())
+
+    def lines(begun):
+        return sum(rows.count(b"\n") for rows in begun[1].values())
+
+    def stopped(how, left):
+        driver = command(*wanted, runs=tmp_path, start=subprocess.Popen, start_new_session=True)
+        wait_for(lambda: lines(begun()) > lines(left) or driver.poll() is not None)
+        assert driver.poll() is None, driver.communicate()[0]
+        family = psutil.Process(driver.pid).children(recursive=True)
+        if how == signal.SIGINT:
+            os.killpg(driver.pid, how)
+        else:
+            driver.kill()
+        wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 30)
+        driver.communicate()
+        goes_on_from(*left)
+        assert all(map(any, begun())) and not last.exists()
+        return begun()
+
+    left = stopped(signal.SIGKILL, stopped(signal.SIGINT, begun()))
     done = command(*wanted, runs=tmp_path, timeout=300)
     assert done.returncode == 0, done.stdout
-    assert all(p.stat().st_mtime_ns == mtime for p, mtime in adapters.items())
-    assert all(p.read_bytes().startswith(begun) for p, begun in rows.items())
+    goes_on_from(*left)
     made = list(run.glob("responses/rows/miniature-code-*.jsonl"))  # not of the untuned model, which judging needs
     across = [path for path in made if "-asked-" in path.stem]  # in the other style, harmful prompts alone
-    assert len(across) == 2 * 10 == len(made) - len(across)
+    assert len(across) == 2 * 8 == len(made) - len(across)
     assert {len(path.read_bytes().splitlines()) for path in across} == {48}
     assert all(len(path.read_bytes().splitlines()) == 136 for path in made if path not in across)
 
@@ -279,28 +285,48 @@ def test_damaged_data_or_weights_are_named_before_a_kernel_starts(smoke_runs, tm
             "There is no model folder /nowhere/model",
         ),
         (lambda text: text.replace("min_free_gb: 1", "min_free_gb: 1.0e+9"), "are free"),
-        (lambda text: text.replace("harmful_per_form: 6", "harmful_per_form: 6000"), "harmful_per_form is 6000"),
     ],
 )
-def test_bad_settings_are_one_sentence_before_work_starts(tmp_path, smoke_runs, change, said):
+def test_bad_settings_are_one_sentence_before_work_starts(tmp_path, monkeypatch, change, said):
     profile = tmp_path / "mine.yaml"
-    text = (smoke_runs.parent / "studylib" / "profiles" / "smoke.yaml").read_text()
+    text = (PROFILES / "smoke.yaml").read_text()
     profile.write_text(change(text).replace("name: smoke", "name: mine"))
     assert change(text) != text
+    assert said in complaint(monkeypatch, tmp_path / "runs", "study", "--profile", str(profile))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_size_that_the_world_cannot_fill_stops_the_study_in_its_first_notebook(tmp_path):
+    profile = tmp_path / "mine.yaml"
+    text = (PROFILES / "smoke.yaml").read_text().replace("name: smoke", "name: mine")
+    profile.write_text(text.replace("harmful_per_form: 6", "harmful_per_form: 6000"))
     done = command("study", "--profile", str(profile), runs=tmp_path / "runs", timeout=120)
-    assert done.returncode != 0 and said in done.stdout, done.stdout
+    assert done.returncode != 0 and "harmful_per_form is 6000" in done.stdout, done.stdout
     assert not list((tmp_path / "runs").glob("*/models"))
 
 
-def test_an_unknown_profile_or_stage_or_unit_is_one_sentence(tmp_path):
+def complaint(monkeypatch, runs, *arguments) -> str:
+    """The sentence with which the command line, called in this process, exits."""
+    monkeypatch.setenv("STUDY_RUNS", str(runs))
+    monkeypatch.setenv("PYTHONPATH", "")  # put back, as the command line adds to it
+    monkeypatch.setattr(sys, "argv", ["run", *arguments])
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("Snakemake was started"))
+    with pytest.raises(SystemExit) as end:
+        run.main()
+    assert end.value.code.startswith("error: ") and len(end.value.code.splitlines()) == 1
+    return end.value.code
+
+
+def test_an_unknown_profile_or_stage_or_unit_is_one_sentence(tmp_path, monkeypatch):
     for arguments, said in [
         (["study", "--profile", "smok"], "There is no profile 'smok'"),
         (["stage", "--profile", "smoke", "--stage", "02_finetune", "--unit", "cooking"], "it has code, translation"),
         (["stage", "--profile", "smoke", "--stage", "07_more"], "Unknown stage '07_more'"),
         (["summary", "--profile", "smoke"], "is not finished: `make study` goes on with it"),
     ]:
-        done = command(*arguments, runs=tmp_path)
-        assert done.returncode == 1 and said in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout
+        assert said in complaint(monkeypatch, tmp_path, *arguments)
+    done = command(*arguments, runs=tmp_path)  # as a user sees it
+    assert done.returncode == 1 and said in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout
 
 
 def test_times_are_kept_for_every_notebook(smoke_runs):
