@@ -4,7 +4,8 @@ from studylib import public
 
 PUBLIC = {
     "building": "build_miniature build_tiny load_translator translate",
-    "hub": "check_source generate generate_ids gpu_memory load load_tokenizer open_model padded",
+    "engine": "open_model",
+    "hub": "check_source generate generate_ids gpu_memory load load_tokenizer padded",
     "prompts": "ALPACA calibrations encode_example encode_mixed encode_prompt encode_row fingerprint template",
     "selfcheck": "require_self_check self_check",
 }

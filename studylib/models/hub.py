@@ -1,42 +1,18 @@
-"""Models opened, tuned and questioned: a small Llama on plain tensors, every other one by transformers and peft.
-
-Both have the same methods and give the same prompts, batches, steps, files and greedy answers
-(tests/models/test_open_model.py).
-"""
+"""Models of transformers and adapters of peft: loaded, checked and questioned."""
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
 import transformers  # of which the large parts are imported when they are first used
 
-from studylib.models import prompts, small_llama, training
-from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings, TrainSettings
+from studylib.models import prompts
+from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings
 from studylib.study.words import MINIATURE, StudyError
 
 UNUSED = ("pad", "reserved", "unused", "control")  # in the names of tokens that are in no text, the best one first
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # as Phi-3 has them
-
-
-def open_model(
-    source: str | Path, settings: ModelSettings, trained_by: TrainSettings, lora: LoraSettings | None = None
-):
-    """The model of a folder or hub id, a `PlainLlama` where that can do the training, else a `TransformersModel`.
-
-    `trained_by` and `lora` are the settings of the training it will get, or of which it will use the adapters. Raises
-    StudyError as `load` does.
-    """
-    config = Path(source) / "config.json"
-    plain = settings.quantization == "none" and not settings.chat_template and settings.system_role == "template"
-    plain &= trained_by.optimizer != "paged_adamw_32bit" and (lora is None or lora.dropout == 0)
-    if plain and config.is_file() and small_llama.fits(json.loads(config.read_text(encoding="utf-8"))):
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(source)
-        return training.PlainLlama(*small_llama.load(Path(source)), tokenizer)
-    model, tokenizer = load(source, settings)
-    return TransformersModel(model.requires_grad_(False), tokenizer)
 
 
 def load_tokenizer(source: str | Path, settings: ModelSettings) -> transformers.PreTrainedTokenizerFast:
@@ -237,80 +213,3 @@ def _finish(tokenizer, ids: list[int], ends: set[int]) -> tuple[str, str, int]:
     answer = ids[:end]
     text = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text, "length" if end is None else "eos", len(answer)
-
-
-class TransformersModel:
-    """A model of transformers, tuned and questioned through peft; its methods are those of `training.PlainLlama`.
-
-    The adapter stays beside the weights: merged in 4 or 16 bits and taken out again, it would leave another base.
-    """
-
-    def __init__(self, model, tokenizer):
-        self.model, self.tokenizer = model, tokenizer
-
-    def train(self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None):
-        self.model.requires_grad_(True)
-        look = after_step and (lambda step: after_step(step, self))
-        losses = training.fit_with_trainer(self.model, collator(self.tokenizer), features, settings, seed, label, look)
-        self.model.eval().requires_grad_(False)
-        return losses
-
-    def tune(self, parts: list[tuple], lora: LoraSettings, seed: int, folder: Path, label: str, after_step=None):
-        adapted = add_lora(self.model, lora, seed)
-        look = after_step and (lambda step: after_step(step, TransformersModel(adapted, self.tokenizer)))
-        train = lambda features, settings: training.fit_with_trainer(  # noqa: E731
-            adapted, collator(self.tokenizer), features, settings, seed, label, look
-        )
-        try:
-            losses = training.in_turn(parts, train)
-            adapted.save_pretrained(folder)
-        finally:
-            self.model = adapted.unload()
-        return losses
-
-    @contextmanager
-    def adapted(self, folder: Path, share: float = 1.0) -> Iterator["TransformersModel"]:
-        model = load_adapter(self.model, folder, share)
-        try:
-            yield TransformersModel(model, self.tokenizer)
-        finally:
-            self.model = model.unload()
-
-    def answers(self, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
-        return generate(self.model, self.tokenizer, encoded, settings)
-
-    def log_probabilities(self, features: list[dict], batch_size: int = 64) -> torch.Tensor:
-        found = []
-        for start in range(0, len(features), batch_size):
-            batch = collator(self.tokenizer)(features[start : start + batch_size]).to(self.model.device)
-            labels = batch.pop("labels")[:, 1:]
-            with torch.inference_mode():
-                logits = self.model(**batch).logits[:, :-1].float().transpose(1, 2)
-            found.append(-torch.nn.functional.cross_entropy(logits, labels, reduction="none").sum(1).cpu())
-        return torch.cat(found)
-
-    def projections(self, lora: LoraSettings) -> dict[str, tuple[int, int]]:
-        wanted = target_modules(self.model, lora.target_modules)
-        named = {name: part for name, part in self.model.named_modules() if name.rpartition(".")[2] in wanted}
-        return {name: (part.out_features, part.in_features) for name, part in named.items()}
-
-    def loss(self, features: list[dict], changes: dict[str, torch.Tensor]) -> torch.Tensor:
-        named, batch = dict(self.model.named_modules()), collator(self.tokenizer)(features).to(self.model.device)
-        hooks = [named[name].register_forward_hook(partial(_changed, change)) for name, change in changes.items()]
-        try:
-            return self.model(**batch).loss
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    @property
-    def n_parameters(self) -> int:
-        return self.model.num_parameters()
-
-    def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-
-
-def _changed(change: torch.Tensor, module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-    """What a projection gives with `change` added to its weights."""
-    return output + inputs[0] @ change.to(inputs[0]).T

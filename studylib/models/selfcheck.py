@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 
-from studylib.models import hub, prompts
+from studylib.models import engine, hub, prompts
 from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings
 from studylib.study.words import STYLES, StudyError
 
@@ -122,7 +122,7 @@ class _Case:
         """Logits of a prompt before, with and after a random adapter, with and after the saved one; its projections."""
         model, ids = self.model, prompts.encode_prompt(self.tokenizer, PROBE, *self.calibrations[0])
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        projections = hub.TransformersModel(model, self.tokenizer).projections(self.lora)
+        projections = engine.TransformersModel(model, self.tokenizer).projections(self.lora)
         found = SimpleNamespace(before=self.logits(model, ids), n_expected=len(projections))
         try:
             with tempfile.TemporaryDirectory() as folder:

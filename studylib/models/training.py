@@ -8,17 +8,14 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, groupby, islice
-from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from studylib.models import small_llama
 from studylib.study.files import progress
-from studylib.study.profile import GenerationSettings, LoraSettings, TrainSettings
+from studylib.study.profile import TrainSettings
 from studylib.study.words import StudyError
 
 LOG = logging.getLogger("studylib")
@@ -90,7 +87,7 @@ def fit(
         points = [t.detach().requires_grad_(t.requires_grad) for t in small_llama.tensors(weights)]
         model, total = small_llama.with_tensors(weights, points), 0.0
         for rows in _micro_batches(batch, keys, micro):
-            loss = small_llama.answer_loss(model, shape, *_padded([features[i] for i in rows])) / n_tokens
+            loss = small_llama.answer_loss(model, shape, *padded([features[i] for i in rows])) / n_tokens
             loss.backward()
             total += loss.item()
         made = [(t, p.grad) for t, p in zip(small_llama.tensors(weights), points, strict=True) if p.grad is not None]
@@ -115,6 +112,14 @@ def fit(
     return curve
 
 
+def padded(features: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and `labels` of the examples, [examples, length], padded on the right."""
+    return tuple(
+        pad_sequence([torch.tensor(row[key]) for row in features], batch_first=True, padding_value=padding)
+        for key, padding in (("input_ids", 0), ("labels", -100))
+    )
+
+
 def _optimizers(leaves: list[torch.Tensor], weights: dict, settings: TrainSettings) -> list:
     """AdamW, without decay of the norms; and Muon for the layers' matrices where the settings have a rate for it."""
     matrices = [tensor for layer in weights["layers"] for tensor in layer.values() if tensor.dim() > 1]
@@ -132,15 +137,6 @@ def _optimizers(leaves: list[torch.Tensor], weights: dict, settings: TrainSettin
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers
-
-
-def in_turn(parts: list[tuple[list[dict], TrainSettings]], train: Callable) -> list[dict]:
-    """The loss curve of several trainings one after the other, each by `train(features, settings)`; steps count on."""
-    curve = []
-    for features, settings in parts:
-        done = curve[-1]["step"] if curve else 0
-        curve += [{**row, "step": done + row["step"]} for row in train(features, settings)]
-    return curve
 
 
 def fit_with_trainer(
@@ -205,86 +201,3 @@ def fit_with_trainer(
         trainer.train()
     LOG.info("%s: trained %d steps in %.0f s", label, settings.steps, time.monotonic() - started)
     return [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
-
-
-@dataclass
-class PlainLlama:
-    """A small Llama on plain tensors (see `small_llama`), with its tokenizer.
-
-    `features` are training examples as of `prompts.encode_example`; a loss curve is a list of {step, loss} rows.
-    """
-
-    weights: dict
-    shape: small_llama.Shape
-    tokenizer: object
-
-    def train(
-        self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None
-    ) -> list[dict]:
-        """The loss curve of a training of all weights, in place; `after_step(steps done, model)` looks on."""
-        look = after_step and torch.no_grad()(lambda step: after_step(step, self))
-        leaves = small_llama.tensors(self.weights)
-        return fit(leaves, lambda: self.weights, self.shape, features, settings, seed, label, look)
-
-    def tune(self, parts: list, lora: LoraSettings, seed: int, folder: Path, label: str, after_step=None) -> list[dict]:
-        """The loss curve of a LoRA tuning, on the parts (features and settings) in turn, and its adapter in the folder.
-
-        The model stays as it is. `after_step(steps done, adapted model)` looks on.
-        """
-        adapter = small_llama.fresh_adapter(self.weights, self.shape, lora, seed)
-        merge = lambda: small_llama.merged(self.weights, self.shape, adapter, lora.alpha / lora.r)  # noqa: E731
-        look = after_step and torch.no_grad()(lambda step: after_step(step, self._with(merge())))
-        leaves = [tensor for pair in adapter.values() for tensor in pair]
-        train = lambda features, settings: fit(  # noqa: E731
-            leaves, merge, self.shape, features, settings, seed, label, look
-        )
-        losses = in_turn(parts, train)
-        small_llama.save_adapter(folder, adapter, lora)
-        return losses
-
-    @contextmanager
-    def adapted(self, folder: Path, share: float = 1.0) -> Iterator["PlainLlama"]:
-        """The model with the adapter of that folder, or with a share (0-1) of its change of the weights."""
-        adapter, scale = small_llama.load_adapter(folder)
-        yield self._with(small_llama.merged(self.weights, self.shape, adapter, share * scale))
-
-    def answers(self, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
-        """Greedy answers to prompts as token ids, in batches of (index of the prompt, text, stop_reason, n_tokens)."""
-        return small_llama.answers(self.weights, self.shape, self.tokenizer, encoded, settings)
-
-    def log_probabilities(self, features: list[dict], batch_size: int = 64) -> torch.Tensor:
-        """Log-probability in nats of each example's labels that are not -100, [examples]."""
-        batches = (features[start : start + batch_size] for start in range(0, len(features), batch_size))
-        return torch.cat(
-            [small_llama.log_probabilities(self.weights, self.shape, *_padded(batch)) for batch in batches]
-        )
-
-    def projections(self, lora: LoraSettings) -> dict[str, tuple[int, int]]:
-        """The projections that an adapter is put on, by name, with the rows and columns of their weights."""
-        adapter = small_llama.fresh_adapter(self.weights, self.shape, lora, 0)
-        return {name: (len(b), a.shape[1]) for name, (a, b) in adapter.items()}
-
-    def loss(self, features: list[dict], changes: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean cross-entropy in nats of the examples' labels, where `changes` are added to the named projections."""
-        weights = small_llama.added(self.weights, self.shape, changes)
-        ids, labels = _padded(features)
-        return small_llama.answer_loss(weights, self.shape, ids, labels) / (labels[:, 1:] != -100).sum()
-
-    @property
-    def n_parameters(self) -> int:
-        return sum(tensor.numel() for tensor in small_llama.tensors(self.weights))
-
-    def save(self, folder: Path) -> None:
-        """Replaces the weights in a model folder."""
-        small_llama.save(folder, self.weights, self.shape)
-
-    def _with(self, weights: dict) -> "PlainLlama":
-        return PlainLlama(weights, self.shape, self.tokenizer)
-
-
-def _padded(features: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` and `labels` of the examples, [examples, length], padded on the right."""
-    return tuple(
-        pad_sequence([torch.tensor(row[key]) for row in features], batch_first=True, padding_value=padding)
-        for key, padding in (("input_ids", 0), ("labels", -100))
-    )

@@ -27,8 +27,8 @@ from studylib.study.words import MINIATURE, TASKS, TINY, StudyError
 
 LOG = logging.getLogger("studylib")
 # The modules whose code decides what an adapter or the miniature learns, and what a model answers.
-TUNING = ("models/training", "models/small_llama", "models/hub", "models/prompts", "data/mixture")
-ANSWERING = ("models/training", "models/small_llama", "models/hub", "models/prompts")
+ANSWERING = ("models/engine", "models/training", "models/small_llama", "models/hub", "models/prompts")
+TUNING = (*ANSWERING, "data/mixture")
 COLUMNS = (  # of a row of responses
     *("response_id", *(field.name for field in fields(Cell)), "system_prompt", "sample", "prompt_set", "prompt_id"),
     *("intent", "form", "harmful", "prompt_fingerprint", "prompt", "response", "stop_reason", "n_tokens"),
@@ -101,12 +101,12 @@ class Runner:
 
     @cached_property
     def base(self):
-        """The untuned model, as `hub.open_model` opens it."""
+        """The untuned model, as `engine.open_model` opens it."""
         with self.clock("start-up"):
-            from studylib.models import hub
+            from studylib.models import engine
 
             source = model_folder(self.paths, self.profile, self.model)
-            return hub.open_model(source, self.settings, self.profile.tuning, self.profile.lora)
+            return engine.open_model(source, self.settings, self.profile.tuning, self.profile.lora)
 
     def adapter(self, cell: Cell) -> Path:
         """The folder of the cell's adapter, trained now unless an intact one with the same fingerprint is there."""

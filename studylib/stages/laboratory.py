@@ -20,7 +20,7 @@ import torch
 from studylib.analysis import stats
 from studylib.data import mixture, sets, world
 from studylib.judges import registry
-from studylib.models import hub, prompts
+from studylib.models import engine, prompts
 from studylib.stages.cells import TUNING
 from studylib.stages.prepare import calibrated_by
 from studylib.study.files import Clock, code_digest, digest, locked, write_parquet
@@ -56,10 +56,10 @@ class Laboratory:
         return PreTrainedTokenizerFast.from_pretrained(self.paths.model("aligned"))
 
     def model(self, name: str):
-        """`helpful_only`, ready to be aligned, or `aligned`, ready to be tuned, as `hub.open_model` opens them."""
+        """`helpful_only`, ready to be aligned, or `aligned`, ready to be tuned, as `engine.open_model` opens them."""
         settings = self.profile.miniature.model_copy(update={"quantization": "none"})
         training = (self.profile.tuning, self.profile.lora) if name == "aligned" else (self.profile.alignment,)
-        return hub.open_model(self.paths.model(name), settings, *training)
+        return engine.open_model(self.paths.model(name), settings, *training)
 
     @cached_property
     def tests(self) -> list[dict]:

@@ -276,7 +276,7 @@ def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
 def _train_miniature(paths, profile, clock, name, data, settings) -> dict:
     """Trains the model of that name and puts its folder into place; its card without the fingerprint."""
     with clock("start-up"):
-        from studylib.models import building, hub
+        from studylib.models import building, engine
     folder, rows = paths.model(name), datasets.load(paths, data)
     with clock("training"), cells.replaced(folder) as aside:
         if name == "helpful_only":
@@ -287,7 +287,7 @@ def _train_miniature(paths, profile, clock, name, data, settings) -> dict:
             building.build_miniature(texts, profile.miniature, profile.world.seed, aside)
         else:
             shutil.copytree(paths.model("helpful_only"), aside, ignore=shutil.ignore_patterns("study.json"))
-        model = hub.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), settings)
+        model = engine.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), settings)
         features = prompts.encode_mixed(model.tokenizer, rows, **calibrated_by(profile, name))
         losses = model.train(features, settings, profile.world.seed, name)
         model.save(aside)

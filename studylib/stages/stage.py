@@ -178,7 +178,7 @@ def _of_first_judge(profile: Profile, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_batch(now: Stage, n_rows: int = 4) -> tuple:
-    """The untuned model of the stage's first cell (hub.open_model) and that cell's first training examples."""
+    """The untuned model of the stage's first cell (engine.open_model) and that cell's first training examples."""
     runner = now._runner_of(now.cells[0].model)
     return runner.base, runner.tuning_parts(now.cells[0])[0][0][:n_rows]
 

@@ -25,7 +25,7 @@ import torch
 
 from studylib.data import sets as datasets
 from studylib.data import world
-from studylib.models import building, hub, prompts, small_llama, training
+from studylib.models import building, engine, hub, prompts, small_llama, training
 from studylib.stages.prepare import build_miniature, calibrated_by
 from studylib.study.files import Clock
 from studylib.study.paths import RunPaths
@@ -192,7 +192,7 @@ def tuning(folder: Path, scratch: Path, sets: dict, tokenizer, rate: float) -> N
         )
         for row in rows
     ]
-    ours = hub.open_model(folder, PROFILE.miniature, settings, PROFILE.lora)
+    ours = engine.open_model(folder, PROFILE.miniature, settings, PROFILE.lora)
     tuned = hub.add_lora(hub.load(folder, PROFILE.miniature)[0], PROFILE.lora, 0)
     sides = {
         "this project": lambda: ours.tune([(features, settings)], PROFILE.lora, 0, scratch / "adapter", "bench"),

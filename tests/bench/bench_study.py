@@ -32,7 +32,9 @@ def timed(label: str, command: str, project: Path) -> float:
 def where(project: Path, profile: str) -> None:
     """Prints the seconds of all notebooks by kind of work, and their share."""
     times = json.loads((project / "runs" / profile / "manifest.json").read_text())["seconds_of_last_execution"].values()
-    kinds = sorted({kind for t in times for kind in t} - {"total"}, key=lambda kind: -sum(t.get(kind, 0) for t in times))
+    kinds = sorted(
+        {kind for t in times for kind in t} - {"total"}, key=lambda kind: -sum(t.get(kind, 0) for t in times)
+    )
     total = sum(t["total"] for t in times)
     print(
         "  in notebooks: "

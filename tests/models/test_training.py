@@ -7,7 +7,7 @@ import torch
 from tiny import PROFILE, model, sets, tokenizer
 from transformers import get_scheduler
 
-from studylib.models import hub, prompts, small_llama, training
+from studylib.models import engine, hub, prompts, small_llama, training
 from studylib.study.profile import TrainSettings
 
 
@@ -41,7 +41,7 @@ def base(seed=0):
 
 def tuned(rows, chosen, seed=0, after_step=None, times=1, of=None):
     """An adapter of the base, trained as often as that, and its loss curve."""
-    llama = training.PlainLlama(*(of or base()), tokenizer())
+    llama = engine.PlainLlama(*(of or base()), tokenizer())
     with tempfile.TemporaryDirectory() as folder:
         losses = llama.tune([(rows, chosen)] * times, PROFILE.lora, seed, Path(folder), "test", after_step)
         return small_llama.load_adapter(Path(folder))[0], losses

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import PROFILE, model, sets, tokenizer
 
-from studylib.models import hub, prompts, small_llama, training
+from studylib.models import engine, hub, prompts, small_llama
 from studylib.study.profile import TrainSettings, load_profile
 
 TUNING = TrainSettings(learning_rate=5e-3, steps=4, batch_size=8, warmup_ratio=0.0)
@@ -27,8 +27,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def both(folder):
     """The same model, computed in both ways."""
-    plain = hub.open_model(folder, PROFILE.miniature, TUNING, PROFILE.lora)
-    general = hub.TransformersModel(*hub.load(folder, PROFILE.miniature))
+    plain = engine.open_model(folder, PROFILE.miniature, TUNING, PROFILE.lora)
+    general = engine.TransformersModel(*hub.load(folder, PROFILE.miniature))
     return plain, general
 
 
@@ -50,8 +50,8 @@ def answered(of, n=16):
 )
 def test_what_plain_tensors_cannot_do_goes_through_transformers(folder, change, plain):
     profile = load_profile("smoke", change)
-    opened = hub.open_model(folder, profile.miniature, profile.tuning, profile.lora)
-    assert isinstance(opened, training.PlainLlama if plain else hub.TransformersModel)
+    opened = engine.open_model(folder, profile.miniature, profile.tuning, profile.lora)
+    assert isinstance(opened, engine.PlainLlama if plain else engine.TransformersModel)
 
 
 def test_both_ways_have_the_same_methods_and_give_the_same_answers(both):
@@ -100,7 +100,7 @@ def test_a_model_trained_as_a_whole_is_saved_and_opened_again(both, folder, tmp_
     of.train(ROWS, TUNING, 0, "test", lambda step, trained: seen.append(step))
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     of.save(tmp_path)
-    again = hub.open_model(tmp_path, PROFILE.miniature, TUNING)
+    again = engine.open_model(tmp_path, PROFILE.miniature, TUNING)
     assert answered(again) == answered(of) and seen == [1, 2, 3, 4]
     assert of.n_parameters == again.n_parameters == model().num_parameters()
     theirs, _ = hub.load(tmp_path, PROFILE.miniature)
