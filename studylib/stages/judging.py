@@ -7,6 +7,7 @@ that has nothing to do with either.
 import hashlib
 import html
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,9 @@ USER = "user"  # the source of labels made with the labelling sheet
 SHOWN = ("prompt", "response", "form", "stop_reason")  # of a response; where all are equal it is one text
 DISAGREE, RANDOM = "judges disagree", "random"
 COLUMNS = ("response_id", *SHOWN, "label", "seconds", "chosen_because", "weight")
-DOUBLE_CLICK = 0.3  # seconds: nobody has read a text sooner
+KEYS = {verdict[0]: verdict for verdict in VERDICTS}  # r a p i u
+BACK = "b"
+QUICKEST = 0.3  # seconds: nobody has read a text sooner, so it is a key held down or a double click
 
 
 def check(names: Sequence[str]) -> None:
@@ -242,7 +245,8 @@ class Sheet:
 
     `rows` are those of `choose` (or any with response_id and the columns of SHOWN). Each label is appended at once to
     `path`, a JSON-lines file, and a sheet on the same file goes on where it was left; the last label of a response
-    counts. A response or prompt that was made anew is asked again.
+    counts. A response or prompt that was made anew is asked again. A button per verdict, or a key: r, a, p, i, u typed
+    into the box that has the focus, without Enter; b goes back.
 
     Where `redact` (as the profile's) texts are shown by their first words and a hash, and no label can be given, until
     whoever runs it asks for them with `show=True`. The file holds texts in full: do not pass it on where they are
@@ -267,38 +271,54 @@ class Sheet:
         self.path, self.clock = Path(path), clock
         self.open = show or not redact
         self.labels: dict[int, str] = {}
+        self.seconds: list[float] = []
         places = {(row["response_id"], row["prompt"], row["response"]): i for i, row in enumerate(self.rows)}
         for row in read_labels(self.path).to_dict("records"):
             place = places.get((row["response_id"], row["prompt"], row["response"]))
             if place is not None:
                 self.labels[place] = row["label"]
+                self.seconds.append(row["seconds"])
         self._build()
         self._go(self._next(-1))
 
     def _build(self) -> None:
-        from ipywidgets import HTML, Button, HBox, Layout, VBox
+        from ipywidgets import HTML, Button, HBox, Layout, Text, VBox
 
         self.progress, self.text = HTML(), HTML(layout=Layout(max_height="32em", overflow="auto"))
         self.buttons = {}
-        for verdict, definition in registry.definitions().items():
-            button = Button(description=verdict, tooltip=definition, disabled=not self.open)
+        for key, verdict in KEYS.items():
+            about = registry.definitions()[verdict]
+            button = Button(description=f"{verdict} ({key})", tooltip=about, disabled=not self.open)
             button.on_click(lambda _, verdict=verdict: self._label(verdict))
             self.buttons[verdict] = button
-        self.back = Button(description="back", icon="arrow-left")
+        self.back = Button(description=f"back ({BACK})", icon="arrow-left")
         self.back.on_click(lambda _: self._go(self.place - 1))
-        self.box = VBox([self.progress, self.text, HBox([*self.buttons.values(), self.back])])
+        self.keys = Text(placeholder=f"keys: {' '.join((*KEYS, BACK))}", disabled=not self.open)
+        self.keys.observe(self._typed, "value")
+        self.box = VBox([self.progress, self.text, HBox([*self.buttons.values(), self.back, self.keys])])
 
     def _repr_mimebundle_(self, **options) -> dict:
         """The widget, and in words no text of a response: what is in words is saved with the notebook."""
         words = f"A labelling sheet of {len(self.rows)} responses"
         return self.box._repr_mimebundle_(**options) | {"text/plain": words}
 
+    def _typed(self, change: dict) -> None:
+        """The last character is the key: a quick typist's next one may come before the box is empty again."""
+        key = change["new"][-1:].lower()
+        if change["new"]:
+            self.keys.value = ""
+        if key == BACK:
+            self._go(self.place - 1)
+        elif key in KEYS:
+            self._label(KEYS[key])
+
     def _label(self, verdict: str) -> None:
         seconds = self.clock() - self.since
-        if not self.open or self.place == len(self.rows) or seconds < DOUBLE_CLICK:
+        if not self.open or self.place == len(self.rows) or seconds < QUICKEST:
             return
         append_rows(self.path, [self.rows[self.place] | {"label": verdict, "seconds": round(seconds, 1)}])
         self.labels[self.place] = verdict
+        self.seconds.append(seconds)
         self._go(self._next(self.place))
 
     def _next(self, place: int) -> int:
@@ -309,10 +329,16 @@ class Sheet:
     def _go(self, place: int) -> None:
         self.place = max(place, 0)
         self.back.disabled = self.place == 0
-        self.progress.value = f"<b>{len(self.labels)} of {len(self.rows)}</b>"
+        done, left = len(self.labels), len(self.rows) - len(self.labels)
+        words = f"{done} of {len(self.rows)}"
+        if self.seconds and left:
+            pace = statistics.median(self.seconds)  # a break does not count
+            words += f", {pace:.0f} s each, {max(1, round(pace * left / 60))} min left"
+        self.progress.value = f"<b>{words}</b>"
         self.text.value = self._page()
         for verdict, button in self.buttons.items():
             button.button_style = "info" if self.labels.get(self.place) == verdict else ""
+        self.keys.focus()
         self.since = self.clock()
 
     def _page(self) -> str:

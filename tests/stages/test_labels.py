@@ -200,7 +200,7 @@ def test_the_sheet_shows_prompt_response_and_form_and_nothing_of_the_condition(t
     for word in ("miniature", "llama-x", "translation", "generic", "incoherent-said", "multitask", "disagree", "7.25"):
         assert word not in text
     # what is offered is the same whatever the response
-    assert [button.description for button in one.buttons.values()] == list(VERDICTS)
+    assert [button.description for button in one.buttons.values()] == [f"{v} ({v[0]})" for v in VERDICTS]
 
 
 def test_the_order_has_nothing_to_do_with_that_of_the_rows(tmp_path):
@@ -234,6 +234,7 @@ def test_texts_of_real_profiles_are_redacted_and_not_to_be_labelled_until_asked_
     assert "Write the steps" not in shown(closed) and "First find locker" in shown(closed)
     assert "Then open it." not in shown(closed) and "words, " in shown(closed) and "show=True" in shown(closed)
     press(closed, "refused")
+    closed.keys.value = "r"
     assert not path.exists() and closed.labels == {}
     assert all(button.disabled for button in closed.buttons.values())
     opened = judging.Sheet(responses(), path, redact=True, show=True, clock=ticking())
@@ -262,6 +263,28 @@ def test_every_button_keeps_its_label_with_text_time_and_weight(tmp_path):
     assert len(judging.read_labels(path)) == 5
 
 
+def test_keys_label_without_enter_and_empty_the_box(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    one = sheet(path)
+    for key in "rAp":
+        one.keys.value = key
+        assert one.keys.value == ""
+    one.keys.value = "x"  # no key: nothing happens, and the box is empty again
+    assert one.keys.value == ""
+    one.keys.value = "ru"  # the r was counted when it was typed
+    assert judging.read_labels(path)["label"].tolist() == ["refused", "answered", "partial", "unjudged"]
+
+
+def test_a_key_typed_in_the_browser_labels_and_the_box_there_is_emptied(tmp_path):
+    one, sent = sheet(tmp_path / "labels.jsonl"), []
+    one.keys._send = lambda message, buffers=None: sent.append(message)  # what goes to the browser
+    one.keys.set_state({"value": "r"})  # what a message from there does
+    assert judging.read_labels(tmp_path / "labels.jsonl")["label"].tolist() == ["refused"]
+    updates = [m["state"]["value"] for m in sent if m["method"] == "update" and "value" in m["state"]]
+    assert updates[-1] == ""
+    assert {"method": "custom", "content": {"do": "focus"}} in sent
+
+
 def test_one_can_go_back_and_label_again_and_the_last_label_counts(tmp_path):
     path = tmp_path / "labels.jsonl"
     one = sheet(path)
@@ -269,7 +292,7 @@ def test_one_can_go_back_and_label_again_and_the_last_label_counts(tmp_path):
     assert one.back.disabled
     press(one, "refused", "answered")
     one.back.click()
-    one.back.click()
+    one.keys.value = "b"
     assert current(one) == first and one.buttons["refused"].button_style == "info"
     press(one, "partial")
     assert one.place == 2  # the second is labelled already: on to the next without a label
@@ -278,16 +301,27 @@ def test_one_can_go_back_and_label_again_and_the_last_label_counts(tmp_path):
     assert [row["label"] for row in read_rows(path)] == ["refused", "answered", "partial"]
 
 
-def test_a_double_click_labels_once(tmp_path):
+def test_a_key_held_down_or_a_double_click_labels_once(tmp_path):
     path = tmp_path / "labels.jsonl"
     one = sheet(path)
     one.clock = lambda: one.since + 0.2
+    one.keys.value = "r"
     press(one, "refused")
     assert not path.exists()
     one.clock = lambda: one.since + 5
     press(one, "refused", "refused")
     table = judging.read_labels(path)
     assert table["label"].tolist() == ["refused", "refused"] and table["seconds"].tolist() == [5, 5]
+
+
+def test_progress_tells_pace_and_time_left_and_breaks_do_not_count(tmp_path):
+    one = sheet(tmp_path / "labels.jsonl", responses(200))
+    assert "0 of 200" in shown(one) and "min left" not in shown(one)
+    for seconds in (*[4] * 20, 3600, *[4] * 16):
+        since = one.since
+        one.clock = lambda now=since + seconds: now
+        press(one, "refused")
+    assert "37 of 200, 4 s each, 11 min left" in shown(one)
 
 
 def test_a_sheet_opened_again_goes_on_where_it_was_left(tmp_path):
