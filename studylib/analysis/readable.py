@@ -8,7 +8,7 @@ import pandas as pd
 from studylib.analysis.comparisons import ARM_COSTS, COSTLY, MARGIN, NO_REDUCTION, PROMPTED, SHIP
 from studylib.analysis.rates import INTERVAL, TOGETHER, judged, one_dose, ordered
 from studylib.study.words import FORMS, SAFETY_DATA
-from studylib.text.shown import redact, redact_prompt
+from studylib.text.normal import redact, redact_prompt
 
 _MODEL = ["model", "finetune_task", "safety_data"]
 _LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}

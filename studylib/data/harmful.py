@@ -22,7 +22,7 @@ from studylib.study.files import digest, progress, read_csv, read_yaml, write_te
 from studylib.study.paths import DATA
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, STAND_IN, StudyError
-from studylib.text.shown import redact_prompt
+from studylib.text.normal import redact_prompt
 
 LOG = logging.getLogger("studylib")
 NEAR = "near duplicates of an earlier one"  # the name of this count

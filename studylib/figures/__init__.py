@@ -4,8 +4,7 @@ from studylib import public
 
 PUBLIC = {
     "catalogue": "FIGURES draw draw_runs",
-    "parts": "VERDICT_COLOURS",
-    "rates": "curves",
+    "rates": "VERDICT_COLOURS curves",
     "style": "save set_theme",
 }
 __getattr__, __dir__, __all__ = public(__name__, PUBLIC)

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 
 from studylib.analysis.readable import span
 from studylib.analysis.stats import CONFIDENCE, POWER, detectable_difference
-from studylib.figures import changes, parts, planes, rates, style
+from studylib.figures import changes, planes, rates, style
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 
-FIGURES = rates.FIGURES | changes.FIGURES | parts.FIGURES | planes.FIGURES  # name: (function, *tables it draws from)
+FIGURES = rates.FIGURES | changes.FIGURES | planes.FIGURES  # name: (function, *tables it draws from)
 LEVEL = f"{100 * CONFIDENCE:.0f} %"
 
 

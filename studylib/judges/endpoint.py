@@ -31,7 +31,7 @@ from studylib.study.files import digest, progress, read_yaml
 from studylib.study.paths import DATA, runs_folder
 from studylib.study.profile import Count, Settings
 from studylib.study.words import FORMS, StudyError, Verdict
-from studylib.text.shown import is_blank, name_invisible
+from studylib.text.normal import is_blank, name_invisible
 
 LOG = logging.getLogger("studylib")
 OPENAI = "https://api.openai.com/v1"

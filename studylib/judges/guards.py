@@ -12,7 +12,7 @@ import pandas as pd
 
 from studylib.judges import endpoint, open_models
 from studylib.study.words import EMBEDDED_GUARDS, FORMS, StudyError, Verdict
-from studylib.text.shown import is_blank
+from studylib.text.normal import is_blank
 
 MODERATION_MODEL = "omni-moderation-latest"
 THRESHOLD = 0.5  # scores from which a guard blocks

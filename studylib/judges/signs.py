@@ -12,8 +12,7 @@ from math import log1p
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.text import refusals
-from studylib.text.normal import normal_form
-from studylib.text.shown import without_invisible
+from studylib.text.normal import normal_form, without_invisible
 
 # Reasoning that some models write down before the response.
 REASONING = re.compile(r"\A\s*<think>.*?</think>", re.S)

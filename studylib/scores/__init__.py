@@ -3,8 +3,7 @@
 from studylib import public
 
 PUBLIC = {
-    "benign": "headline of_sets score",
-    "preferences": "judge_pairs pairs win_rate",
+    "benign": "headline judge_pairs of_sets pairs score win_rate",
     "programs": "in_words pass_at_1 problems",
 }
 __getattr__, __dir__, __all__ = public(__name__, PUBLIC)

@@ -10,9 +10,9 @@ from studylib.analysis import rates
 from studylib.analysis.comparisons import ARM_ORDER
 from studylib.analysis.rates import one_dose
 from studylib.analysis.readable import arm_with_dose, calibration_label, label
-from studylib.figures.parts import VERDICT_COLOURS
+from studylib.figures.rates import VERDICT_COLOURS
 from studylib.study.words import FORMS, PROMPT_SETS, SAFETY_DATA, STYLES, TASKS, StudyError
-from studylib.text.shown import name_invisible, redact, redact_prompt
+from studylib.text.normal import name_invisible, redact, redact_prompt
 
 UNTUNED, TUNED, NOT_ASKED = "untuned", "tuned", "not asked"
 MOST, WHOLE = 400, 5000  # characters of a text in the table, and in the explorer

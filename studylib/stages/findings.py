@@ -13,7 +13,7 @@ from studylib.analysis import agreement, claims, comparisons, rates, readable, t
 from studylib.data import mixture, sets
 from studylib.figures import catalogue, style
 from studylib.judges import registry
-from studylib.scores import benign, preferences
+from studylib.scores import benign
 from studylib.stages import judging
 from studylib.study import grid
 from studylib.study.files import write_text
@@ -72,7 +72,7 @@ def what_the_tables_are() -> str:
     """Markdown: what each table of the run is and what its columns mean, as its function says."""
     names = ("attack_success", "helpfulness", "answered_share", "over_refusal_by_kind", "by_seed", "calibration_grid")
     made = {name: getattr(tables, name) for name in (*names, "verdict_shares")}
-    made |= {"set_scores": benign.of_sets, "win_rates": preferences.win_rate, "comparisons": comparisons.compare_arms}
+    made |= {"set_scores": benign.of_sets, "win_rates": benign.win_rate, "comparisons": comparisons.compare_arms}
     made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
     made |= {"attack_success_by_judge": judging.corrected}

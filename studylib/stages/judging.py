@@ -24,7 +24,7 @@ from studylib.study.files import append_rows, read_rows
 from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import VERDICTS, StudyError
-from studylib.text.shown import name_invisible, redact, redact_prompt
+from studylib.text.normal import name_invisible, redact, redact_prompt
 
 XSTEST = ("xstest_gpt4", "xstest_llama2new", "xstest_llama2orig", "xstest_mistralguard", "xstest_mistralinstruct")
 YARDSTICKS = ("own", "chatgpt_refusals", "xstest")

@@ -21,7 +21,7 @@ from studylib.study.grid import Cell
 from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import STAGE_SAFETY_DATA, STYLES, TASKS, TINY
-from studylib.text.shown import redact
+from studylib.text.normal import redact
 
 VOCABULARY = ("pretraining", "alignment", "safety_multitask")  # what the miniature's tokenizer is made from
 

@@ -3,8 +3,8 @@
 from studylib import public
 
 PUBLIC = {
-    "normal": "WORD comparison_form languages loops normal_form",
+    "normal": "WORD comparison_form is_blank languages loops name_invisible normal_form redact redact_prompt "
+    "without_invisible",
     "refusals": "QUOTATION judge_all judge_rules",
-    "shown": "is_blank name_invisible redact redact_prompt without_invisible",
 }
 __getattr__, __dir__, __all__ = public(__name__, PUBLIC)

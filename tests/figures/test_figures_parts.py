@@ -12,7 +12,7 @@ from frames import study
 from matplotlib.colors import to_hex, to_rgb
 
 from studylib.analysis import agreement, claims, tables
-from studylib.figures import parts, style
+from studylib.figures import rates, style
 from studylib.study.words import FORMS, VERDICTS
 
 mpl.use("Agg")
@@ -44,17 +44,17 @@ def lab(colour, vision):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_of_one_figure_are_told_apart_with_any_colour_vision(vision):
-    sets = (style.FORM_COLOURS, style.SAFETY_COLOURS, parts.VERDICT_COLOURS)
+    sets = (style.FORM_COLOURS, style.SAFETY_COLOURS, rates.VERDICT_COLOURS)
     for colours in sets:
         apart = [np.linalg.norm(lab(a, vision) - lab(b, vision)) for a, b in combinations(colours.values(), 2)]
         assert min(apart) > 10  # 2.3 is just seen
 
 
 def test_a_colour_stands_for_one_thing():
-    sets = (style.FORM_COLOURS, style.SAFETY_COLOURS, parts.VERDICT_COLOURS)
+    sets = (style.FORM_COLOURS, style.SAFETY_COLOURS, rates.VERDICT_COLOURS)
     colours = [colour for one in sets for colour in one.values()]
     assert len(set(colours)) == len(colours)
-    assert set(parts.VERDICT_COLOURS) == set(VERDICTS)
+    assert set(rates.VERDICT_COLOURS) == set(VERDICTS)
 
 
 def segments(ax, colour):
@@ -70,23 +70,23 @@ def test_verdicts_are_stacked_to_one_incoherent_and_unjudged_included(shares):
     ax = fig.axes[2]
     rows = shares[(shares["prompt_set"] == "harmful") & (shares["form"] == "all")]
     rows = rows[(rows["style"] == "alpaca") & ~rows["system_prompt"]]
-    for verdict, colour in parts.VERDICT_COLOURS.items():
+    for verdict, colour in rates.VERDICT_COLOURS.items():
         expected = rows.loc[rows["verdict"] == verdict, "share"].tolist()
         assert [width for _, _, width in segments(ax, colour)] == pytest.approx(expected)
-    ends = [x + width for _, x, width in segments(ax, parts.VERDICT_COLOURS["unjudged"])]
+    ends = [x + width for _, x, width in segments(ax, rates.VERDICT_COLOURS["unjudged"])]
     assert ends == pytest.approx([1] * 7)
     assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == [
         "aligned model",
         *(f"{task}, {arm}" for task in ("code", "translation") for arm in ("no safety data", "generic", "multitask")),
     ]
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(parts.VERDICT_COLOURS)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(rates.VERDICT_COLOURS)
 
 
 def test_a_study_in_which_nothing_was_judged_is_drawn_as_such():
     frames = study(np.random.default_rng(0), tasks=("code",), n_prompts=2, seeds=(0,), unjudged=1)
     shares = tables.verdict_shares(*frames[:2])
     ax = figure("verdict_composition", shares).axes[0]
-    assert [width for _, _, width in segments(ax, parts.VERDICT_COLOURS["unjudged"])] == [1] * 4
+    assert [width for _, _, width in segments(ax, rates.VERDICT_COLOURS["unjudged"])] == [1] * 4
     text, alt = texts("verdict_composition", shares)
     assert "In 16 cells nothing was judged" in text and "unjudged 100 %" in alt
 

@@ -12,7 +12,7 @@ from fault_server import FAULTS, serving
 from studylib.analysis.rates import CELL
 from studylib.judges import endpoint
 from studylib.judges.endpoint import Endpoint
-from studylib.scores.preferences import PAIR, judge_pairs, pairs, win_rate
+from studylib.scores.benign import PAIR, judge_pairs, pairs, win_rate
 from studylib.study.paths import DATA
 from studylib.study.words import StudyError
 

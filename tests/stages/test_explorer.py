@@ -8,10 +8,10 @@ import pytest
 from frames import joined, study
 from ipywidgets.widgets.widget import _instances
 
-from studylib.figures.parts import VERDICT_COLOURS
+from studylib.figures.rates import VERDICT_COLOURS
 from studylib.stages import explorer
 from studylib.study.words import FORMS, StudyError
-from studylib.text.shown import redact
+from studylib.text.normal import redact
 
 ARMS = {  # column: tuned task, safety data, dose
     "untuned": ("none", "none", 0.0),

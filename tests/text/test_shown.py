@@ -2,7 +2,7 @@
 
 import pytest
 
-from studylib.text.shown import is_blank, name_invisible, redact, redact_prompt, without_invisible
+from studylib.text.normal import is_blank, name_invisible, redact, redact_prompt, without_invisible
 
 
 def test_redaction_shows_no_more_than_three_words():
