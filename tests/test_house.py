@@ -24,6 +24,12 @@ def test_there_are_nine_rooms_and_one_command_line():
     assert [path.name for path in LIBRARY.glob("[!_]*.py")] == ["run.py"]
 
 
+def test_the_library_stays_small():
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in LIBRARY.rglob("*.py")}
+    assert len(lines) <= 70 and sum(lines.values()) <= 15_500, (len(lines), sum(lines.values()))
+    assert not {path: n for path, n in lines.items() if n > 450}
+
+
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_rooms_import_what_they_may(contract):
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"]
