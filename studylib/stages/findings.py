@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown, display
 from jinja2 import Template
 
 from studylib.analysis import agreement, claims, comparisons, rates, readable, tables
@@ -150,7 +151,7 @@ def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
 def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
     """The figure of that name for one model (see `of_model`), written to the run's `figures/` with its caption.
 
-    A sentence instead of a figure where there is nothing to draw.
+    A notebook shows the caption above it: what it finds, n, intervals. Where there is nothing to draw, a sentence.
     """
     _, *shown = catalogue.FIGURES[name]
     if missing := [table for table in shown if table not in found]:
@@ -165,6 +166,7 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
     except ValueError as why:  # nothing to draw, of which the sentence says the reason
         return _without(stage, name, str(why))
     style.save(drawn, Path(stage.paths.figures), name, *words)
+    display(Markdown(words[0]))
     return drawn
 
 
