@@ -33,33 +33,6 @@ def content(row: dict) -> str:
     return row.get("content") or row["messages"][0]["content"]
 
 
-def pairs(texts_a: list[str], texts_b: list[str] | None = None, threshold: float = THRESHOLD) -> pd.DataFrame:
-    """Every duplicate pair: positions a and b (a < b within one list), cosine (threshold to 1), kind (exact or near).
-
-    Texts that are equal on one side stand by the first of them, so that ten thousand equal ones do not make fifty
-    million pairs: within one list each other one makes an exact pair with its first, between two lists it makes none.
-    Sorted by a, then b. A text shorter than an n-gram has exact duplicates only. Raises StudyError where the threshold
-    is not above 0 and up to 1, and where there are more than MOST_PAIRS near pairs.
-    """
-    n_a = len(texts_a)
-    forms = [comparison_form(text) for text in [*texts_a, *(texts_b or [])]]
-    codes, distinct = pd.factorize(np.array(forms, dtype=object))
-    if texts_b is None:
-        first_a = first_b = _first_rows(codes, len(distinct))
-        again = np.flatnonzero(first_a[codes] != np.arange(n_a))
-        exact, sides = (first_a[codes[again]], again), None
-    else:
-        first_a, first_b = (_first_rows(side, len(distinct)) for side in (codes[:n_a], codes[n_a:]))
-        sides = np.flatnonzero(first_a >= 0), np.flatnonzero(first_b >= 0)
-        both = np.intersect1d(*sides)
-        exact = first_a[both], first_b[both]
-    i, j, cosine = _near(distinct, np.bincount(codes, minlength=len(distinct)), threshold, sides)
-    kinds = pd.Categorical.from_codes(np.repeat([0, 1], [len(exact[0]), len(i)]), ["exact", "near"])
-    a, b = np.concatenate([exact[0], first_a[i]]), np.concatenate([exact[1], first_b[j]])
-    cosine = np.concatenate([np.ones(len(exact[0])), cosine])
-    return pd.DataFrame({"a": a, "b": b, "cosine": cosine, "kind": kinds}).sort_values(["a", "b"], ignore_index=True)
-
-
 def duplicates_report(sets: dict[str, list[dict]], threshold: float = THRESHOLD) -> pd.DataFrame:
     """One row for every set and each other and itself: set, other, rows, and how many rows are exact, near and clean.
 
@@ -142,19 +115,16 @@ def _clashes(found: SimpleNamespace, name: str, tests: list[str]) -> pd.DataFram
     for place in reversed(range(len(tests))):
         home[found.first[tests[place]] >= 0] = place
     code, like = np.concatenate([found.i, found.j]), np.concatenate([found.j, found.i])
-    near = pd.DataFrame({"code": code, "like": like, "cosine": np.tile(found.cosine, 2)})[home[like] >= 0]
-    near = near.sort_values("cosine", ascending=False, kind="stable").drop_duplicates("code").set_index("code")
-    reasons = []
-    for row, code in enumerate(found.codes[name]):
-        if home[code] >= 0:
-            kind, like, cosine = "exact", code, 1.0
-        elif code in near.index:
-            kind, like, cosine = "near", int(near.at[code, "like"]), near.at[code, "cosine"]
-        else:
-            continue
-        other = tests[home[like]]
-        reasons.append((row, kind, cosine, found.first[other][like], other))
-    return pd.DataFrame(reasons, columns=[*REASONS, "other"]).astype(REASONS | {"other": "str"})
+    near = pd.DataFrame({"code": code, "like": like, "kind": "near", "cosine": np.tile(found.cosine, 2)})
+    near = near[home[like] >= 0].sort_values("cosine", ascending=False, kind="stable")
+    tested = np.flatnonzero(home >= 0)
+    exact = pd.DataFrame({"code": tested, "like": tested, "kind": "exact", "cosine": 1.0})
+    reasons = pd.concat([exact, near]).drop_duplicates("code")
+    rows = pd.DataFrame({"code": found.codes[name]}).rename_axis("row").reset_index().merge(reasons, on="code")
+    others = [tests[place] for place in home[rows["like"]]]
+    places = [found.first[other][like] for other, like in zip(others, rows["like"], strict=True)]
+    columns = REASONS | {"other": "str"}
+    return rows.assign(other_row=places, other=others)[list(columns)].astype(columns)
 
 
 def _repetitions(found: SimpleNamespace, rows: list[dict], codes: np.ndarray, places: np.ndarray) -> pd.DataFrame:
@@ -194,34 +164,28 @@ def _first_rows(codes: np.ndarray, n: int) -> np.ndarray:
 # Near duplicates
 
 
-def _near(
-    texts: list[str], counts: np.ndarray, threshold: float, sides: tuple[np.ndarray, np.ndarray] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """i, j and cosine of every pair of these distinct comparison forms at or above the threshold, up to ROUNDING.
+def _near(texts: list[str], counts: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """i < j and cosine of every pair of these distinct comparison forms at or above the threshold, up to ROUNDING.
 
-    Within all of them (i < j), or with i from the first and j from the second of the `sides`. `counts`: how often each
-    text occurs, for the document frequencies.
-
-    Of each text only its rarest n-grams are looked up, so many that the norm of the rest is below `tail`. What comes
-    after them adds less than `tail` x 1 to a cosine. So a pair at the threshold has a product above threshold - tail,
-    and only such pairs are computed in full (prefix filter of Bayardo, Ma and Srikant, Scaling up all pairs similarity
-    search, WWW 2007; theirs indexes one side). threshold - 0.1 was the quickest tail.
+    `counts`: how often each text occurs, for the document frequencies. Of each text only its rarest n-grams are looked
+    up, so many that the norm of the rest is below `tail`. What comes after them adds less than `tail` x 1 to a cosine.
+    So a pair at the threshold has a product above threshold - tail, and only such pairs are computed in full (prefix
+    filter of Bayardo, Ma and Srikant, Scaling up all pairs similarity search, WWW 2007; theirs indexes one side).
+    threshold - 0.1 was the quickest tail.
     """
     if not 0 < threshold <= 1:
         raise StudyError(f"The threshold of near duplicates is a cosine above 0 and up to 1, not {threshold}.")
     weights = _weights(texts, counts)
     tail = max(threshold - 0.1, threshold / 2)
     rare = _rarest(weights, tail)
-    everything = np.arange(len(texts))
-    left, right = (side.astype(np.int32) for side in sides or (everything, everything))
-    queries, lookup = rare[left], rare[right].T.tocsr()
-    products = np.diff(lookup.indptr)[queries.indices]
-    cost = np.concatenate([[0], np.cumsum(products)])[queries.indptr]
-    result, n_found = [(left[:0], right[:0], np.empty(0))], 0
+    lookup = rare.T.tocsr()
+    cost = np.concatenate([[0], np.cumsum(np.diff(lookup.indptr)[rare.indices])])[rare.indptr]
+    none = np.empty(0, dtype=np.int32)
+    result, n_found = [(none, none, np.empty(0))], 0
     for start, end in progress(list(_blocks(cost)), "duplicates", unit="blocks of texts compared"):
-        block = (queries[start:end] @ lookup).tocoo()
-        i, j = left[block.row + start], right[block.col]
-        hit = (block.data > threshold - tail - ROUNDING) & (i < j if sides is None else i != j)
+        block = (rare[start:end] @ lookup).tocoo()
+        i, j = block.row + start, block.col
+        hit = (block.data > threshold - tail - ROUNDING) & (i < j)
         found = _verified(weights, i[hit], j[hit], threshold)
         result.append(found)
         n_found += len(found[0])

@@ -256,9 +256,10 @@ def _own_safety_set(name: str, rows: list[dict]) -> tuple[list[dict], Counter, b
 
 def _like(texts: list[str], tests: list[str]) -> list[bool]:
     """Whether each text equals, or is a near duplicate of, one of the tests."""
-    found = duplicates.pairs(texts, tests, THRESHOLD)["a"]
-    like = {comparison_form(texts[place]) for place in found}  # of equal texts the first stands there
-    return [comparison_form(text) in like for text in texts]
+    both = {name: [{"text": text} for text in some] for name, some in (("texts", texts), ("tests", tests))}
+    dropped = duplicates.clean(both, ["tests"], text=lambda row: row["text"])[1]
+    like = set(dropped.loc[(dropped["set"] == "texts") & (dropped["other"] == "tests"), "row"])
+    return [place in like for place in range(len(texts))]
 
 
 def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: Counter) -> list[dict]:

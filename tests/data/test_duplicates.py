@@ -31,6 +31,20 @@ def rows(texts, **more) -> list[dict]:
     return [{"id": f"{i}", "messages": [{"role": "user", "content": text}], **more} for i, text in enumerate(texts)]
 
 
+def pairs(texts, others=None, threshold=0.8) -> pd.DataFrame:
+    """The duplicate pairs that `_compare` finds within the texts, or between two lists; equal ones by the first."""
+    found = duplicates._compare({"a": rows(texts), "b": rows(others or [])}, threshold, duplicates.content)
+    a, b = found.first["a"], found.first["a" if others is None else "b"]
+    if others is None:
+        made = [(a[code], i, 1.0, "exact") for i, code in enumerate(found.codes["a"]) if a[code] != i]
+    else:
+        made = [(a[code], b[code], 1.0, "exact") for code in range(found.n) if min(a[code], b[code]) >= 0]
+    for i, j, cosine in zip(found.i, found.j, found.cosine, strict=True):
+        both = [(i, j)] if others is None else [(i, j), (j, i)]
+        made += [(a[one], b[other], cosine, "near") for one, other in both if min(a[one], b[other]) >= 0]
+    return pd.DataFrame(sorted(made), columns=["a", "b", "cosine", "kind"])
+
+
 def brute_force(texts_a, texts_b, threshold) -> pd.DataFrame:
     """What `pairs` promises, by comparing each text with every other."""
     plain = [comparison_form(text) for text in [*texts_a, *(texts_b or [])]]
@@ -97,9 +111,9 @@ def test_pairs_are_those_of_comparing_each_with_every_other(seed, threshold):
     texts = odd_texts(80, seed)
     wanted = brute_force(texts, None, threshold)
     assert set(wanted["kind"]) == ({"exact", "near"} if threshold < 1 else set(wanted["kind"]))
-    assert_same(duplicates.pairs(texts, threshold=threshold), wanted)
+    assert_same(pairs(texts, threshold=threshold), wanted)
     others = odd_texts(50, seed + 100)
-    assert_same(duplicates.pairs(texts, others, threshold), brute_force(texts, others, threshold))
+    assert_same(pairs(texts, others, threshold), brute_force(texts, others, threshold))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -110,29 +124,27 @@ def test_prose_and_templates_give_the_same_pairs_as_brute_force(seed):
     texts = prose + [TEMPLATE + one for one in edited] + [one[:-20] for one in edited] + edited
     wanted = brute_force(texts, None, 0.8)
     assert min(wanted["kind"].value_counts()) > 5
-    assert_same(duplicates.pairs(texts), wanted)
+    assert_same(pairs(texts), wanted)
 
 
 def test_texts_too_short_for_an_n_gram_have_exact_duplicates_only():
-    found = duplicates.pairs(["abc", "ABC!", "abcd", "", "?", "a longer text"])
+    found = pairs(["abc", "ABC!", "abcd", "", "?", "a longer text"])
     assert found.to_numpy().tolist() == [[0, 1, 1.0, "exact"], [3, 4, 1.0, "exact"]]
-    assert len(duplicates.pairs([])) == len(duplicates.pairs([], ["abc"])) == len(duplicates.pairs(["ab"], [])) == 0
+    assert len(pairs([])) == len(pairs([], ["abc"])) == len(pairs(["ab"], [])) == 0
 
 
 def test_ten_thousand_equal_rows_make_as_many_pairs_and_no_fifty_million():
     texts = sentences(50, 0)
-    found = duplicates.pairs([*texts, *[texts[7].upper()] * 10_000])
+    found = pairs([*texts, *[texts[7].upper()] * 10_000])
     assert len(found) == 10_000 and set(found["a"]) == {7} and set(found["kind"]) == {"exact"}
-    assert duplicates.pairs([texts[7]] * 10_000, [texts[7] + "!"] * 10_000).to_numpy().tolist() == [
-        [0, 0, 1.0, "exact"]
-    ]
+    assert pairs([texts[7]] * 10_000, [texts[7] + "!"] * 10_000).to_numpy().tolist() == [[0, 0, 1.0, "exact"]]
 
 
 def test_a_thousand_rows_under_one_template_are_distinguished_and_no_time_is_lost():
     texts = [TEMPLATE + text[:40] for text in sentences(1000, 3)]
-    assert len(duplicates.pairs(texts)) == 0
+    assert len(pairs(texts)) == 0
     texts[500] = texts[3][:-1] + "x"
-    assert duplicates.pairs(texts)[["a", "b"]].to_numpy().tolist() == [[3, 500]]
+    assert pairs(texts)[["a", "b"]].to_numpy().tolist() == [[3, 500]]
 
 
 @pytest.mark.parametrize("block", [1, 3000, 10_000_000])
@@ -141,9 +153,9 @@ def test_the_size_of_the_blocks_does_not_change_what_is_found(monkeypatch, block
     texts = [TEMPLATE + text[: 9 + i % 40] for i, text in enumerate(sentences(25, 1) * 3)]
     wanted = brute_force(texts, None, 0.7)
     assert len(wanted) > 20
-    assert_same(duplicates.pairs(texts, threshold=0.7), wanted)
+    assert_same(pairs(texts, threshold=0.7), wanted)
     others = [text[::-1][:60] + text for text in texts[:40]]
-    assert_same(duplicates.pairs(texts, others, 0.6), brute_force(texts, others, 0.6))
+    assert_same(pairs(texts, others, 0.6), brute_force(texts, others, 0.6))
 
 
 def test_n_grams_are_counted_as_scikit_learn_does_even_of_too_many_characters_for_one_number():
@@ -174,13 +186,13 @@ def test_n_grams_that_would_have_the_same_number_in_64_bits_are_distinguished():
 def test_more_pairs_than_memory_holds_are_an_error_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 100)
     with pytest.raises(StudyError, match=r"More than 100 near duplicates among 40 texts: compare what differs"):
-        duplicates.pairs([f"{TEMPLATE * 3} {i}" for i in range(40)], threshold=0.3)
+        pairs([f"{TEMPLATE * 3} {i}" for i in range(40)], threshold=0.3)
 
 
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.01, float("nan")])
 def test_a_threshold_that_is_no_cosine_is_refused(threshold):
     with pytest.raises(StudyError, match="cosine above 0 and up to 1, not"):
-        duplicates.pairs(["one text"], threshold=threshold)
+        pairs(["one text"], threshold=threshold)
 
 
 SENTENCE = (
@@ -205,15 +217,15 @@ SENTENCE = (
 )
 def test_a_long_text_with_one_word_changed_is_near_and_a_paraphrase_is_not(edit, near):
     text = SENTENCE % 7
-    found = duplicates.pairs([text, *sentences(300, 0)], [edit(text)])
+    found = pairs([text, *sentences(300, 0)], [edit(text)])
     assert found["kind"].tolist() == ["near"] * near
 
 
 def test_what_a_template_fills_in_decides_when_many_rows_share_the_template():
     fillings = words(600, 5)[300:]
     texts = [f"Translate this word into French and use it in a sentence: {word * 2}" for word in fillings]
-    assert len(duplicates.pairs(texts)) < 5
-    assert len(duplicates.pairs(texts[:2], threshold=0.6)) == 1  # of two rows alone the template is most of the text
+    assert len(pairs(texts)) < 5
+    assert len(pairs(texts[:2], threshold=0.6)) == 1  # of two rows alone the template is most of the text
     contents = [
         {"id": word, "content": word * 2, "messages": [{"content": text}]}
         for word, text in zip(fillings, texts, strict=True)
@@ -359,7 +371,7 @@ def chain() -> list[str]:
 
 def test_only_an_earlier_row_that_stays_makes_a_row_superfluous():
     texts = [*chain(), *sentences(20, 1)]
-    assert duplicates.pairs(texts)[["a", "b"]].to_numpy().tolist() == [[0, 1], [1, 2]]
+    assert pairs(texts)[["a", "b"]].to_numpy().tolist() == [[0, 1], [1, 2]]
     kept, dropped = duplicates.clean({"train": rows(texts)}, tests=[])
     assert dropped["row"].tolist() == [1] and len(kept["train"]) == 22
     assert counted(duplicates.duplicates_report({"train": rows(texts)}), "train", "train") == [23, 0, 1, 22]
