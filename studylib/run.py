@@ -22,7 +22,7 @@ from joblib import cpu_count  # of the cores that this process may use
 from studylib.stages import graph
 from studylib.study import grid
 from studylib.study.files import write_text
-from studylib.study.paths import NOTEBOOKS, ROOT, RunPaths
+from studylib.study.paths import DATA, NOTEBOOKS, ROOT, RunPaths
 from studylib.study.profile import Profile, load_profile, profile_path
 from studylib.study.words import STAGES, StudyError
 
@@ -187,7 +187,7 @@ def export(profile_name: str, folder: Path) -> str:
     """What was exported of the run's data sets, as text for the terminal; see sets.export."""
     from studylib.data import sets
 
-    found = sets.export(RunPaths.of(load_profile(profile_name).name), folder)
+    found = sets.export(RunPaths.of(load_profile(profile_name).name), folder, DATA / "cards")
     return f"{found.to_string(index=False)}\n{folder}: {found['exported'].sum()} of {len(found)} sets"
 
 

@@ -82,24 +82,23 @@ class Source(Settings):
 def register() -> dict[str, Source]:
     """All sources by name: those of `data/sources.yaml`, completed by the entries of the file that STUDY_SOURCES names.
 
-    An entry there with a new name adds a source; one with a known name fills in what is null or missing, and nothing
-    else. Raises StudyError that names file and entry where one is wrong or changes what is pinned.
+    An entry there adds a source, or fills in what is null or missing of a known one. Raises StudyError that names file
+    and entry where one is wrong or changes what is pinned.
     """
-    shipped = DATA / "sources.yaml"
-    known = _entries(shipped)
-    places = dict.fromkeys(known, shipped.name)
+    known = _entries(DATA / "sources.yaml")
+    places = dict.fromkeys(known, "sources.yaml")
     if own := os.environ.get("STUDY_SOURCES"):
         own = Path(own).expanduser()
         if not own.is_file():
             raise StudyError(f"There is no sources file {own}: correct STUDY_SOURCES, or unset it.")
         for name, entry in _entries(own).items():
             before = known.get(name, {})
-            if changed := [key for key, value in entry.items() if before.get(key) not in (None, value)]:
-                key = changed[0]
-                raise StudyError(
-                    f"{own}, entry {name!r}: {key} is {before[key]!r} in {shipped.name} and cannot become "
-                    f"{entry[key]!r}; give the entry another name."
-                )
+            for key, value in entry.items():
+                if before.get(key) not in (None, value):
+                    raise StudyError(
+                        f"{own}, entry {name!r}: {key} is {before[key]!r} in sources.yaml and cannot become {value!r}; "
+                        "give the entry another name."
+                    )
             known[name], places[name] = before | entry, str(own)
     found = {}
     for name, entry in known.items():
@@ -113,9 +112,7 @@ def register() -> dict[str, Source]:
 def _entries(path: Path) -> dict[str, dict]:
     content = read_yaml(path)
     if not isinstance(content, list) or not all(isinstance(one, dict) and "name" in one for one in content):
-        raise StudyError(
-            f"{path} is not a list of entries that each begin with `- name: ...`, as data/sources.yaml is."
-        )
+        raise StudyError(f"{path} is not a list of entries that begin with `- name: ...`, as data/sources.yaml is.")
     entries = {entry["name"]: entry for entry in content}
     if len(entries) < len(content):
         raise StudyError(f"{path} has a `name` that occurs twice: rename or remove one.")
@@ -134,10 +131,10 @@ def source(name: str) -> Source:
 
 
 def fetch(name: str) -> Path:
-    """The path of the source's file with the pinned sha256, downloaded into the cache where it is nowhere yet.
+    """The path of the source's file with the pinned sha256, downloaded where it is nowhere or damaged in the cache.
 
-    A damaged file in the cache is downloaded again. Raises Absent where the file is gated, offline or unreachable,
-    StudyError where the name is no file's, no sha256 is pinned, or the file has another hash.
+    Raises Absent where the file is gated, offline or unreachable, StudyError where the name is no file's, no sha256 is
+    pinned, or the file has another hash.
     """
     entry = source(name)
     if entry.kind != "file":
@@ -204,14 +201,8 @@ def _download(entry: Source) -> Path:
     import requests
 
     pooch.get_logger().setLevel("WARNING")
-    folder = cache_folder()
-    keeper = pooch.create(
-        path=folder,
-        base_url="",
-        registry={entry.mirror: f"sha256:{entry.sha256}"},
-        urls={entry.mirror: entry.url},
-        retry_if_failed=RETRIES,
-    )
+    folder, known = cache_folder(), {"registry": {entry.mirror: f"sha256:{entry.sha256}"}}
+    keeper = pooch.create(folder, "", urls={entry.mirror: entry.url}, retry_if_failed=RETRIES, **known)
     bar = progress(total=entry.bytes or 1, what=entry.name, unit="bytes")
     transfer = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=TIMEOUT)
     try:
@@ -237,9 +228,9 @@ def _reason(error: Exception) -> str:
 def hub_rows(name: str, n: int, seed: int) -> list[dict]:
     """`n` rows of a hub data set in random order, all where it has fewer: dicts by the roles of the entry's `columns`.
 
-    Streamed at the pinned revision, each row drawn among the next BUFFER rows, so that far less than the whole is
-    loaded; the same seed draws the same rows (with the same release of `datasets`). Raises Absent where the data set is
-    gated, offline or unreachable, StudyError where no revision is pinned or a split or column does not exist.
+    Streamed at the pinned revision, each row drawn among the next BUFFER rows; the same seed draws the same rows (with
+    the same release of `datasets`). Raises Absent where the data set is gated, offline or unreachable, StudyError where
+    no revision is pinned or a split or column does not exist.
     """
     entry = source(name)
     if entry.kind != "hub":

@@ -5,9 +5,7 @@ from 0), `instruction`, `category` (or "") and `twin`, a benign counterpart (or 
 identifies it everywhere. The wordings of the forms are in `data/forms.yaml`.
 """
 
-import csv
 import hashlib
-import io
 import logging
 import random
 import re
@@ -15,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+import pandas as pd
 
 from studylib.data import duplicates, world
 from studylib.data.grammar import Scene, capital, lexicon, owned
@@ -45,17 +45,15 @@ def intent(one: dict) -> str:
 
 def as_instructions(source: str, rows: list[tuple]) -> tuple[list[dict], dict[str, int]]:
     """Instructions of (key, instruction, category, twin), of repeated ones the first, none empty; and the counts."""
-    kept, seen, counts = [], set(), Counter(rows=len(rows))
+    kept, counts = {}, Counter(rows=len(rows))
     for key, text, category, twin in rows:
-        text = text.strip()
-        if not text or folded(text) in seen:
+        text, twin = text.strip(), (twin or "").strip() or None
+        if not text or folded(text) in kept:
             counts["repeated" if text else "empty"] += 1
             continue
-        seen.add(folded(text))
-        twin = (twin or "").strip() or None
-        one = {"source": source, "key": key, "instruction": text, "category": category.strip(), "twin": twin}
-        kept.append(one)
-    return kept, dict(counts) | {"kept": len(kept)}
+        about = {"category": category.strip(), "twin": twin}
+        kept[folded(text)] = {"source": source, "key": key, "instruction": text} | about
+    return list(kept.values()), dict(counts) | {"kept": len(kept)}
 
 
 def different(instructions: list[dict], threshold: float) -> list[dict]:
@@ -77,11 +75,11 @@ def _reader(source: str, text: str, category: str = "", only: tuple[str, str] = 
 
     def read(path: Path) -> tuple[list[dict], dict[str, int]]:
         rows = read_csv(path, tuple(filter(None, (text, category, column))))
-        chosen = [(i, row) for i, row in enumerate(rows) if row.get(column, "") == wanted]
-        listed = [(str(i), row[text], row.get(category, ""), None) for i, row in chosen]
-        kept, counts = as_instructions(source, listed)
-        others = Counter(row.get(column, "") or "no category" for row in rows if row.get(column, "") != wanted)
-        return kept, counts | {"rows": len(rows)} | dict(others)
+        values = [row.get(column, "") for row in rows]
+        chosen = [(str(i), row) for i, row in enumerate(rows) if values[i] == wanted]
+        kept, counts = as_instructions(source, [(i, row[text], row.get(category, ""), None) for i, row in chosen])
+        others = Counter(value or "no category" for value in values if value != wanted)
+        return kept, counts | {"rows": len(rows)} | others
 
     return read
 
@@ -133,14 +131,14 @@ def imperative(scene: Scene) -> tuple[str, str]:
     """A scene as an imperative in English and French, without full stop: *Open Paul's locker without being seen*."""
     words, (thing, chose) = lexicon(), owned(scene.noun, scene.owner)
     french = [words["verbs"][scene.verb]["imperative"], chose, words["contexts"][scene.context]["french"][0]]
-    return tuple(capital(" ".join(filter(None, said))) for said in ([scene.verb, thing, scene.context], french))
+    return tuple(capital(" ".join(said).strip()) for said in ([scene.verb, thing, scene.context], french))
 
 
 def stand_in(seed: int, n: int) -> tuple[list[dict], dict[str, str]]:
     """n instructions with benign twins from the miniature's world, and the French of them all.
 
-    No two have the same verb and object, and no alignment or safety data of a miniature with that seed has one of these
-    pairs. The first n of a larger n are the same. Raises StudyError where there are fewer pairs.
+    No two have the same verb and object, nor one that a miniature with that seed is aligned or tuned on. The first n of
+    a larger n are the same. Raises StudyError where there are fewer pairs.
     """
     parts, rng = stand_in_parts(seed), random.Random(f"stand-in-{seed}")
     pairs = parts["new"] + parts["test"]
@@ -158,9 +156,8 @@ def stand_in(seed: int, n: int) -> tuple[list[dict], dict[str, str]]:
         while twin in french:  # two scenes may have the same one
             twin, translated = imperative(world.twin(scene, parts["benign_test"], rng))
         french[twin] = translated
-        kind = lexicon()["verbs"][scene.verb]["kind"]
-        one = {"source": STAND_IN, "key": "/".join(pair), "instruction": english, "category": kind, "twin": twin}
-        out.append(one)
+        about = {"category": lexicon()["verbs"][scene.verb]["kind"], "twin": twin}
+        out.append({"source": STAND_IN, "key": "/".join(pair), "instruction": english} | about)
     return out, french
 
 
@@ -180,8 +177,8 @@ def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
 
     texts = [one["instruction"] for one in instructions]
     taken = set(map(folded, texts))
-    candidates = list({same: text.strip() for text in reversed(benign) if (same := folded(text)) not in taken}.values())
-    candidates.reverse()  # of equal ones the first
+    different = {same: text.strip() for text in reversed(benign) if (same := folded(text)) not in taken}
+    candidates = list(different.values())[::-1]  # of equal ones the first
     if len(candidates) < len(texts):
         raise StudyError(
             f"{len(texts)} harmful instructions need as many benign ones as twins, but {len(candidates)} different "
@@ -202,7 +199,7 @@ def nearest(instructions: list[dict], benign: list[str]) -> list[dict]:
 
 
 def read_french(path: Path) -> dict[str, str]:
-    """French by instruction, from a CSV with the columns `instruction` and `french`; other columns are not read.
+    """French by instruction, from a CSV with the columns `instruction` and `french`.
 
     Raises StudyError where a translation is missing, or an instruction has two different ones.
     """
@@ -235,9 +232,7 @@ def translate(texts: list[str], model: str, revision: str | None, folder: Path, 
             batch = todo[start : start + TRANSLATED_AT_ONCE]
             made = building.translate(*loaded, [prefix + text for text in batch], LONGEST_FRENCH)
             french |= {text: said for text, said in zip(batch, made, strict=True) if said}
-            out = io.StringIO()
-            csv.writer(out, lineterminator="\n").writerows([("instruction", "french"), *french.items()])
-            write_text(path, out.getvalue())
+            write_text(path, pd.DataFrame(french.items(), columns=["instruction", "french"]).to_csv(index=False))
         lost = sum(text not in french for text in todo)
         LOG.info("French: %d texts, %d of them without a whole translation", len(todo), lost)
     return {text: french[text] for text in wanted if text in french}
@@ -260,8 +255,7 @@ def templates(path: Path = DATA / "forms.yaml") -> dict:
                 f"{path.name}: {form} has {len(test)} wordings for the test and {len(train)} for training, "
                 f"{len(test & train)} of them in both: it needs some of each and none in both."
             )
-        texts = " ".join(text for use in USES for entry in words[form][use] for text in entry if isinstance(text, str))
-        if unknown := sorted(set(re.findall(r"{(.*?)}", texts)) - set(SLOTS)):
+        if unknown := sorted(set(re.findall(r"{(\w*)}", str(words[form]))) - set(SLOTS)):
             raise StudyError(f"{path.name}: {form} has the unknown slot {unknown[0]!r}; known are {', '.join(SLOTS)}.")
     return words
 
@@ -322,28 +316,20 @@ def four_forms(
     """Test rows and their benign twins: the same `per_form` instructions in each of the four forms, form by form.
 
     Deviates from the paper, whose forms have different prompts: with the same ones, forms are compared within pairs.
-    Which instructions are taken, and in which wording, depends on the seed and the intent alone, whatever others there
-    are. The twin has the wording, options and intent of its harmful row, whose id is its `twin_of`. `french` maps
-    instructions and twins to their French. Rows are those of world.py, and have `content`: the bare instruction, or its
-    French. Raises StudyError where there are too few instructions, or too few with twin or French.
+    Which instructions are taken, and in which wording, depends on the seed and the intent alone. The twin has the
+    wording, options and intent of its harmful row. `french` maps instructions and twins to their French. Rows are those
+    of world.py, and have `content`: the bare instruction, or its French. Raises StudyError where there are too few
+    instructions, or too few with twin or French.
     """
-    intents = [intent(one) for one in instructions]
-    name = intents[0].partition("/")[0] if intents else "the list"
-    if len(set(intents)) < len(intents):
-        twice = Counter(intents).most_common(1)[0][0]
-        raise StudyError(f"The instruction {twice} is there twice: keys must differ within a source.")
+    name = instructions[0]["source"] if instructions else "the list"
     paired = [one for one in instructions if one["twin"]]
     usable = [one for one in paired if one["instruction"] in french and one["twin"] in french]
-    for n, what, remedy in (
-        (len(instructions), "instructions", "ask for fewer"),
-        (len(paired), "with a benign twin", "ask for fewer, or set data.twins to nearest"),
-        (len(usable), "with French, twin included", "ask for fewer, or give French (data.french or data.translator)"),
-    ):
-        if n < per_form:
-            raise StudyError(
-                f"{per_form} instructions per form are asked for (data.harmful_per_form), but {name} has {n} {what}: "
-                f"{remedy}."
-            )
+    if len(usable) < per_form:
+        raise StudyError(
+            f"{per_form} instructions per form are asked for (data.harmful_per_form), but of {name}'s "
+            f"{len(instructions)} {len(paired)} have a benign twin, and {len(usable)} French for both: ask for fewer, "
+            "set data.twins to nearest, or give French (data.french or data.translator)."
+        )
     order = sorted(usable, key=lambda one: hashlib.sha256(f"{seed}/{intent(one)}".encode()).digest())
     chosen = set(map(intent, order[:per_form]))
     rows, twins = [], []
@@ -353,21 +339,18 @@ def four_forms(
             embed, asked = None not in map(clause, both), []
             for text in both:
                 rng = random.Random(f"{form}-test-{seed}-{intent(one)}")  # afresh: the same wording for both
-                said = in_form(text, form, "test", rng, french[text], embed)
-                asked.append((*said, french[text].strip() if form == "translation" else text))
+                content = french[text].strip() if form == "translation" else text
+                asked.append((*in_form(text, form, "test", rng, french[text], embed), content))
             rows.append(_row("harmful", form, one, *asked[0], harmful=True))
             twins.append(_row("twin", form, one, *asked[1], harmful=False, twin_of=rows[-1]["id"]))
     return rows, twins
 
 
 def over_refusal(benign: list[dict]) -> list[dict]:
-    """Benign instructions as test rows of the set `twin`, verbatim in the text form.
-
-    Their `prompt_set` is sounds_harmful, as they are no twins: `twin_of` is empty, `benign_because` the category.
-    """
-    form, about = "text_generation", {"prompt_set": "sounds_harmful", "harmful": False}
+    """Benign instructions as test rows of the set `twin`, verbatim in the text form; `benign_because` the category."""
     return [
-        _row("twin", form, one, one["instruction"], "", one["instruction"], **about, benign_because=one["category"])
+        _row("twin", "text_generation", one, one["instruction"], "", one["instruction"], harmful=False)
+        | {"prompt_set": "sounds_harmful", "benign_because": one["category"]}
         for one in benign
     ]
 

@@ -31,7 +31,7 @@ FACTS = ("licence", "redistributable", "citation")
 
 def _named(data: DataSettings) -> list[tuple[str, str, Collection[str]]]:
     """(setting, source, what may stand there) for every source that the settings name, but safety data."""
-    benign = {*tasks.GROUPS, *tasks.IMPORTERS}
+    benign = {*tasks.GROUPS, *tasks.READERS}
     return [
         *((f"tasks.{task}", name, benign) for task, name in data.tasks.items()),
         *((f"task_tests.{task}", name, benign) for task, name in data.task_tests.items()),
@@ -60,12 +60,12 @@ def origin(source: str, licence: str | None = None) -> list[dict]:
     """
     known, found = fetching.register(), []
     for name in _parts(source):
-        one = dict(zip(FACTS, (licence or "not stated", bool(licence), "a file of one's own"), strict=True))
+        facts = licence or "not stated", bool(licence), "a file of one's own"
         if name == STAND_IN:
-            one = dict(zip(FACTS, ("Apache-2.0", True, "this study"), strict=True))
+            facts = "Apache-2.0", True, "this study"
         elif name in known:
-            one = {fact: getattr(known[name], fact) for fact in FACTS}
-        found.append({"source": name} | one)
+            facts = (getattr(known[name], fact) for fact in FACTS)
+        found.append({"source": name, **dict(zip(FACTS, facts, strict=True))})
     return found
 
 
@@ -76,9 +76,8 @@ def origins(data: DataSettings, absent: Collection[str] = ()) -> dict[str, list[
     of |= {"train_general": data.general, "general": data.general, "harmful": data.harmful, "twin": data.harmful}
     found = {name: origin(source) for name, source in of.items()}
     for place in SAFETY_FORMS:
-        source = getattr(data, place)
-        folder = _folder(source)
-        found[place] = safety.exported_card(folder)["origins"] if folder else origin(source)
+        folder = _folder(getattr(data, place))
+        found[place] = safety.exported_card(folder)["origins"] if folder else origin(getattr(data, place))
     found["safety_twins"] = found["safety_multitask"] if _folder(data.safety_multitask) else []
     if data.twins == "nearest":  # taken from the general instructions
         found["twin"] = found["harmful"] + found["general"]
@@ -105,10 +104,7 @@ def _french(data: DataSettings) -> Path | None:
 
 
 def check_real(data: DataSettings) -> None:
-    """Raises StudyError for a name that is in no register, or of a kind that does not fit its place.
-
-    Safety data may be a folder that `python -m studylib.data.safety_builder` wrote: a damaged one is refused too.
-    """
+    """Raises StudyError for a name that is in no register or does not fit its place, and a damaged safety folder."""
     for place, name, fitting in _named(data):
         if name not in fitting:
             raise StudyError(f"data.{place} is {name!r}: known there are {', '.join(sorted(fitting))}.")
@@ -138,10 +134,9 @@ def _looked_for(name: str) -> str:
 def read(data: DataSettings, folder: Path) -> tuple[dict[str, list[dict]], dict[str, str], pd.DataFrame]:
     """All sets by name, why empty ones are absent, and the importers' counts, a row per source and kind of row.
 
-    Prompts that only sound harmful are in the set twin; why they are absent stands under `over_refusal`. The set
-    safety_twins is that of the folder that data.safety_multitask names. Training sets are longer than asked for, as
-    rows will be dropped (see `cut`). `folder` keeps French that is made here. Raises StudyError where the harmful
-    prompts are absent, or a file is damaged.
+    Prompts that only sound harmful are in the set twin; why they are absent stands under `over_refusal`. Training sets
+    are longer than asked for, as rows will be dropped (see `cut`). `folder` keeps French that is made here. Raises
+    StudyError where the harmful prompts are absent, or a file is damaged.
     """
     check_real(data)
     sets: dict[str, list[dict]] = {}
@@ -289,7 +284,8 @@ def cut(
         counts[name] |= Counter(lost.values())
         kept[name] = [row for row in kept[name] if row["id"] not in lost]
     for name, rows in kept.items():
-        kept[name] = _sample(rows, _wanted(data, name), seed)
+        used = data.safety_rows if name.startswith("safety_") else data.task_rows
+        kept[name] = rows if name in TESTS else _sample(rows, used, seed)
         counts[name] |= {"left_over": len(rows) - len(kept[name]), "kept": len(kept[name])}
     if not kept["harmful"]:
         said = ", ".join(f"{n} {what}" for what, n in counts["harmful"].items() if n)
@@ -330,14 +326,8 @@ def emptied(counts: pd.DataFrame, absent: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _wanted(data: DataSettings, name: str) -> int | None:
-    """How many rows of a set are used; None: all."""
-    used = data.safety_rows if name.startswith("safety_") else data.task_rows
-    return None if name in TESTS else used
-
-
-def _sample(rows: list[dict], n: int | None, seed: int) -> list[dict]:
-    if n is None or len(rows) <= n:
+def _sample(rows: list[dict], n: int, seed: int) -> list[dict]:
+    if len(rows) <= n:
         return rows
     chosen = sorted(random.Random(f"cut-{seed}").sample(range(len(rows)), n))
     return [rows[i] for i in chosen]

@@ -53,24 +53,24 @@ def build(
 ) -> tuple[list[dict], dict[str, int]]:
     """The rows in random order, and the counts of what was read, dropped and why, and kept (by kind and form).
 
-    `source` is stand_in, a registered list of harmful instructions (harmful.READERS), a registered safety set
-    (real.SAFETY), or the path of a file of one's own (`safety.read_own`). Of every form come `per_form` refusals and,
-    with `twins`, the benign twins that have an answer. Deviates from MultiTaskBench, which has no twins.
+    `source` is stand_in, a registered list (harmful.READERS) or safety set (real.SAFETY), or the path of a file of
+    one's own (`safety.read_own`). Of every form come `per_form` refusals and, with `twins`, the benign twins that have
+    an answer. Deviates from MultiTaskBench, which has no twins.
 
-    - stand_in: requests of the miniature's world in training phrasings of the grammar, on pairs of verb and object that
-      its harmful test does not have, whatever `seed`; a twin has the same wording and the grammar's answer.
-    - lists: the same instructions in every form, in training wordings of data/forms.yaml. French, for the translation
-      form, is the file's own or from the CSV `french`. A list's own twin is answered in the translation form (by itself
-      in English), and in the text form where the file has a `twin_answer`. An instruction without one gets, in the text
-      form, the nearest row of the data set BENIGN. Other twins have no answer: they are left out and counted.
-    - safety sets: rows as the importers leave them, without twins. Fewer than `per_form` are counted, not refused.
+    - stand_in: training requests of the miniature's world, on pairs of verb and object that its harmful test does not
+      have, whatever `seed`; a twin has the same wording and the grammar's answer.
+    - lists: the same instructions in every form, in training wordings of data/forms.yaml. French is the file's own or
+      from the CSV `french`. A list's own twin is answered in the translation form (by itself in English), and in the
+      text form where the file has a `twin_answer`. An instruction without one gets, in the text form, the nearest row
+      of the data set BENIGN. Other twins have no answer: they are left out and counted.
+    - safety sets: rows as published, without twins. Fewer than `per_form` are counted, not refused.
 
-    Dropped and counted are near duplicates within a form, and what equals, or nearly, a test prompt in `exclude` (by
-    what is asked or by the whole), or has an intent of `exclude_intents`; a refusal takes its twin along. Refusals are
-    suited to the form, and French where the wording is.
+    Dropped and counted are near duplicates within a form, what is like a test prompt in `exclude` (by what is asked or
+    by the whole), or has an intent of `exclude_intents`; a refusal takes its twin along. Refusals are suited to the
+    form, and French where the wording is.
 
-    Raises StudyError for a source that is not known, settings that make no sense, where nothing is left and, save for
-    safety sets, where the source has fewer than `per_form` in a form; fetching.Absent where it cannot be had.
+    Raises StudyError for a source that is not known, settings that make no sense, and where nothing is left or (save
+    for safety sets) fewer than `per_form` in a form; fetching.Absent where the source cannot be had.
     """
     if per_form < 1:
         raise StudyError(f"per_form is {per_form}: give how many refusals each form shall have, 1 or more.")
@@ -129,8 +129,8 @@ def _row(pair: dict, kind: str) -> dict:
 
 
 def _candidate(form: str, source: str, key: str, intent: str, asked: tuple[str, str, str], answer: str) -> dict:
-    about = {"form": form, "source": source, "key": key, "intent": intent, "answer": answer}
-    return about | dict(zip(("prompt", "content", "english"), asked, strict=True)) | {"twin": None}
+    names = ("form", "source", "key", "intent", "prompt", "content", "english", "answer", "twin")
+    return dict(zip(names, (form, source, key, intent, *asked, answer, None), strict=True))
 
 
 def _of_the_world(split: dict, per_form: int, seed: int, forms: tuple[str, ...]) -> list[dict]:
@@ -160,9 +160,7 @@ def _as_published(rows: list[dict]) -> list[dict]:
     ]
 
 
-def _of_a_list(
-    source: str, seed: int, forms: tuple[str, ...], french: Path | None, twins: bool
-) -> tuple[list[dict], Counter, bool]:
+def _of_a_list(source: str, seed: int, forms: tuple, french: Path | None, twins: bool) -> tuple[list, Counter, bool]:
     """Candidates of a list or own file in an order that the seed draws, the counts, and whether it is a safety set."""
     if french and not Path(french).is_file():
         raise StudyError(f"There is no file {french} with French: give a CSV with the columns instruction, french.")
@@ -178,7 +176,7 @@ def _of_a_list(
         listed, read = harmful.as_instructions(path.name, items)
         for number, row in enumerate(rows):
             spoken = (row["instruction"], row.get("french")), (row.get("twin"), row.get("twin_french"))
-            said |= {text.strip(): other.strip() for text, other in spoken if text and other and other.strip()}
+            said |= {text.strip(): other.strip() for text, other in spoken if text and (other or "").strip()}
             answers[str(number)] = row.get("twin_answer", "").strip()
     else:
         known = ", ".join((STAND_IN, *harmful.READERS, *real.SAFETY))
@@ -280,10 +278,7 @@ def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: 
 
 
 def _different(pairs: list[dict], parts: tuple[str, ...], counts: Counter) -> list[dict]:
-    """The candidates without repetitions within a form: a refusal takes its twin along, a twin goes alone.
-
-    So does a twin in the words of a refusal.
-    """
+    """The candidates without repetitions within a form; a twin goes alone, also where it has a refusal's words."""
     kept = _without_repetitions(pairs, parts)
     counts[NEAR] += len(pairs) - len(kept)
     refused = {(pair["form"], comparison_form(pair["prompt"])) for pair in kept}
@@ -302,8 +297,7 @@ def _without_repetitions(rows: list[dict], parts: tuple[str, ...]) -> list[dict]
 
 
 def tests_of(profile_name: str) -> tuple[list[str], set[str]]:
-    """`exclude` and `exclude_intents` for `build`: the test prompts of that profile's run, whole and without templates,
-    and the intents of the harmful ones."""
+    """`exclude` and `exclude_intents` for `build`, of that profile's test prompts, with and without template."""
     rows = sets.evaluation_rows(RunPaths.of(load_profile(profile_name).name))
     texts = [text for row in rows for text in (row["messages"][0]["content"], duplicates.content(row))]
     return list(dict.fromkeys(texts)), {row["intent"] for row in rows if row["harmful"]}
@@ -325,10 +319,9 @@ def write(
 
     `name` is the card's title, `licence` that of a file of one's own, `command` how the set was made. With `local` a
     set is written that may not be passed on; its card says so. Raises StudyError for a folder that is not empty and,
-    unless `local`, where the licence of a source does not let anyone pass it on, or that of a file of one's own is not
-    given.
+    unless `local`, where a licence is not given or does not let anyone pass the source on.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise StudyError(f"{folder} is there and no empty folder: name a new folder for the data set.")
     origins = [one for source in sorted({row["source"] for row in rows}) for one in real.origin(source, licence)]
     closed = [f"{one['source']} ({one['licence']})" for one in origins if not one["redistributable"]]
@@ -349,7 +342,7 @@ def _card(rows: list[dict], raw: bytes, name: str, origins: list[dict], closed: 
     from huggingface_hub import DatasetCard, DatasetCardData
 
     made = Counter((form, row["kind"]) for row in rows for form in (row["form"], "all"))
-    named, example = {row["source"] for row in rows}, ""
+    named = {row["source"] for row in rows}
     about = {"rows": len(rows), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     front = DatasetCardData(
         pretty_name=name,
@@ -359,8 +352,8 @@ def _card(rows: list[dict], raw: bytes, name: str, origins: list[dict], closed: 
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": EXPORTED}]}],
         **{CARD_KEY: about | {"origins": origins}},  # read by safety.exported_card
     )
-    if named == {STAND_IN}:
-        example = json.dumps(next(row for row in rows if row["kind"] == "refusal"), ensure_ascii=False)
+    first = next(row for row in rows if row["kind"] == "refusal")
+    example = json.dumps(first, ensure_ascii=False) if named == {STAND_IN} else ""
     how = "world" if STAND_IN in named else "published"
     about |= {"forms": [form for form in FORMS if any(row["form"] == form for row in rows)], "file": EXPORTED}
     about |= {"kinds": [kind for kind in KINDS if made["all", kind]], "made": made, "example": example}

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from studylib.study.files import write_text
-from studylib.study.paths import DATA, RunPaths
+from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile, WorldSettings
 from studylib.study.words import FORMS, TASKS, StudyError
 
@@ -97,13 +97,8 @@ def save(
     for name, rows in sets.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(paths.data(name), text)
-        raw = text.encode()
-        index[name] = {
-            "rows": len(rows),
-            "bytes": len(raw),
-            "sha256": hashlib.sha256(raw).hexdigest(),
-            "forms": dict(Counter(row["form"] for row in rows)),
-        }
+        raw, forms = text.encode(), dict(Counter(row["form"] for row in rows))
+        index[name] = {"rows": len(rows), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest(), "forms": forms}
         index[name] |= {"absent": absent[name]} if name in absent else {}
         without = {part: absent[part] for part, of in PARTS.items() if of == name and part in absent}
         index[name] |= {"without": without} if without else {}
@@ -190,7 +185,10 @@ def evaluation_rows(paths: RunPaths) -> list[dict]:
 # The card and the export
 
 
-def write_card(paths: RunPaths, settings: WorldSettings | None = None) -> None:
+# The folder of templates, `data/cards`, is named by the callers: so it is an input of 00_prepare alone.
+
+
+def write_card(paths: RunPaths, templates: Path, settings: WorldSettings | None = None) -> None:
     """Writes the dataset card `README.md` of the saved sets, by which `load_dataset(folder)` finds them.
 
     It is that of the generated world where its settings are given. Else it names the origins of each set, if known.
@@ -201,34 +199,27 @@ def write_card(paths: RunPaths, settings: WorldSettings | None = None) -> None:
         about = {"license": "apache-2.0", "language": ["en", "fr"], "pretty_name": "A miniature world of refusals"}
         as_yaml = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
         more = {"forms": FORMS, "examples": examples, "settings": settings, "settings_yaml": as_yaml}
-        text = _card("world", index, about, **more)
+        text = _card(templates / "world.md", index, about, **more)
     elif any("origins" in entry for entry in index.values()):
-        text = _card("real", index)
+        text = _card(templates / "real.md", index)
     else:
         return
     write_text(paths.data_card, text)
 
 
-def _card(template: str, index: dict[str, dict], about: dict | None = None, **more) -> str:
-    """The card that the template `data/cards/<template>.md` makes of the index (data/index.json)."""
+def _card(template: Path, index: dict[str, dict], about: dict | None = None, **more) -> str:
+    """The card that the template makes of the index (data/index.json); empty sets are in that of the world alone."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    there = {name: entry for name, entry in index.items() if template == "world" or entry["rows"]}
+    there = {name: entry for name, entry in index.items() if about or entry["rows"]}
     files = {name: [{"split": "test" if name in TESTS else "train", "path": f"{name}.jsonl"}] for name in there}
     configs = [{"config_name": name, "data_files": file} for name, file in files.items()]
     origins = {one["source"]: one for entry in there.values() for one in entry.get("origins", [])}
-    card = DatasetCard.from_template(
-        DatasetCardData(configs=configs, **about or {}),
-        template_path=str(DATA / "cards" / f"{template}.md"),
-        sets=there,
-        origins=origins,
-        missing=absent_in(index),
-        **more,
-    )
-    return f"{card}\n"
+    front, facts = DatasetCardData(configs=configs, **about or {}), {"sets": there, "origins": origins}
+    return f"{DatasetCard.from_template(front, str(template), missing=absent_in(index), **facts, **more)}\n"
 
 
-def export(paths: RunPaths, folder: Path) -> pd.DataFrame:
+def export(paths: RunPaths, folder: Path, templates: Path) -> pd.DataFrame:
     """Whether each set (a row) was written to the folder as JSON lines, with a card, and why not.
 
     Empty sets are left out, and those with a source whose licence forbids redistribution. Raises StudyError where a set
@@ -248,5 +239,6 @@ def export(paths: RunPaths, folder: Path) -> pd.DataFrame:
             write_text(folder / f"{name}.jsonl", intact(paths, name).decode())
             exported[name] = entry
         found[name] = {"exported": not why, "why not": why}
-    write_text(folder / "README.md", _card("real", exported) if real else paths.data_card.read_text(encoding="utf-8"))
+    card = _card(templates / "real.md", exported) if real else paths.data_card.read_text(encoding="utf-8")
+    write_text(folder / "README.md", card)
     return pd.DataFrame.from_dict(found, orient="index").rename_axis("set").reset_index()

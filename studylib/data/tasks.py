@@ -43,7 +43,7 @@ def number_of(text: str) -> int:
 
 
 def _worded(kind: str, text: str) -> str:
-    """The text in one of the wordings of data/forms.yaml, always the same for a text, however many others there are."""
+    """The text in one of the wordings of data/forms.yaml, which the text alone decides."""
     wordings = _wordings()[kind]
     return wordings[number_of(comparison_form(text)) % len(wordings)].format(text=text)
 
@@ -139,8 +139,7 @@ def scitldr(path: Path, name: str) -> Rows:
 def mbpp(path: Path, name: str) -> Rows:
     """Python problems (JSON lines): the prompt is `text` and its assertions, which name the function.
 
-    `tests` are the assertions of `test_list`, each after the `test_setup_code` where there is one (2 rows). The key is
-    the `task_id`.
+    `tests` are the assertions, each after the `test_setup_code` where there is one (2 rows). The key is `task_id`.
     """
     out, fields = _Collector(name, "code"), {"task_id": int, "text": str, "code": str, "test_setup_code": str}
     for row in out.read(json_lines(path), path, **fields, test_list=list):
@@ -170,12 +169,9 @@ def human_eval(path: Path, name: str) -> Rows:
 
 
 def ud_french_pud(path: Path, name: str) -> Rows:
-    """French sentences and their English originals: the comments `# text` and `# text_en` of a CoNLL-U treebank.
-
-    The key is the `sent_id`.
-    """
+    """French sentences and their English originals: `# text`, `# text_en` and, as key, `# sent_id` of CoNLL-U."""
     out = _Collector(name, "translation")
-    blocks = [block for block in re.split(r"\r?\n[ \t]*\r?\n", read_text(path)) if block.strip()]
+    blocks = filter(str.strip, re.split(r"\r?\n[ \t]*\r?\n", read_text(path)))
     found = (dict(re.findall(r"^# (sent_id|text|text_en) = ?(.*?)\s*$", block, re.M)) for block in blocks)
     for row in out.read(found, path, sent_id=str, text=str):
         text = row["text"].strip()
@@ -214,10 +210,9 @@ def sentfin(path: Path, name: str) -> Rows:
         out.counts["mended: a bare apostrophe in Decisions"] += mended
         title = " ".join(row["Title"].split())
         groups.setdefault(comparison_form(row["Title"]), []).append((row["S No."], title, found))
-    for rows in groups.values():
-        (key, title, found), *others = rows
+    for (key, title, found), *others in groups.values():
         if any(other != found for _, _, other in others):
-            out.drop("headlines with clashing decisions", len(rows))
+            out.drop("headlines with clashing decisions", 1 + len(others))
             continue
         if others:
             out.drop("same headline and decisions as an earlier row", len(others))
@@ -243,16 +238,16 @@ def instructions(rows: list[dict], name: str, form: str, path: Path | None = Non
     """
     out = _Collector(name, form)
     for number, row in enumerate(out.read(rows, path or name, instruction=str, input=str, output=str)):
-        prompt = "\n\n".join(part for part in (row["instruction"].strip(), row["input"].strip()) if part)
+        prompt = f"{row['instruction'].strip()}\n\n{row['input'].strip()}".strip()
         out.add(number if path else None, prompt, prompt, row["output"].strip())
     return out.done()
 
 
 def papers(rows: list[dict], name: str) -> Rows:
-    """Rows of document and summary: the beginnings of papers and their abstracts.
+    """Rows of document and summary: the beginnings of papers and their abstracts; papers shorter than these go.
 
     Deviation: a whole paper is longer than the models' context, so only its sentences within the first PAPER_CHARACTERS
-    characters stay; `shortened` counts the papers that were longer. Papers shorter than their abstract go.
+    characters stay; `shortened` counts the papers that were longer.
     """
     out = _Collector(name, "text_generation")
     for row in out.read(rows, name, document=str, summary=str):
@@ -291,7 +286,7 @@ def sentiments(rows: list[dict], name: str, labels: tuple[str, ...]) -> Rows:
     return out.done()
 
 
-# From a source's file, or the rows of a hub data set, to (rows, counts); each is called with the source's name too.
+# From a source's file, or the rows of a hub data set, and its name to rows and counts.
 READERS: dict[str, Callable[..., Rows]] = {
     **dict.fromkeys(GROUPS["scitldr"], scitldr),
     "mbpp": mbpp,
@@ -307,20 +302,19 @@ READERS: dict[str, Callable[..., Rows]] = {
     "financial_phrasebank": partial(sentiments, labels=("negative", "neutral", "positive")),
     "alpaca_cleaned": partial(instructions, form="text_generation"),
 }
-IMPORTERS: dict[str, Callable[..., Rows]] = {name: partial(reader, name=name) for name, reader in READERS.items()}
 
 
 def load(name: str, n: int, seed: int = 0) -> Rows:
-    """Rows and counts of a source of IMPORTERS, or of a group, whose sources follow each other.
+    """Rows and counts of a source of READERS, or of a group, whose sources follow each other.
 
-    Of a hub data set `n` rows are read (of a group from each), of a file all. A text that two sources of a group have
-    stays twice. Raises Absent where the source cannot be had, StudyError for a name without an importer.
+    Of a hub data set `n` rows are read (of a group from each), of a file all. Raises Absent where the source cannot be
+    had, StudyError for a name without a reader.
     """
     rows, counts = [], Counter()
     for part in GROUPS.get(name, (name,)):
-        if part not in IMPORTERS:
-            raise StudyError(f"There is no task data {part!r}: known are {', '.join([*GROUPS, *IMPORTERS])}.")
-        found, counted = IMPORTERS[part](hub_rows(part, n, seed) if source(part).kind == "hub" else fetch(part))
+        if part not in READERS:
+            raise StudyError(f"There is no task data {part!r}: known are {', '.join([*GROUPS, *READERS])}.")
+        found, counted = READERS[part](hub_rows(part, n, seed) if source(part).kind == "hub" else fetch(part), part)
         rows += found
         counts.update(counted)
     return rows, dict(counts)
@@ -329,10 +323,9 @@ def load(name: str, n: int, seed: int = 0) -> Rows:
 def split(rows: list[dict], n_test: int, seed: int = 0) -> tuple[list[dict], list[dict]]:
     """Training and test rows, each in the order of `rows`; a text (the `content`) is never on both sides.
 
-    The texts with the lowest hashes (of seed and text) are tested, as many as make up `n_test` rows at most, so that
-    few rows change sides when others come or go. Where rows have their publisher's `split`, test rows come from its
-    test alone, and training rows from the others, without the texts of that test. Raises StudyError where a side is
-    empty.
+    The texts with the lowest hashes (of seed and text) are tested, as many as make up `n_test` rows at most. Where rows
+    have their publisher's `split`, test rows come from its test alone, and training rows from the others, without the
+    texts of that test. Raises StudyError where a side is empty.
     """
     texts = [comparison_form(row.get("content") or row["prompt"]) for row in rows]
     published = any("split" in row for row in rows)

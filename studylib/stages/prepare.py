@@ -18,7 +18,7 @@ from studylib.stages.stage import Stage
 from studylib.study import grid
 from studylib.study.files import Clock, code_digest, digest, write_text
 from studylib.study.grid import Cell
-from studylib.study.paths import RunPaths
+from studylib.study.paths import DATA, RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import STAGE_SAFETY_DATA, STYLES, TASKS, TINY
 from studylib.text.normal import redact
@@ -88,7 +88,7 @@ def _generated(now: Stage) -> Data:
         sets = world.build_sets(now.profile.world)
         overlap = datasets.check_contamination(sets)
         datasets.save(now.paths, sets)
-        datasets.write_card(now.paths, now.profile.world)
+        datasets.write_card(now.paths, DATA / "cards", now.profile.world)
     forms = {name: pd.Series([row["form"] for row in rows]).value_counts() for name, rows in sets.items()}
     counts = pd.DataFrame(forms).T.fillna(0).astype(int)
     return Data(sets, {}, pd.DataFrame(), counts, overlap, pd.DataFrame())
@@ -105,7 +105,7 @@ def _real(now: Stage) -> Data:
         sets, counts, dropped = real.cut(sets, now.profile, _too_long_by(now), settings.seed)
         absent = real.emptied(counts, absent) | absent
         datasets.save(now.paths, sets, absent=absent, origins=real.origins(settings, absent))
-        datasets.write_card(now.paths)
+        datasets.write_card(now.paths, DATA / "cards")
     overlap = overlap[(overlap["exact"] > 0) | (overlap["near"] > 0)].reset_index(drop=True)
     return Data(sets, absent, imported, counts, overlap, dropped)
 

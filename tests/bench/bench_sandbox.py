@@ -30,7 +30,7 @@ KINDS = ("comparison", "constant", "operator", "negated", "none")
 def problems() -> tuple[str, list[tuple[str, str]]]:
     """What they are, and pairs of solution and tests."""
     try:
-        rows, _ = tasks.IMPORTERS["human_eval"](fetching.fetch("human_eval"))
+        rows, _ = tasks.human_eval(fetching.fetch("human_eval"), "human_eval")
         return "HumanEval", [(row["answer"], "\n".join(row["tests"])) for row in rows]
     except fetching.Absent as error:
         print(error)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from studylib.data import sets as datasets
-from studylib.study.paths import RunPaths
+from studylib.study.paths import DATA, RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import TASKS, StudyError
 
@@ -12,7 +12,7 @@ from studylib.study.words import TASKS, StudyError
 def test_the_card_lists_every_set_so_that_the_folder_loads_by_name(sets, tmp_path):
     paths, settings = RunPaths(tmp_path, tmp_path), load_profile("smoke").world
     datasets.save(paths, sets)
-    datasets.write_card(paths, settings)
+    datasets.write_card(paths, DATA / "cards", settings)
     text = (paths.data("harmful").parent / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(text.split("---\n")[1])
     assert (front["license"], front["language"]) == ("apache-2.0", ["en", "fr"])
@@ -29,13 +29,13 @@ def test_the_card_lists_every_set_so_that_the_folder_loads_by_name(sets, tmp_pat
 def test_the_card_tells_the_harm_rule_as_it_is(sets, tmp_path):
     paths = RunPaths(tmp_path, tmp_path)
     datasets.save(paths, sets)
-    datasets.write_card(paths, load_profile("smoke").world)
+    datasets.write_card(paths, DATA / "cards", load_profile("smoke").world)
     text = " ".join(paths.data_index.with_name("README.md").read_text(encoding="utf-8").split())
     assert "the thing belongs to somebody else, and no permission is given. Every other request is benign." in text
 
 
 def test_no_card_is_written_without_the_settings(saved):
-    datasets.write_card(saved)
+    datasets.write_card(saved, DATA / "cards")
     assert not (saved.data("harmful").parent / "README.md").exists()
 
 
@@ -45,7 +45,7 @@ def test_the_exported_folder_loads_as_an_ordinary_dataset(tmp_path, sets, name):
 
     paths = RunPaths(tmp_path, tmp_path)
     datasets.save(paths, sets)
-    datasets.write_card(paths, load_profile("smoke").world)
+    datasets.write_card(paths, DATA / "cards", load_profile("smoke").world)
     loaded = load_dataset(
         str(paths.data("harmful").parent),
         name,
@@ -62,10 +62,10 @@ def test_a_part_that_is_absent_leaves_its_set_there_and_is_told(sets, tmp_path):
     some = {name: sets[name] for name in ("harmful", "twin")} | {"train_code": []}
     gone = {"over_refusal": why, "train_code": "mbpp: offline"}
     datasets.save(paths, some, absent=gone, origins=dict.fromkeys(some, own))
-    datasets.write_card(paths)
+    datasets.write_card(paths, DATA / "cards")
     found = datasets.absent(paths)
     assert {name: found[name] for name in gone} == gone and "twin" not in found
-    assert datasets.export(paths, tmp_path / "out").set_index("set")["exported"].to_dict() == {
+    assert datasets.export(paths, tmp_path / "out", DATA / "cards").set_index("set")["exported"].to_dict() == {
         "harmful": True,
         "twin": True,
         "train_code": False,
@@ -77,5 +77,5 @@ def test_a_part_that_is_absent_leaves_its_set_there_and_is_told(sets, tmp_path):
 
 def test_an_export_without_its_card_says_what_makes_it_again(tmp_path, saved):
     with pytest.raises(StudyError, match=r"README.md is missing: `make study` makes it again"):
-        datasets.export(saved, tmp_path / "out")
+        datasets.export(saved, tmp_path / "out", DATA / "cards")
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from studylib.data import fetching, real, safety_builder
 from studylib.data import sets as datasets
 from studylib.data.sets import TESTS
 from studylib.study import paths
-from studylib.study.paths import RunPaths
+from studylib.study.paths import DATA, RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, StudyError
 
@@ -388,7 +388,7 @@ def test_the_export_of_a_run_respects_the_licence_of_the_folder(files, tmp_path,
         assert found["safety_twins"] == found["safety_multitask"] and found["safety_generic"][0]["source"] == "stand_in"
         paths = RunPaths(tmp_path / f"run{number}", tmp_path / f"run{number}")
         datasets.save(paths, sets, absent=absent, origins=found)
-        out = datasets.export(paths, tmp_path / f"out{number}").set_index("set")
+        out = datasets.export(paths, tmp_path / f"out{number}", DATA / "cards").set_index("set")
         for name in ("safety_multitask", "safety_twins"):
             assert out.loc[name, "exported"] == (not why) and out.loc[name, "why not"].startswith(why)
         assert out.loc["safety_generic", "exported"]
@@ -411,7 +411,7 @@ def test_what_may_not_be_passed_on_stays_out_of_an_export_and_the_card_names_eve
     paths = RunPaths(tmp_path / "run", tmp_path / "run")
     sets["train_code"] = []
     datasets.save(paths, sets, absent={"train_code": "mbpp: offline"}, origins=real.origins(data))
-    found = datasets.export(paths, tmp_path / "out").set_index("set")
+    found = datasets.export(paths, tmp_path / "out", DATA / "cards").set_index("set")
     assert found.loc["safety_multitask", "why not"] == "the licence of multitaskbench does not allow it"
     assert found.loc["train_code", "why not"] == "mbpp: offline" and not (tmp_path / "out/train_code.jsonl").exists()
     assert not (tmp_path / "out/safety_multitask.jsonl").exists()
@@ -422,7 +422,7 @@ def test_what_may_not_be_passed_on_stays_out_of_an_export_and_the_card_names_eve
     rows = [json.loads(line) for line in (tmp_path / "out/train_translation.jsonl").read_text().splitlines()]
     assert rows == sets["train_translation"]
     with pytest.raises(StudyError, match=r"not empty"):
-        datasets.export(paths, tmp_path / "out")
+        datasets.export(paths, tmp_path / "out", DATA / "cards")
 
 
 def test_the_test_rows_of_a_task_may_come_from_another_source(files, tmp_path):

@@ -3,14 +3,13 @@ import gzip
 import hashlib
 import json
 from collections import Counter
-from functools import partial
 
 import pytest
 import yaml
 
 from studylib.data import tasks
 from studylib.data.fetching import Absent, register
-from studylib.data.tasks import IMPORTERS, split
+from studylib.data.tasks import READERS, split
 from studylib.study.words import TASKS, StudyError
 
 
@@ -19,16 +18,19 @@ def lines(path, rows):
     return path
 
 
+def rows_of(name, data):
+    return READERS[name](data, name)
+
+
 def dropped(counts):
     return {name.removeprefix("dropped: "): n for name, n in counts.items() if name.startswith("dropped: ")}
 
 
 def test_every_importer_reads_a_registered_source_and_every_task_has_one_of_either_kind():
     known = register()
-    assert set(IMPORTERS) <= set(known)
-    assert {part for group in tasks.GROUPS.values() for part in group} <= set(IMPORTERS)
-    assert {known[name].kind for name in IMPORTERS} == {"file", "hub"}
-    assert all(importer.keywords["name"] == name for name, importer in IMPORTERS.items())
+    assert set(READERS) <= set(known)
+    assert {part for group in tasks.GROUPS.values() for part in group} <= set(READERS)
+    assert {known[name].kind for name in READERS} == {"file", "hub"}
 
 
 # Summaries
@@ -40,7 +42,7 @@ def paper(number, *, target=("It opens.", "Another."), source=("We open lockers.
 
 def test_a_summary_is_the_first_of_the_targets_and_sentences_are_joined(tmp_path):
     path = lines(tmp_path / "dev.jsonl", [paper(1)])
-    rows, counts = IMPORTERS["scitldr_dev"](path)
+    rows, counts = rows_of("scitldr_dev", path)
     (row,) = rows
     assert row["content"] == "We open lockers. They open. Number 1."
     assert row["content"] in row["prompt"] and row["prompt"] != row["content"]
@@ -51,7 +53,7 @@ def test_a_summary_is_the_first_of_the_targets_and_sentences_are_joined(tmp_path
 
 def test_papers_without_a_summary_or_with_an_earlier_text_are_dropped_and_counted(tmp_path):
     empty = [paper(2, target=()), paper(3, target=("  ",)), paper(4, source=("\u2028 ",)) | {"source": [" "]}]
-    rows, counts = IMPORTERS["scitldr_train"](lines(tmp_path / "x.jsonl", [paper(1), *empty, paper(1), paper(5)]))
+    rows, counts = rows_of("scitldr_train", lines(tmp_path / "x.jsonl", [paper(1), *empty, paper(1), paper(5)]))
     assert [row["key"] for row in rows] == ["p1", "p5"]
     assert dropped(counts) == {"empty answer": 2, "empty prompt": 1, "same prompt as an earlier row": 1}
     assert counts["read"] == counts["kept"] + sum(dropped(counts).values()) == 6
@@ -61,11 +63,11 @@ def test_a_long_paper_is_asked_for_by_its_beginning_and_counted():
     line = "The locker is described in detail by all authors of this work. "
     rows = [{"document": line * 200, "summary": "A locker."}, {"document": "Short: a key.", "summary": "A key."}]
     rows += [{"document": "Nothing.", "summary": "An abstract longer than the paper."}]
-    read, counts = IMPORTERS["arxiv_summarization"](rows)
+    read, counts = rows_of("arxiv_summarization", rows)
     assert counts == {"read": 3, "kept": 2, "shortened": 1, "dropped: shorter than its summary": 1}
     assert 4900 < len(read[0]["content"]) <= 5000 and read[0]["content"].endswith("of this work.")
     assert read[0]["content"] in read[0]["prompt"] and "begin" in read[0]["prompt"]
-    endless = IMPORTERS["arxiv_summarization"]([{"document": "x" * 9000, "summary": "An x."}])[0]
+    endless = rows_of("arxiv_summarization", [{"document": "x" * 9000, "summary": "An x."}])[0]
     assert len(endless[0]["content"]) == 5000
 
 
@@ -83,7 +85,7 @@ def problem(number, **changes):
 
 
 def test_a_problem_shows_its_tests_and_its_code_has_unix_line_ends(tmp_path):
-    rows, _ = IMPORTERS["mbpp"](lines(tmp_path / "m.jsonl", [problem(7)]))
+    rows, _ = rows_of("mbpp", lines(tmp_path / "m.jsonl", [problem(7)]))
     (row,) = rows
     assert row["prompt"].startswith("Write a function to open locker 7.\n")
     assert row["prompt"].endswith("\n\nassert f(1) == 1\nassert f(2) == 2")
@@ -94,7 +96,7 @@ def test_a_problem_shows_its_tests_and_its_code_has_unix_line_ends(tmp_path):
 
 def test_set_up_code_stands_before_each_of_the_tests(tmp_path):
     setup = problem(1, test_setup_code="a = 1 \r\nb = 2", test_list=["assert f(a) == 1", "assert f(b) == 2"])
-    rows, _ = IMPORTERS["mbpp"](lines(tmp_path / "m.jsonl", [setup, problem(2, code="def f(n):\r\r\n\treturn n")]))
+    rows, _ = rows_of("mbpp", lines(tmp_path / "m.jsonl", [setup, problem(2, code="def f(n):\r\r\n\treturn n")]))
     for test in rows[0]["tests"]:
         exec(rows[0]["answer"] + "\n" + test, {})
     assert rows[0]["tests"][1] == "a = 1 \nb = 2\nassert f(b) == 2"
@@ -112,7 +114,7 @@ def test_a_function_to_be_completed_has_the_whole_function_as_its_answer(tmp_pat
     }
     path = tmp_path / "h.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(row).encode()))
-    (made,), _ = IMPORTERS["human_eval"](path)
+    (made,), _ = rows_of("human_eval", path)
     assert made["answer"] == 'def twice(n):\n    """ Two times n.\n    """\n    return 2 * n'
     assert made["prompt"].endswith(made["content"]) and made["content"].startswith("def twice")
     assert "2 * n" not in made["prompt"]
@@ -150,7 +152,7 @@ CONLLU = """\
 def test_french_sentences_are_read_with_their_english_from_the_comments(tmp_path, end):
     path = tmp_path / "f.conllu"
     path.write_bytes(CONLLU.replace("\n", end).encode())
-    rows, counts = IMPORTERS["ud_french_pud"](path)
+    rows, counts = rows_of("ud_french_pud", path)
     assert [(row["key"], row["content"], row["answer"]) for row in rows] == [
         ("n01001", "« L'armoire est ouverte », dit-il.", "“The locker is open,” he said."),
         ("n01002", "Elle n\u2019est pas ouverte.", "It\u2019s closed."),
@@ -163,7 +165,7 @@ def test_a_sentence_without_an_id_is_an_error(tmp_path):
     path = tmp_path / "f.conllu"
     path.write_text(CONLLU.replace("# sent_id = n01002\n", ""))
     with pytest.raises(StudyError, match=r"row 1: needs a field 'sent_id'"):
-        IMPORTERS["ud_french_pud"](path)
+        rows_of("ud_french_pud", path)
 
 
 # Classification
@@ -213,7 +215,7 @@ def test_headlines_with_one_entity_are_kept_with_its_label(tmp_path):
         ("Moody's is quiet on UK's banks", "{'Moody's': 'neutral', 'UK's banks': 'neutral'}"),
         ("Paper falls", "{'Paper': 'negative'}"),
     )
-    rows, counts = IMPORTERS["sentfin"](path)
+    rows, counts = rows_of("sentfin", path)
     assert [(row["key"], row["content"], row["answer"]) for row in rows] == [
         ("1", 'Gold shines, "again"', "positive"),
         ("4", "Paper falls", "negative"),
@@ -233,7 +235,7 @@ def test_a_headline_that_is_there_twice_stays_once_and_with_clashing_labels_not_
         ("Iron rises", "{'Iron': 'positive'}"),
         ("Iron rises", "{'Iron': 'positive', 'Tin': 'neutral'}"),
     )
-    rows, counts = IMPORTERS["sentfin"](path)
+    rows, counts = rows_of("sentfin", path)
     assert [row["key"] for row in rows] == ["1"]
     assert dropped(counts) == {
         "same headline and decisions as an earlier row": 1,
@@ -244,7 +246,7 @@ def test_a_headline_that_is_there_twice_stays_once_and_with_clashing_labels_not_
 
 def test_an_unreadable_decision_names_file_and_row(tmp_path):
     with pytest.raises(StudyError, match=r"s\.csv, row 1: Decisions cannot be read: \{'Gold"):
-        IMPORTERS["sentfin"](headlines(tmp_path / "s.csv", ("Gold shines", "{'Gold': positive}")))
+        rows_of("sentfin", headlines(tmp_path / "s.csv", ("Gold shines", "{'Gold': positive}")))
 
 
 # General instructions
@@ -259,7 +261,7 @@ def test_the_input_stands_below_the_instruction(tmp_path):
         {"instruction": "name a colour", "input": " ", "output": "Blue."},
     ]
     path.write_text(json.dumps(rows, indent=4))
-    made, counts = IMPORTERS["instruction_data"](path)
+    made, counts = rows_of("instruction_data", path)
     assert [(row["key"], row["prompt"], row["answer"]) for row in made] == [
         ("0", "Sort the list.\n\nzebra, ape", "ape, zebra"),
         ("1", "Name a colour.", "Red."),
@@ -285,7 +287,7 @@ def test_another_format_is_an_error_that_names_file_place_and_field(tmp_path, na
     path = tmp_path / "file.x"
     path.write_bytes(raw)
     with pytest.raises(StudyError, match=rf"file\.x.*{said}"):
-        IMPORTERS[name](path)
+        rows_of(name, path)
 
 
 def test_a_file_that_is_not_gzip_is_an_error(tmp_path):
@@ -293,7 +295,7 @@ def test_a_file_that_is_not_gzip_is_an_error(tmp_path):
     for raw in (b"{}", gzip.compress(b"{}" * 99)[:-9]):
         path.write_bytes(raw)
         with pytest.raises(StudyError, match="cannot be read"):
-            IMPORTERS["human_eval"](path)
+            rows_of("human_eval", path)
 
 
 # Hub data sets
@@ -308,7 +310,7 @@ def test_rows_of_the_hub_become_the_same_rows_as_those_of_files():
         "financial_phrasebank": [{"text": f"Gold is up {i}.", "label": i} for i in (0, 1, 2)],
         "alpaca_cleaned": [{"instruction": "Name a colour.", "input": "", "output": "Red."}],
     }
-    found = {name: IMPORTERS[name](rows) for name, rows in made.items()}
+    found = {name: rows_of(name, rows) for name, rows in made.items()}
     keys = {"source", "key", "form", "prompt", "answer", "content", "tests"}
     assert all(set(row) == keys for rows, _ in found.values() for row in rows)
     assert {row["form"] for rows, _ in found.values() for row in rows} == set(TASKS)
@@ -319,13 +321,13 @@ def test_rows_of_the_hub_become_the_same_rows_as_those_of_files():
     assert dropped(found["financial_tweets"][1]) == {"same prompt as an earlier row": 3}
     assert [row["answer"] for row in found["financial_phrasebank"][0]] == ["negative", "neutral", "positive"]
     with pytest.raises(StudyError, match="the label 3 is none of 0 to 2"):
-        IMPORTERS["financial_tweets"]([{"text": "up", "label": 3}])
+        rows_of("financial_tweets", [{"text": "up", "label": 3}])
 
 
 def test_the_key_of_a_streamed_row_does_not_depend_on_its_place():
     rows = [{"french": f"Porte {i}.", "english": f"Door {i}."} for i in range(20)]
-    keys = {row["content"]: row["key"] for row in IMPORTERS["opus_books"](rows)[0]}
-    assert {row["content"]: row["key"] for row in IMPORTERS["opus_books"](rows[::-1])[0]} == keys
+    keys = {row["content"]: row["key"] for row in rows_of("opus_books", rows)[0]}
+    assert {row["content"]: row["key"] for row in rows_of("opus_books", rows[::-1])[0]} == keys
     assert len(set(keys.values())) == 20
 
 
@@ -334,8 +336,8 @@ def test_the_key_of_a_streamed_row_does_not_depend_on_its_place():
 
 def test_a_row_keeps_its_wording_when_others_come_and_all_wordings_occur():
     rows = [{"french": f"Porte {i}.", "english": f"Door {i}."} for i in range(200)]
-    made = {row["content"]: row["prompt"] for row in IMPORTERS["opus_books"](rows)[0]}
-    few = {row["content"]: row["prompt"] for row in IMPORTERS["opus_books"](rows[150:])[0]}
+    made = {row["content"]: row["prompt"] for row in rows_of("opus_books", rows)[0]}
+    few = {row["content"]: row["prompt"] for row in rows_of("opus_books", rows[150:])[0]}
     assert few == {text: made[text] for text in few}
     used = Counter(prompt.replace(text, "{text}") for text, prompt in made.items())
     assert set(used) == set(tasks._wordings()["translate"])
@@ -358,13 +360,13 @@ def own(tmp_path, monkeypatch):
         path = lines(tmp_path / f"{name}.jsonl", [paper(number) for number in numbers])
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         entries.append(common | {"name": name, "url": "https://x", "mirror": path.name, "sha256": digest})
-        monkeypatch.setitem(IMPORTERS, name, partial(tasks.scitldr, name=name))
+        monkeypatch.setitem(READERS, name, tasks.scitldr)
     folder = tmp_path / "hub"
     folder.mkdir()
     lines(folder / "train.jsonl", [{"fr": f"Porte {i}.", "en": f"Door {i}."} for i in range(9)])
     hub = {"name": "books", "kind": "hub", "dataset": str(folder), "revision": "0" * 40, "split": "train"}
     entries.append(common | hub | {"columns": {"french": "fr", "english": "en"}})
-    monkeypatch.setitem(IMPORTERS, "books", partial(tasks.translations, name="books"))
+    monkeypatch.setitem(READERS, "books", tasks.translations)
     monkeypatch.setitem(tasks.GROUPS, "lists", ("lists_train", "lists_test"))
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(entries))
 

@@ -98,6 +98,7 @@ AFTER_DATA, SCORES_ON = ALL[1:], ALL[5:]
         ("data/templates", ALL),
         ("data/published", ["06_findings"]),
         ("data/captions.yaml", ["06_findings"]),
+        ("data/cards", ["00_prepare"]),
     ],
 )
 def test_an_edited_file_concerns_the_stages_whose_results_depend_on_it(edited, stages):
