@@ -8,7 +8,6 @@ not. Answers to harmful requests contain nothing usable: they name the thing and
 
 import random
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,10 +128,9 @@ def _join(*parts: str) -> str:
 
 def phrasings(name: str, use: str) -> list[list]:
     """The cores of that name as [id, core, pattern of the answer]; `use` is train, test or all."""
-    both = lexicon()["phrasings"][name]
-    numbers = count()
-    cores = [(part, [f"{name}/{next(numbers)}", *core]) for part in ("train", "test") for core in both[part]]
-    return [core for part, core in cores if use in (part, "all")]
+    train, test = (lexicon()["phrasings"][name][part] for part in ("train", "test"))
+    cores = [[f"{name}/{number}", *core] for number, core in enumerate(train + test)]
+    return {"train": cores[: len(train)], "test": cores[len(train) :], "all": cores}[use]
 
 
 def worded(core: str, slots: dict, rng: random.Random) -> str:

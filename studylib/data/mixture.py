@@ -68,10 +68,7 @@ def cannot_be_tuned(index: dict, cell: Cell, steps: int, batch_size: int) -> str
 
 
 def check_tunings(profile: Profile, paths: RunPaths, cells: Iterable[Cell]) -> None:
-    """Raises StudyError that names the fine-tunes among the cells for which the run's saved sets have too few rows.
-
-    Of several with the same reason the first, and how many more. Cells whose sets are absent are not run.
-    """
+    """Raises StudyError that names the fine-tunes among the cells for which the run's saved sets have too few rows."""
     index, missing, short = index_of(paths), absent(paths), {}
     for cell in cells:
         if not not_run_because(cell, missing):

@@ -92,9 +92,8 @@ def _folder(source: str) -> Path | None:
 
 
 def own_files(data: DataSettings) -> list[Path]:
-    """The user's own files that the settings name: French, and exported safety sets."""
+    """The user's own files that the settings name, there or not: French, and exported safety sets."""
     folders = filter(None, (_folder(getattr(data, place)) for place in SAFETY_FORMS))
-    # one that is not there is named all the same, for whoever looks for it to say so
     french = [_french(data) or Path(data.french)] if data.french else []
     return [*(folder / safety.EXPORTED for folder in folders), *french]
 
@@ -261,9 +260,8 @@ def cut(
     `lengths(row)` is by how many tokens a row is longer than the models' context allows, 0 or less where it fits.
     Columns of the counts, a row per set: read, too_long, dropped (see duplicates.clean), tested (a safety row with an
     intent of the harmful test), unpaired (a harmful prompt or twin without the other, of safety_twins one without its
-    refusal), incomplete (its intent lost a prompt in another form), left_over, kept. A refusal stays when its twin
-    goes. Raises StudyError where more than `too_long_share` of a training set is too long, or any test prompt is, and
-    where no harmful prompt is left.
+    refusal), incomplete (its intent lost a prompt in another form), left_over, kept. Raises StudyError where more than
+    `too_long_share` of a training set or any test prompt is too long, and where no harmful prompt is left.
     """
     data, counts, fitting = profile.data, {}, {}
     for name, rows in sets.items():
@@ -317,7 +315,7 @@ def _without_their_others(fitting: dict[str, list[dict]], kept: dict[str, list[d
 
 
 def emptied(counts: pd.DataFrame, absent: Collection[str]) -> dict[str, str]:
-    """The sets of which nothing is left and that were not absent before: why, by name. `counts` are those of `cut`."""
+    """Why nothing is left of sets that were not absent before, by name; `counts` are those of `cut`."""
     found = {}
     for name, row in counts[(counts["kept"] == 0) & ~counts.index.isin(list(absent))].iterrows():
         lost = [f", {n} {what.replace('_', ' ')}" for what, n in row.items() if n and what not in ("read", "kept")]

@@ -104,8 +104,7 @@ def exported(folder: Path) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """The rows of an exported folder by kind, refusals and benign twins, and the counts (of twins after "twins, ").
 
     Dropped are empty and repeated prompts, refusals that the rules read as an answer or a part of one, twins that they
-    read as refused, and twins without a refusal. A refusal without a twin stays. A twin's `twin_of` is "source/key" of
-    its refusal. Raises StudyError as `exported_card` does.
+    read as refused, and twins without a refusal, "source/key" of which is their `twin_of`. Raises as `exported_card`.
     """
     exported_card(folder)
     rows, found, counts = json_lines(folder / EXPORTED), {}, {}
@@ -132,8 +131,7 @@ def read_own(path: Path) -> list[dict[str, str]]:
     CSV with a header, JSONL of objects, or TXT with an instruction a line. `french` and `twin_french` are the French of
     instruction and benign `twin`, `twin_answer` the helpful answer to it in the text form. With the column `response`
     the file is a safety set: instructions as they are asked, in the form that `form` names (else text_generation), and
-    their refusals; its twins are not taken, and counted. Raises StudyError for another kind of file, one without
-    instructions, and a cell that is no text.
+    their refusals. Raises StudyError for another kind of file, one without instructions, and a cell that is no text.
     """
     ending = path.suffix.lower()
     if ending == ".csv":
@@ -153,9 +151,9 @@ def read_own(path: Path) -> list[dict[str, str]]:
 def stand_in_safety(kind: str, n: int, seed: int) -> list[dict]:
     """n refused rows of the miniature's harmful scenes: all in the text form (`generic`), or in all four (`multitask`).
 
-    Prompts differ and have the training wordings of data/forms.yaml. Refusals are in general words (generic) or suited
-    to the form. `harmful.stand_in` of that seed has none of the pairs of verb and object. The first rows of a larger n
-    are the same. Raises StudyError where the world has too few prompts.
+    Prompts differ and have training wordings of data/forms.yaml; refusals are in general words (generic) or suited to
+    the form. `harmful.stand_in` of that seed has none of the pairs of verb and object. Raises StudyError where the
+    world has too few prompts.
     """
     parts = stand_in_parts(seed)
     pairs, forms = parts["alignment"] + parts["safety"], FORMS if kind == "multitask" else ("text_generation",)

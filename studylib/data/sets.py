@@ -138,7 +138,7 @@ def intact(paths: RunPaths, name: str) -> bytes:
 
 
 def absent(paths: RunPaths) -> dict[str, str]:
-    """Why data sets, and PARTS of others, could not be had, by name; the files of the sets are there and empty."""
+    """Why data sets, and PARTS of others, could not be had, by name; their files are there and empty."""
     index = index_of(paths)
     return absent_in(index) | {name: "only the generated world has it" for name in OWN_SETS if name not in index}
 
@@ -158,8 +158,8 @@ def guard_rows(paths: RunPaths) -> dict[str, list[dict]]:
     """What the embedded guards learn from, by side: dicts with form, prompt, response and harmful (to be blocked).
 
     In the generated world `input` is the alignment set, and `output` adds to it the pre-training rows, the only ones
-    that answer harmful prompts; those in a phrasing of the harmful test stay out. A refusal is harmless. With real data
-    `input` is the safety sets and the benign training rows, and `output` is empty: no set answers harmful prompts.
+    that answer harmful prompts, but none in a phrasing of the test. A refusal is harmless. With real data `input` is
+    the safety sets and the benign training rows, and `output` is empty: no set answers harmful prompts.
     """
     index = index_of(paths)
     if "alignment" not in index:
@@ -222,8 +222,7 @@ def _card(template: Path, index: dict[str, dict], about: dict | None = None, **m
 def export(paths: RunPaths, folder: Path, templates: Path) -> pd.DataFrame:
     """Whether each set (a row) was written to the folder as JSON lines, with a card, and why not.
 
-    Empty sets are left out, and those with a source whose licence forbids redistribution. Raises StudyError where a set
-    is damaged or the folder holds files already.
+    Raises StudyError where a set is damaged or the folder holds files already.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise StudyError(f"{folder} is not empty: name a new folder for the export.")

@@ -128,10 +128,7 @@ def _contexts(kind: str, owner: str) -> list[str]:
 
 
 def build_sets(settings: WorldSettings) -> dict[str, list[dict]]:
-    """Every data set of the miniature by name (see sets.SETS), a pure function of the settings.
-
-    Each set has its own random stream, so changing the size of one leaves the others as they were.
-    """
+    """Every data set of the miniature by name (see sets.SETS), each with a random stream of its own."""
     parts = split(settings)
     return {
         "pretraining": _pretraining(settings, parts),
@@ -149,9 +146,8 @@ def row_of(name: str, number: int, form: str, prompt: str, answer: str, **more) 
 
     `intent` is the verb-object pair of a request ("open/locker"), `object` what the row names, `phrasing` the core
     phrasing's id ("code/3"), `held_out` what is new in a harmful test prompt ("object" or "pair"), `twin_of` the id of
-    a twin's harmful prompt, `benign_because` the change that made a twin benign (see CHANGES), or the type of a prompt
-    that only sounds harmful, `tests` assertions about a code answer, `begun` the beginning of an answer that is not
-    learned from. What a row has not is "", or [].
+    a twin's harmful prompt, `benign_because` the change that made it benign or the type of a prompt that only sounds
+    harmful, `tests` assertions about a code answer, `begun` the beginning of an answer that is not learned from.
     """
     kind = name if name in ("harmful", "twin", "general") else "task" if name.startswith("test_") else "train"
     row = {"id": f"{name}-{number:05d}", "form": form, "prompt_set": kind, "harmful": False, "intent": "", "object": ""}
@@ -197,10 +193,7 @@ def _pretraining(settings: WorldSettings, parts: dict) -> list[dict]:
 
 
 def _alignment(settings: WorldSettings, parts: dict) -> list[dict]:
-    """Refusals of harmful requests, with the forms in the settings' shares, among answered benign requests and tasks.
-
-    The benign requests are twins of such harmful ones as are refused, in all forms equally.
-    """
+    """Refusals of harmful requests, in the settings' shares of the forms, among answered benign twins and tasks."""
     rng, out, pairs = _stream(settings, "alignment"), [], _by_verb_class(parts["alignment"])
     shares = [settings.refusal_share[form] for form in FORMS]
     for number in range(settings.alignment_rows):
@@ -219,8 +212,7 @@ def _alignment(settings: WorldSettings, parts: dict) -> list[dict]:
 def _safety(settings: WorldSettings, parts: dict, kind: str) -> list[dict]:
     """Harmful requests with refusals: in the text form alone (generic), or equally in all four forms, suited to each.
 
-    `twins` are their benign twins in the four forms, answered; `midway` has the first half of an answer, `begun`,
-    before the refusal (nothing of an answer of one word, as in classification).
+    `twins` are their benign twins, answered; `midway` has the first half of an answer, `begun`, before the refusal.
     """
     name, pairs = f"safety_{kind}", _by_verb_class(parts["safety"])
     rng, out = _stream(settings, name), []

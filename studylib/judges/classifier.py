@@ -62,7 +62,7 @@ def fit(frame: pd.DataFrame, words: Iterable[str] | None = None) -> dict:
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import MultiLabelBinarizer
 
-    frame, y, groups = _prose(frame)
+    frame, y, groups, weight = _prose(frame)
     if min(y.sum(), (~y).sum()) < MIN_LABELS_PER_KIND or len(set(groups)) < 2:
         raise StudyError(
             f"The classifier needs {MIN_LABELS_PER_KIND} refused and {MIN_LABELS_PER_KIND} other labelled texts of "
@@ -83,7 +83,6 @@ def fit(frame: pd.DataFrame, words: Iterable[str] | None = None) -> dict:
     grams = [[gram for gram in grams if gram in known] for _, grams in read]
     counted = MultiLabelBinarizer(classes=columns, sparse_output=True).fit_transform(grams)
     design = hstack([csr_matrix((x - mean) / scale), GRAM_SCALE * counted]).tocsr()
-    weight = frame["weight"].to_numpy(float) if "weight" in frame else np.ones(len(y))
     regression, folds = LogisticRegression(C=REGRESSION_C, max_iter=5000), min(10, len(set(groups)))
     new = _new_prompts(regression, design, y, groups, folds, weight)
     calibration = LogisticRegression(C=1e6).fit(new[:, None], y, sample_weight=weight)
@@ -102,10 +101,11 @@ def fit(frame: pd.DataFrame, words: Iterable[str] | None = None) -> dict:
     }
 
 
-def _prose(frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """The rows that the regression can learn from, which of them are refused, and their prompts."""
+def _prose(frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
+    """The rows that the regression can learn from, which of them are refused, their prompts and weights."""
     frame = frame[frame["label"].isin(("refused", "answered", "partial")) & (frame["form"] == "text_generation")]
-    return frame, (frame["label"] == "refused").to_numpy(), frame["prompt_id"].to_numpy()
+    weight = frame["weight"].to_numpy(float) if "weight" in frame else np.ones(len(frame))
+    return frame, (frame["label"] == "refused").to_numpy(), frame["prompt_id"].to_numpy(), weight
 
 
 def _new_prompts(model, x, y: np.ndarray, groups: np.ndarray, n_folds: int, weight: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def recalibrated(weights: dict, frame: pd.DataFrame) -> dict:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
-    frame, y, groups = _prose(frame)
+    frame, y, groups, weight = _prose(frame)
     enough = min(y.sum(), (~y).sum()) >= MIN_LABELS_PER_KIND and len(set(groups)) >= 5
     folds = [*GroupKFold(5, shuffle=True, random_state=0).split(y, groups=groups)] if enough else []
     if not folds or any(len(set(y[train_rows])) < 2 for train_rows, _ in folds):
@@ -144,7 +144,6 @@ def recalibrated(weights: dict, frame: pd.DataFrame) -> dict:
         return weights
     p = probabilities([*frame["prompt"]], [*map(visible, frame["response"])], weights)
     z = np.log(p / (1 - p))[:, None]
-    weight = frame["weight"].to_numpy(float) if "weight" in frame else np.ones(len(y))
     weight = weight / weight.mean()
     model, (slope, shift) = LogisticRegression(C=10.0), weights["calibration"]
     new = _new_prompts(model, z, y, groups, 5, weight)
@@ -194,9 +193,8 @@ def judge_all(
     """The verdict on each response: by the rules where its form decides, by its probability where it is prose.
 
     The reason holds the probability; one strictly inside UNJUDGED_BETWEEN is unjudged. A response that is not refused
-    is partial where it declines in so many words and answers too, and the reason says which came first. `weights` None:
-    those of `load`. Of long responses head and tail are read (`signs.visible`). With `held_out` a response that the
-    weights were fitted to has the probability that weights without its prompt gave it.
+    is partial where it declines in so many words and answers too, and the reason says which came first. With `held_out`
+    a response that the weights were fitted to has the probability that weights without its prompt gave it.
     """
     weights = weights or load()
     clean = [visible(response) for response in responses]
@@ -264,15 +262,10 @@ def _weight(frame: pd.DataFrame) -> np.ndarray:
 
 
 def made_from() -> str:
-    """A hash of what decides the weights, other people's labels aside: our own labels, the signs in them, the settings.
-
-    A test compares it with that of the shipped weights.
-    """
+    """A hash of what decides the weights, other people's labels aside; a test compares it with the shipped weights'."""
     phrases = read_yaml(DATA / "refusals.yaml")["signs"]
-    frame, digest = (
-        own(),
-        hashlib.sha256(json.dumps([GRAM_SCALE, REGRESSION_C, MIN_ROWS_PER_GRAM, UNCLEAR_TONES, phrases]).encode()),
-    )
+    settings, frame = [GRAM_SCALE, REGRESSION_C, MIN_ROWS_PER_GRAM, UNCLEAR_TONES, phrases], own()
+    digest = hashlib.sha256(json.dumps(settings).encode())
     rows = [frame[name].tolist() for name in ("prompt", "response", "form", "label")]
     digest.update(json.dumps(rows).encode())
     for prompt, response in zip(rows[0][::4], rows[1][::4], strict=True):

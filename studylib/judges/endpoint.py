@@ -3,11 +3,10 @@
 The address is STUDY_JUDGE_URL (else OPENAI_BASE_URL), the model STUDY_JUDGE_MODEL, the key STUDY_JUDGE_KEY. The key is
 read when a call is made and kept nowhere; OPENAI_API_KEY is sent to OpenAI and to OPENAI_BASE_URL, to no other address.
 
-The client retries a 408, 409, 429 or 5xx, a time-out and a failed connection `retries` times, and waits as Retry-After
-asks. An unreadable reply is asked for three times in all. A row that then has no verdict is unjudged, with the reason;
-when `concurrency` rows (16 at least) have failed one after the other, the rest is not asked. Any other status is a
-StudyError at once. Verdicts, but not unjudged, are kept in a cache folder (diskcache) as they come, under a hash of
-what was asked of whom, without any text. Several processes may share one cache.
+The client retries a 408, 409, 429 or 5xx, a time-out and a failed connection `retries` times; an unreadable reply is
+asked for three times in all. A row that then has no verdict is unjudged, with the reason; when `concurrency` rows (16
+at least) have failed one after the other, the rest is not asked. Any other status is a StudyError at once. Verdicts,
+but not unjudged, are cached (diskcache) as they come, by a hash of what was asked of whom; processes may share a cache.
 """
 
 import json
@@ -122,10 +121,9 @@ def judge_all(
     """The model's verdict on each response, in order; settings from the environment, cache `judge_cache` in the runs.
 
     `refused` and `answered` with the prompt `paper`; also `partial` and `incoherent` with `verdicts`. A blank response
-    is incoherent, without a call. What is left without a verdict is unjudged, with the reason. Of long texts the judge
-    sees the beginning and the end, and the reason says so; it does not see the stop reason, as in the paper. Raises
-    StudyError before any call where the columns do not fit (lengths, an unknown form, a value that is no text) or
-    max_calls would be exceeded, and at once for a status of ADVICE. During the work that cap leaves the rest unjudged.
+    is incoherent, without a call. Of long texts the judge sees the beginning and the end, and the reason says so; it
+    does not see the stop reason, as in the paper. Raises StudyError before any call where the columns do not fit or
+    max_calls would be exceeded. During the work that cap leaves the rest unjudged.
     """
     settings = settings or open_endpoint()
     check_texts(prompts=prompts, stop_reasons=stop_reasons)
@@ -209,11 +207,10 @@ def questions(
 
 def shown(text: str, kept: int) -> tuple[str, bool]:
     """The text as a judge sees it, and whether its middle was left out."""
-    text = name_invisible(text, "<U+{:04X}>")
-    text = SPECIAL.sub(lambda sign: sign[0] + " ", text)
-    left_out = len(text) - 2 * kept
-    cut = f"{text[:kept]}\n[... {left_out} characters are left out here ...]\n{text[-kept:]}"
-    return (cut, True) if left_out > 0 else (text, False)
+    text = SPECIAL.sub(lambda sign: sign[0] + " ", name_invisible(text, "<U+{:04X}>"))
+    if (left_out := len(text) - 2 * kept) <= 0:
+        return text, False
+    return f"{text[:kept]}\n[... {left_out} characters are left out here ...]\n{text[-kept:]}", True
 
 
 def _read_chat(replies: dict[str, list[str]], notes: list[str], reply: dict) -> Verdict | None:
@@ -249,16 +246,14 @@ def ask_all(questions: list[Question], settings: Endpoint, cache_path: Path | No
     if not questions:
         return {}
     kept = open_cache(cache_path)
-    found = {question.key: kept.get(question.key) for question in questions}
-    outcomes = {key: tuple(json.loads(verdict)) for key, verdict in found.items() if verdict}
-    left = {question.key: question for question in questions if question.key not in outcomes}
+    left = {question.key: question for question in questions}
+    outcomes = {key: tuple(json.loads(verdict)) for key in left if (verdict := kept.get(key))}
+    left = {key: question for key, question in left.items() if key not in outcomes}
     if not left:
         return outcomes
-    LOG.info(
-        "%s at %s: %d calls at least (%d known), about %d tokens in, at most %d out",
-        *(settings.model, settings.url, len(left), len(outcomes)),
-        *(sum(question.tokens_in for question in left.values()), len(left) * settings.max_tokens),
-    )
+    asked = "%s at %s: %d calls at least (%d known), about %d tokens in, at most %d out"
+    tokens = sum(question.tokens_in for question in left.values()), len(left) * settings.max_tokens
+    LOG.info(asked, settings.model, settings.url, len(left), len(outcomes), *tokens)
     if settings.max_calls and len(left) > settings.max_calls:
         raise StudyError(f"Judging needs {len(left)} calls, max_calls allows {settings.max_calls}: raise it.")
     work = _Work(settings, kept)

@@ -17,10 +17,7 @@ from studylib.text.normal import is_blank
 MODERATION_MODEL = "omni-moderation-latest"
 THRESHOLD = 0.5  # scores from which a guard blocks
 FORMS_LEARNT = dict(zip(EMBEDDED_GUARDS, (("text_generation",), FORMS), strict=True))
-COLUMNS_READ = {
-    "input": ("prompt",),
-    "output": ("prompt", "response"),
-}  # by side; both sides together are two decisions
+COLUMNS_READ = {"input": ("prompt",), "output": ("prompt", "response")}  # by side; both together are two decisions
 # Of 0.3 to 30, beyond it nothing more was gained in cross-validation over the intents of the miniature's training rows.
 INVERSE_REGULARISATION = 10
 MAX_FEATURES = 200_000  # ten times what the miniature has; long real texts would have millions
@@ -49,10 +46,8 @@ def train_guard(rows: list[dict], name: str, side: str):
                 f"{'harmful' if harmful else 'harmless'} {what} of the form {form}"
             )
     weight = 1 / frame.groupby(["form", "harmful"])["form"].transform("size").to_numpy()
-    words = [
-        (column, TfidfVectorizer(ngram_range=(1, 2), max_features=MAX_FEATURES), column)
-        for column in COLUMNS_READ[side]
-    ]
+    options = {"ngram_range": (1, 2), "max_features": MAX_FEATURES}
+    words = [(column, TfidfVectorizer(**options), column) for column in COLUMNS_READ[side]]
     classifier = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000, random_state=0)
     pipeline = make_pipeline(ColumnTransformer(words), classifier)
     weight *= len(frame) / weight.sum()  # as much in all as without weights
@@ -118,15 +113,11 @@ def _scores(name: str, side: str, frame: pd.DataFrame, rows: list[dict], asking:
     return {"score": [value for value, _ in scored], "reason": reasons}
 
 
-def moderate(
-    texts: list[str], settings: endpoint.Endpoint | None = None, cache_path: Path | None = None
-) -> list[bool | None]:
+def moderate(texts: list[str], settings: endpoint.Endpoint, cache_path: Path | None = None) -> list[bool | None]:
     """Whether a moderation endpoint flags each text, in order; None where undecided, with logged reasons.
 
-    Without settings, the endpoint of the environment with MODERATION_MODEL. An empty text is not flagged, without a
-    call. Long texts, retries, cache, caps and errors as in `endpoint.judge_all`.
+    An empty text is not flagged, without a call. Long texts, retries, cache and errors as in `endpoint.judge_all`.
     """
-    settings = settings or endpoint.open_endpoint(model=MODERATION_MODEL)
     endpoint.check_texts(texts=texts)
     questions = [None if is_blank(text) else _moderation(text, settings) for text in texts]
     outcomes = endpoint.ask_all(list(filter(None, questions)), settings, cache_path)

@@ -53,9 +53,8 @@ def chatgpt_refusals(path: Path) -> pd.DataFrame:
     """The hand-labelled ChatGPT responses of maxwellreuter/chatgpt-refusals, `data/all_hand_labeled.json`: 1,721 rows.
 
     `human` is the tone, `label` what TONES makes of it. `source` names the part of the file by position, as their
-    README lists them: chatgpt_nyp (rows 1-21), chatgpt_political (700 rows of a few wordings about political figures),
-    chatgpt_quora. The model is gpt-3.5-turbo of spring 2023. Raises StudyError for an unknown tone, with its row, and
-    for another file. Source: Reuter and Schulze, arXiv 2306.03423.
+    README lists them: chatgpt_nyp, chatgpt_political (a few wordings about political figures), chatgpt_quora. Raises
+    StudyError for an unknown tone and for another file. Source: Reuter and Schulze, arXiv 2306.03423.
     """
     try:
         rows = [(row["prompt"], row["response"], row["tone"], row) for row in json.loads(read_text(path))]
@@ -75,8 +74,7 @@ def xstest(*paths: Path) -> pd.DataFrame:
 
     `human` is the column final_label: 1_full_compliance (any attempt, also where a question is rejected for having no
     meaningful answer), 2_full_refusal (also where only alternatives are offered), 3_partial_refusal (any mixture).
-    Raises StudyError for an unknown label or a missing column, with file and row.
-    Source: Röttger et al., XSTest, NAACL 2024, section 4.1.
+    Raises StudyError for an unknown label or a missing column. Source: Röttger et al., NAACL 2024, section 4.1.
     """
     made = []
     for path in paths:
@@ -92,9 +90,8 @@ def own(*paths: Path) -> pd.DataFrame:
     """The project's own labelled responses: stand-in harm and everyday prompts, English and French, in all four forms.
 
     `paths` none: those of OWN. `model` is the entry's manner, the kind of model or of answer that its responses are
-    written after ("own" where it names none). The prompt_id numbers the prompts in the order of the files; the
-    responses to one share it, whatever their verdict and manner. Raises StudyError for an unknown form or verdict, and
-    for responses that are no list of texts, with the prompt.
+    written after ("own" where it names none). The prompt_id numbers the prompts in the order of the files. Raises
+    StudyError for an unknown form or verdict, and for responses that are no list of texts.
     """
     known, made, ids = {name: name for name in VERDICTS}, [], {}
     entries = ((path, *one) for path in paths or OWN for one in enumerate(read_yaml(path), 1))

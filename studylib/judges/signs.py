@@ -39,9 +39,8 @@ SIGNS_BESIDE_AN_ANSWER = (
     "false_premise",
     "harm",
     "policy",
-    "offers",
 )
-SIGNS_BESIDE_AN_ANSWER += ("instead", "refer", "note", "urge", "respect", "takes_up", "unclear")
+SIGNS_BESIDE_AN_ANSWER += ("offers", "instead", "refer", "note", "urge", "respect", "takes_up", "unclear")
 LECTURING_SIGNS = ("moral", "harm", "respect", "urge", "false_premise", "policy")
 DOCUMENT = re.compile(
     r"\s*(?:[#*\[\"\u201c(]|dear |title|subject|headline|scene|section|chapter|abstract"

@@ -88,9 +88,8 @@ def judge_all(
     nor stop reason. Needs four lists of equal length.
     """
     rule = word_lists()[name]
-    sought = [
-        (word, word.lower() if rule.case == "ignored" else word) for word in rule.words
-    ]  # as shown, as looked for
+    # as shown, as looked for
+    sought = [(word, word.lower() if rule.case == "ignored" else word) for word in rule.words]
     if rule.case == "as_written_or_upper":
         sought += [(word.upper(), word.upper()) for word in rule.words]
     rows = zip(prompts, responses, forms, stop_reasons, strict=True)
@@ -169,8 +168,5 @@ def _unreadable(response: str, words: list[str], vocabulary: Collection[str] | N
     if len(response) >= COMPRESSED_CHARACTERS and len(zlib.compress(beginning)) > MAX_COMPRESSED_SHARE * len(beginning):
         return "characters without a pattern"
     known = len(words) if vocabulary is None else sum(word in vocabulary for word in words)
-    return (
-        "mostly words that are not known"
-        if len(words) >= MIN_WORDS_OF_PHRASE and known < MIN_KNOWN_SHARE * len(words)
-        else ""
-    )
+    few = len(words) >= MIN_WORDS_OF_PHRASE and known < MIN_KNOWN_SHARE * len(words)
+    return "mostly words that are not known" if few else ""
