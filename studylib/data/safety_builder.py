@@ -252,22 +252,17 @@ def _own_safety_set(name: str, rows: list[dict]) -> tuple[list[dict], Counter, b
 # What is dropped
 
 
-def _like(texts: list[str], tests: list[str]) -> list[bool]:
-    """Whether each text equals, or is a near duplicate of, one of the tests."""
-    both = {name: [{"text": text} for text in some] for name, some in (("texts", texts), ("tests", tests))}
-    dropped = duplicates.clean(both, ["tests"], text=lambda row: row["text"])[1]
-    like = set(dropped.loc[(dropped["set"] == "texts") & (dropped["other"] == "tests"), "row"])
-    return [place in like for place in range(len(texts))]
-
-
 def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: Counter) -> list[dict]:
     """The candidates that are no test's; without their twin where that is a test's."""
 
     def why(rows: list[dict]) -> list[str]:
-        like = [_like([row[part] for row in rows], exclude) for part in ("prompt", "content", "english")]
-        tested = [TESTED if any(parts) else "" for parts in zip(*like, strict=True)]
+        like = set()
+        for part in ("prompt", "content", "english"):
+            both = {"rows": [{"content": row[part]} for row in rows], "tests": [{"content": text} for text in exclude]}
+            dropped = duplicates.clean(both, ["tests"])[1]
+            like |= set(dropped.loc[(dropped["set"] == "rows") & (dropped["other"] == "tests"), "row"])
         plain = [row["intent"].removeprefix(f"{STAND_IN}/") for row in rows]  # as the generated world writes them
-        return [TESTED_INTENT if one in intents else why for one, why in zip(plain, tested, strict=True)]
+        return [TESTED_INTENT if one in intents else TESTED * (i in like) for i, one in enumerate(plain)]
 
     reasons = why(pairs)
     counts.update(filter(None, reasons))
