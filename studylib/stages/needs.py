@@ -46,7 +46,7 @@ def counts(profile: Profile) -> dict[str, int]:
     """How many fine-tunes, tuning tokens, responses, generated tokens (at most) and pairs the grid and its arms have.
 
     A pair is a tuned model's answer to a general prompt without system prompt, against the untuned model's; where it
-    has safety data against the same tuning's without too (see `preferences.pairs`, which takes the adapter scaled down
+    has safety data against the same tuning's without too (see `benign.pairs`, which takes the adapter scaled down
     for one of these).
     """
     grid, tuning = profile.grid, profile.tuning
