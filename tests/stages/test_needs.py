@@ -44,7 +44,7 @@ def test_rival_arms_and_the_other_style_are_counted_and_a_scaled_adapter_is_no_f
 
 
 def test_the_pairs_are_as_many_as_are_compared_and_without_the_plain_tuning_those_against_the_untuned_model():
-    from studylib.scores import preferences
+    from studylib.scores import benign
     from studylib.study.grid import arm_cells, untuned
 
     profile = load_profile("miniature")
@@ -57,7 +57,7 @@ def test_the_pairs_are_as_many_as_are_compared_and_without_the_plain_tuning_thos
     rows = rows.assign(system_prompt=False, sample=0, prompt_set="general", prompt_id="p", intent="p", prompt="Why?")
     rows = rows.assign(response_id=[str(i) for i in range(len(rows))], response="So.")
     found = needs.counts(profile)["pairs"] / profile.world.general_test_rows
-    assert len(preferences.pairs(rows)) == found
+    assert len(benign.pairs(rows)) == found
     alone = load_profile("llama", {"grid.safety_data": ["generic", "multitask"]})
     assert needs.counts(alone)["pairs"] == 48 * 100
 
