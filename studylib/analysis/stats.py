@@ -275,8 +275,16 @@ def _satterthwaite(variance: np.ndarray, *parts: tuple[np.ndarray, np.ndarray]) 
 
 
 def codes(frame: pd.DataFrame) -> np.ndarray:
-    """One whole number from 0 per row, the same for rows that are equal in all columns; NaN is a value of its own."""
-    return frame.groupby(list(frame), sort=False, observed=True, dropna=False).ngroup().to_numpy()
+    """Whole numbers from 0 in order of appearance, one for rows that are equal in all columns; NaN is a value too."""
+    code = np.zeros(len(frame), np.int64)
+    for name in frame:  # as groupby's ngroup, of which this takes half the time
+        column = frame[name]
+        categories = isinstance(column.dtype, pd.CategoricalDtype)
+        one = column.cat.codes.to_numpy() if categories else pd.factorize(column, use_na_sentinel=False)[0]
+        code = code * (int(one.max(initial=0)) + 2) + one + 1
+        if code.max(initial=0) > 2**30:  # close the gaps before the product outgrows its type
+            code = pd.factorize(code)[0]
+    return pd.factorize(code)[0]
 
 
 def groups(frame: pd.DataFrame, by: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
