@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Puts each file into one worker, and the files that share the smoke run into the same one, so that nothing is made twice."""
+    """Puts each file into one worker, and the files that share the smoke run into the same one: it is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -62,9 +62,10 @@ def command(*arguments: str, project: Path = ROOT, runs: Path | None = None, sta
 
 
 def growth(work, size: int) -> float:
-    """How many times as long `work(10 * size)` takes as `work(size)`: about 10 where time grows with the size, 100 with its square.
+    """How many times as long `work(10 * size)` takes as `work(size)`.
 
-    Of processor time, the best of two each: a busy or slow machine moves it little. Speeds themselves are in `make bench`.
+    About 10 where time grows with the size, 100 with its square.
+    Of processor time, the best of two each: a busy or slow machine moves it little. Speeds are in `make bench`.
     """
 
     def seconds(n: int) -> float:
@@ -105,7 +106,7 @@ def in_empty(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def png_alone(monkeypatch):
-    """Figures are written as PNG alone: the other two formats take half of the time, and test_figures_style tests them."""
+    """Figures are written as PNG alone: the other two formats take half of the time, test_figures_style has them."""
     from studylib.figures import style
 
     monkeypatch.setattr(style, "FORMATS", {"png": style.FORMATS["png"]})
@@ -113,7 +114,7 @@ def png_alone(monkeypatch):
 
 @pytest.fixture(scope="session")
 def smoke_project(tmp_path_factory) -> Path:
-    """A copy of the project with a finished run of the smoke profile, made once; who edits it puts it back as it was."""
+    """A copy of the project with a finished run of the smoke profile, made once; who edits it puts it back."""
     project = tmp_path_factory.mktemp("project")
     for part in ("studylib", "notebooks", "data"):
         shutil.copytree(ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))

@@ -1,4 +1,7 @@
-"""Whatever a run lacks, 05, 06, 09 and the summary are made and say so: parts of its rows are deleted, unjudged or all alike."""
+"""Whatever a run lacks, 05, 06, 09 and the summary are made and say so.
+
+Parts of its rows are deleted, unjudged or all alike.
+"""
 
 import ast
 import json
@@ -104,7 +107,7 @@ def _decisions(rng, responses):
 
 @st.composite
 def damages(draw):
-    """What is done (deletion, one verdict for all, no scores and decisions), to which rows, to which share of them, and a seed."""
+    """What is done (deletion, one verdict for all, no scores and decisions), to which rows and share, and a seed."""
     where = draw(st.dictionaries(st.sampled_from(list(WORDS)), st.just(None), max_size=3))
     where = {name: draw(st.sampled_from(WORDS[name])) for name in where}
     what = draw(st.sampled_from(["delete", "delete", "unscored", *VERDICTS, "unjudged"]))

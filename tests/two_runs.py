@@ -36,10 +36,9 @@ MANIFEST = {
 def put(runs, name, frames, manifest=MANIFEST):
     """A run folder with the two tables of those frames, as 06_findings writes them."""
     folder = runs / name
-    tables.write_table(
-        tables.with_not_run(tables.attack_success(*frames[:2]), {}), folder / "tables" / "attack_success.csv"
-    )
-    tables.write_table(tables.with_not_run(tables.helpfulness(*frames), {}), folder / "tables" / "helpfulness.csv")
+    made = {"attack_success": tables.attack_success(*frames[:2]), "helpfulness": tables.helpfulness(*frames)}
+    for table, rows in made.items():
+        tables.write_table(tables.with_not_run(rows, {}), folder / "tables" / f"{table}.csv")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

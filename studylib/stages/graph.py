@@ -37,7 +37,7 @@ OPTIONAL = {
     "06_findings": ("02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
 }
 # The stages whose results it shows next to its own where they are there; a whole study runs them first.
-COMPARED = {"03_defences": ("01_baseline", "02_finetune")}
+COMPARED = dict.fromkeys(STAGE_SAFETY_DATA, ("01_baseline",)) | {"03_defences": ("01_baseline", "02_finetune")}
 # What of a profile a notebook's `overrides` may change: keys, and sections of which every key has an effect there.
 OVERRIDES = {
     "01_baseline": ("generation", "system_prompt", "judges"),

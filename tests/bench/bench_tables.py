@@ -1,7 +1,8 @@
 """How long all tables take, and how much memory, for 50 thousand, 500 thousand and 5 million response rows.
 
 Rows are simulated: models x the study's grid x 3 seeds x 2 samples. Each size runs in a process of its own. At the
-smallest size the same comparisons are made the plain way (pandas groups and statsmodels' McNemar, one at a time) and the ratio is printed. `python tests/bench/bench_tables.py`
+smallest size the same comparisons are made the plain way (pandas groups and statsmodels' McNemar, one at a time) and
+the ratio is printed. `python tests/bench/bench_tables.py`
 """
 
 import json

@@ -10,7 +10,7 @@ from studylib.stages import graph
 from studylib.study.grid import units
 from studylib.study.paths import ROOT, RunPaths
 from studylib.study.profile import load_profile
-from studylib.study.words import STAGES
+from studylib.study.words import STAGE_SAFETY_DATA, STAGES
 
 PROFILE = load_profile("smoke")
 
@@ -187,6 +187,12 @@ def test_every_input_of_a_stage_is_an_output_of_an_earlier_one(tmp_path):
         for one in units(PROFILE, name):
             assert set(graph.inputs_of(PROFILE, paths, one)) <= made
         made |= {p for one in units(PROFILE, name) for p in graph.outputs_of(PROFILE, paths, one)}
+
+
+@pytest.mark.parametrize("stage", STAGE_SAFETY_DATA)
+def test_a_whole_study_judges_the_untuned_model_before_it_tunes(tmp_path, stage):
+    paths = RunPaths(tmp_path, tmp_path)
+    assert set(graph.files(PROFILE, paths, unit("01_baseline"))) <= set(graph.inputs_of(PROFILE, paths, unit(stage)))
 
 
 def test_the_users_labels_are_an_input_of_what_they_bear_on_once_they_are_there(tmp_path):
