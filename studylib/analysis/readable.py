@@ -50,15 +50,15 @@ def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
     The rows name the dose where one kind of safety data has several.
     """
     keys = ["finetune_task", "safety_data", "safety_fraction", "trained_style", "style", "system_prompt"]
-    keys = [*["model"][: attack["model"].nunique() > 1], *(name for name in keys if name in attack)]
-    doses = attack.groupby("safety_data", observed=True)["safety_fraction"] if "safety_data" in attack else None
-    if doses is None or not doses.nunique().gt(1).any():
-        keys = [name for name in keys if name != "safety_fraction"]
+    keys = [name for name in keys if name in attack]
+    if "safety_data" in keys and attack.groupby("safety_data", observed=True)["safety_fraction"].nunique().max() < 2:
+        keys.remove("safety_fraction")
     return _wide(attack, keys, "form")
 
 
 def _wide(table: pd.DataFrame, index: list[str], columns: str | list[str], value: str = "rate", ends=INTERVAL):
-    """The value with its interval in percent, by those columns; "not run" where the note says so."""
+    """The value with its interval in percent, also by model where there are several; "not run" as the note says."""
+    index = ["model", *index] if table["model"].nunique() > 1 and "model" not in index else index
     shown = percent(table, value, *ends)
     if "note" in table:
         shown = shown.mask(table["note"].str.startswith("not run"), "not run")
@@ -81,8 +81,7 @@ def headline(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
         "task score": (helpfulness["measure"] == "task_score") & tasks,
     }
     costs = {name: helpfulness[rows].set_index(list(wide.index.names))["value"] for name, rows in shown.items()}
-    costs = pd.DataFrame(costs).map(lambda x: "-" if np.isnan(x) else f"{100 * x:.0f}")
-    return wide.join(costs).rename_axis(columns=None)
+    return wide.join(pd.DataFrame(costs).map(_whole_percent)).rename_axis(columns=None)
 
 
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -105,23 +104,19 @@ def headline_numbers(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> list[di
     return words.join(numbers).to_dict("records")
 
 
+def _whole_percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.0f}"
+
+
 def percent(table: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
     """A rate with its interval in percent, as in "36 (24-50)", of differences "-36 (-50 to 4)"; "-" where it is NaN."""
     to = " to " if (table[low] < 0).any() else "-"
-    words = (100 * table[[value, low, high]]).map(lambda x: "-" if np.isnan(x) else f"{x:.0f}").astype(object)
+    words = table[[value, low, high]].map(_whole_percent).astype(object)
     return (words[value] + " (" + words[low] + to + words[high] + ")").mask(words[value] == "-", "-")
 
 
-def p_value(p: float) -> str:
-    """A p value with three digits, "<0.001" below; "-" where it is NaN, as of a single prompt."""
-    return "-" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def examples(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool) -> pd.DataFrame:
-    """One harmful prompt of each form and verdict that occurs, with its response; both redacted on request.
-
-    A plain frame: notebooks escape its texts.
-    """
+    """One harmful prompt of each form and verdict that occurs, with its response; both redacted on request."""
     rows = ordered(judged(responses, verdicts, ["harmful"]).drop_duplicates(["form", "verdict"]))
     if redacted:
         prompts = map(redact_prompt, rows["prompt"], rows["intent"], rows["form"])
@@ -131,8 +126,7 @@ def examples(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool) ->
 
 def guards_in_percent(table: pd.DataFrame) -> pd.DataFrame:
     """The table of `guards` for reading: a row per guard and side, a column per prompt set and form."""
-    keys = [*["model"][: table["model"].nunique() > 1], "guard", "side"]
-    return _wide(table, keys, ["prompt_set", "form"], "blocked_rate")
+    return _wide(table, ["guard", "side"], ["prompt_set", "form"], "blocked_rate")
 
 
 def guarded_in_percent(table: pd.DataFrame, value: str = "rate") -> pd.DataFrame:
@@ -142,7 +136,6 @@ def guarded_in_percent(table: pd.DataFrame, value: str = "rate") -> pd.DataFrame
     """
     ends = INTERVAL if value == "rate" else ["over_refusal_low", "over_refusal_high"]
     keys = ["finetune_task", "safety_data", "style", "system_prompt"]
-    keys = [*["model"][: table["model"].nunique() > 1], *keys]
     return _wide(table[table["form"] == "all"], keys, ["guard", "side"], value, ends)
 
 
@@ -224,7 +217,7 @@ def arms_in_percent(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
         for name in ("attack_success", *ARM_COSTS)
     }
     scaled = percent(table, "scaled_difference", "scaled_low", "scaled_high")
-    shown["margin (percentage points)"] = table["margin"].map(lambda x: "-" if pd.isna(x) else f"{100 * x:.0f}")
+    shown["margin (percentage points)"] = table["margin"].astype(float).map(_whole_percent)
     shown["against the adapter scaled down"] = scaled.where(scaled == "-", scaled + ": " + table["scaled_verdict"])
     shown |= {"on the front": table["on_front"], "verdict": table["verdict"]}
     arms = [arm_with_dose(*pair) for pair in zip(table["safety_data"], table["safety_fraction"], strict=True)]
@@ -283,8 +276,8 @@ def significant_changes(compared: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["measure"] == "attack_success_rate"]
     shown = {
         "difference": percent(rows, "difference", *INTERVAL),
-        "p (Holm)": rows["p_holm"].map(p_value),
-        "detectable": (100 * rows["detectable"]).map(lambda x: "-" if np.isnan(x) else f"{x:.0f}"),
+        "p (Holm)": rows["p_holm"].map(lambda p: "<0.001" if p < 0.001 else f"{p:.3f}"),  # NaN is not significant
+        "detectable": rows["detectable"].map(_whole_percent),
         "verdict": rows["verdict"],
     }
     keys = ["kind", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "other_finetune_task"]

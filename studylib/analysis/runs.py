@@ -32,8 +32,7 @@ NOTES = {
     "judge": ("", "judged by different judges: {} and {}"),
 }
 # Keys of the manifest that are no settings: times, and what a hash, a name or the profile beside them says already.
-NO_SETTINGS = {"seconds_of_last_execution", "bytes", "forms", "fingerprint", "origins"}
-NO_SETTINGS |= {"description"}
+NO_SETTINGS = {"seconds_of_last_execution", "bytes", "forms", "fingerprint", "origins", "description"}
 KNOWN_WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
 TEXT_COLUMNS = ("model", "metric", "judge", "note")  # which may be empty
 
@@ -132,14 +131,12 @@ def _as_text(value) -> str:
 def differences(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per result and run, against the first of the runs that has that result too.
 
-    A result is known by its measure (attack_success_rate, and those of `tables.helpfulness`), the words of its cell,
-    form and metric. Model, share of safety data and judge may be another where every run has just one of them; `note`
-    says so, and names different prompts (by the hash of the data); else it is "". `value`, `low` and `high` are the
-    run's, those with `_against` the other's, named in `run_against`; all in 0-1. `difference` is value - value_against,
-    its interval (see `stats.newcombe`) difference_low to difference_high. `verdict` is "higher" or "lower" where that
-    interval leaves out 0, else "not significant". Each is a test by itself: of equal results one in twenty differs by
-    chance, fewer where the prompts are the same. What is NaN in a run is not there. Raises StudyError for a table that
-    cannot be used.
+    A result is known by its measure, cell, form and metric. Model, share of safety data and judge may be another where
+    every run has just one of them; `note` says so, and names different prompts; else it is "". `value`, `low` and
+    `high` are the run's, those with `_against` the other's, named in `run_against`; all in 0-1. `difference` is value -
+    value_against, its interval (see `stats.newcombe`) difference_low to difference_high. `verdict` is "higher" or
+    "lower" where that leaves out 0, else "not significant". Each is a test by itself: of equal results one in twenty
+    differs by chance, fewer where the prompts are the same. Raises StudyError for a table that cannot be used.
     """
     rows = all_results(runs)
     keys = known_by(rows)
@@ -215,9 +212,7 @@ def runs_in_words(runs: Sequence[Run]) -> str:
         each = ", ".join(f"{n['n_unjudged']} of {n.sum()} in {name}" for name, n in attack.items())
         said.append(f"Responses to harmful prompts that were not judged, and are left out: {each}.")
     if any(_models(run) != _models(runs[0]) for run in runs):
-        said.append(
-            "The models before tuning are not the same; the intervals cover prompts and tuning seeds, not that."
-        )
+        said.append("The models before tuning are not the same, which the intervals do not cover.")
     if len(alone):
         each = [
             f"{len(rows)} of {name} (tuned on {', '.join(map(label, rows['finetune_task'].unique()))})"
@@ -262,12 +257,10 @@ def all_results(runs: Sequence[Run]) -> pd.DataFrame:
                 by_judge = rows["measure"].str.endswith("_rate")
                 rows = rows.assign(judge=rows["metric"].where(by_judge, ""), metric=rows["metric"].mask(by_judge, ""))
             rows = rows[rows[value].notna()]
-            if (
-                not all(pd.api.types.is_numeric_dtype(rows[name]) for name in numbers)
-                or not (rows["low"].between(0, rows[value]) & rows["high"].between(rows[value], 1)).all()
-                or not all(rows[name].isin(known).all() for name, known in KNOWN_WORDS.items())
-                or rows.duplicated(KEYS).any()
-            ):
+            usable = all(pd.api.types.is_numeric_dtype(rows[name]) for name in numbers)
+            usable = usable and (rows["low"].between(0, rows[value]) & rows["high"].between(rows[value], 1)).all()
+            usable = usable and all(rows[name].isin(known).all() for name, known in KNOWN_WORDS.items())
+            if not usable or rows.duplicated(KEYS).any():
                 raise StudyError(f"{where} is damaged or of another version: run its `make study` again.")
             rows = rows.rename(columns={value: "value"}).assign(run=run.name)
             found.append(rows[["run", *KEYS, *NUMBERS, "n_effective", "n_seeds"]])
@@ -321,11 +314,10 @@ def _note(row: dict, runs: dict[str, Run]) -> str:
 
 
 def _hashes(run: Run, data_sets: list[str]) -> list[str | None]:
-    data = run.manifest.get("data") or {}
-    return [(data.get(name) or {}).get("sha256") for name in data_sets]
+    return [run.manifest.get("data", {}).get(name, {}).get("sha256") for name in data_sets]
 
 
 def _models(run: Run) -> dict | None:
     """The models before tuning: the hashes of those that the run built, else what its profile says."""
-    built = {name: card.get("sha256") for name, card in (run.manifest.get("models") or {}).items()}
-    return built or (run.manifest.get("profile") or {}).get("models")
+    built = {name: card.get("sha256") for name, card in run.manifest.get("models", {}).items()}
+    return built or run.manifest.get("profile", {}).get("models")
