@@ -52,11 +52,8 @@ def outcomes(
     """One row per response and measure that it counts for: what every rate and comparison is the mean of.
 
     Columns: CELL, seed, sample, form, prompt_id, intent, measure, metric (the judge's or the score's name) and `value`:
-    0 or 1, of a score 0-1, NaN where it was not judged or scored. attack_success_rate counts harmful prompts answered
-    or partly answered; over_refusal_rate benign twins refused, sounds_harmful_refusal_rate benign prompts refused that
-    only sound harmful (where such were asked); incoherent_rate incoherent responses to any benign prompt; task_score
-    and general_score the scores of benign prompts. `responses` and `verdicts` as for `judged`; without `scores` there
-    are none of the scores. Raises ValueError as `judged` does, and where a response lacks its score.
+    0 or 1 as _COUNTED says, of a score 0-1, NaN where it was not judged or scored. `responses` and `verdicts` as for
+    `judged`. Raises ValueError as `judged` does, and where a response lacks its score.
     """
     rows = judged(responses, verdicts)
     keys = [name for name in (*CELL, "seed", "sample", "form", "prompt_id", "intent") if name in rows]

@@ -43,10 +43,9 @@ def clustered_intervals(
 ) -> pd.DataFrame:
     """One row per group of `by` (one in all when it is empty) with the mean outcome and its interval.
 
-    `frame` has one row per response: `prompt_id`, `seed`, the columns of `by` and `outcome`, which is bool or a number
-    in 0-1. The result has the columns of `by`, in order of first appearance, then n (rows), n_prompts, n_seeds,
-    n_effective, df, rate, low, high (0-1). Nothing is NaN; a group without rows has no row. Raises ValueError for an
-    outcome outside 0-1 or a missing outcome, prompt_id or seed.
+    `frame` has one row per response: `prompt_id`, `seed`, the columns of `by` and `outcome`, bool or in 0-1. The result
+    has the columns of `by`, in order of first appearance, then n (rows), n_prompts, n_seeds, n_effective, df, rate,
+    low, high (0-1), none of them NaN. Raises ValueError for an outcome outside 0-1 or a missing one, prompt_id or seed.
 
     Rows that share a prompt or a training seed are not independent, so the interval is Wilson's at an effective sample
     size: n_effective = rate (1 - rate) / variance of the mean, as Franco et al. (2019, J. Survey Statistics and
@@ -66,10 +65,9 @@ def clustered_intervals(
       average prompt. Otherwise it is zero at a rate of 0 or 1 and far too small beside them: now 0 of 50 prompts x 3
       seeds has n_effective 50, and the first answer widens the interval. The rate itself is untouched.
 
-    With a single seed only prompts are clusters, and the interval is for that one training run. In simulation (see
-    tests) 95 % intervals of 3 or 5 seeds cover 0.93-0.98; of two seeds that differ much 0.88, of rates below 0.1 with
-    seeds that differ fivefold down to 0.86. For graded scores n_effective may exceed n: a score spreads less than a
-    yes/no outcome of the same mean.
+    With a single seed only prompts are clusters, and the interval is for that one training run. In simulation 95 %
+    intervals of 3 or 5 seeds cover 0.93-0.98; of two seeds that differ much 0.88, of rates below 0.1 with seeds that
+    differ fivefold down to 0.86. For graded scores n_effective may exceed n, as they spread less.
     """
     by = list(by)
     value = _values(frame, outcome, 0, 1)
@@ -104,12 +102,10 @@ def clustered_differences(
     be seen. One pair per prompt, all differences -1, 0 or 1: `test` is "mcnemar", exact (`mcnemar`). Otherwise "t": the
     mean with the two-way variance of `clustered_intervals` on Satterthwaite's degrees of freedom for prompts and seeds,
     so that a difference that only one seed shows is none. The interval is of Student's t around the mean of the pairs
-    and two made-up ones, one spread evenly over the four kinds: Agresti and Min (2005, Statistics in Medicine 24), who
-    found that this holds its level for paired shares; it can therefore include 0 beside an exact p just below 0.05 and
-    the other way round. detectable is (t_(1-alpha/2) + t_power) se, Cohen (1988), section 2, of "mcnemar" and 1 / n, as
-    the exact test is as strict as one with Edwards' correction (1948, Psychometrika 13) by one pair: without it the
-    test showed such differences in 71 % (50 prompts) and 75 % (200) of 2,000 simulated studies. Of three seeds it is
-    shown in 71-76 %, as se is uncertain itself.
+    and two made-up ones, one spread evenly over the four kinds: Agresti and Min (2005, Statistics in Medicine 24). It
+    can include 0 beside an exact p just below 0.05 and the other way round. detectable is (t_(1-alpha/2) + t_power) se,
+    Cohen (1988), section 2, of "mcnemar" and 1 / n, as the exact test is as strict as one with Edwards' correction
+    (1948, Psychometrika 13) by one pair. Three seeds show it in 71-76 % of simulated studies: se is uncertain too.
     """
     by = list(by)
     value = _values(frame, "difference", -1, 1)
@@ -129,6 +125,7 @@ def clustered_differences(
     difference = total / n
     with np.errstate(invalid="ignore"):
         p = np.where(exact, mcnemar(up, down), 2 * student.sf(np.abs(difference) / se, df))
+    detectable = (quantile + student.ppf(power, df)) * se + exact / n
     return keys.assign(
         n=n,
         n_prompts=n_prompts,
@@ -142,13 +139,8 @@ def clustered_differences(
         high=np.minimum(centre + quantile * se, 1),
         p=np.where(known, p, np.nan),
         test=np.where(exact, "mcnemar", "t"),
-        detectable=_within_reach((quantile + student.ppf(power, df)) * se + exact / n),
+        detectable=np.where(detectable <= 1, detectable, np.nan),
     )
-
-
-def _within_reach(difference: np.ndarray) -> np.ndarray:
-    """The differences, NaN where even the largest would not be seen."""
-    return np.where(difference <= 1, difference, np.nan)
 
 
 def mcnemar(n_up, n_down):
@@ -212,8 +204,7 @@ def detectable_difference(n, rate: float = 0.5, power: float = POWER, alpha: flo
     Of a two-sided test. `n` is a number or an array; pass effective sample sizes where rows are clustered. The
     difference is taken towards the middle: up from a rate below 0.5, down from one above. NaN where n is too small to
     show any difference. Raises ValueError for a rate outside 0-1. Source: Cohen (1988), Statistical Power Analysis,
-    section 6.2: the arcsine effect size h = (z_(1-alpha/2) + z_power) sqrt(2 / n), turned back into a difference. The
-    far tail of the test, below 1e-5 at these powers, is left out.
+    section 6.2: the arcsine effect size h = (z_(1-alpha/2) + z_power) sqrt(2 / n), turned back into a difference.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must lie in 0-1, found {rate}")

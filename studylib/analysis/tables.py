@@ -146,14 +146,13 @@ def helpfulness(responses: pd.DataFrame, verdicts: pd.DataFrame | None, scores: 
 def over_refusal_by_kind(responses: pd.DataFrame, verdicts: pd.DataFrame | None, kinds: dict[str, str]) -> pd.DataFrame:
     """One row per cell, form, kind of benign prompt and judge: the share of them that is refused; form "all" pools.
 
-    `kinds` maps the prompt_id of every benign prompt to what makes it benign (`datasets.kinds`), the column
+    `kinds` maps the prompt_id of every benign prompt to what makes it benign (`sets.kinds`), the column
     `benign_because`: of a twin, in the generated world, the one change that made its harmful prompt benign (own: the
     owner is oneself, leave: the owner's leave is said, object, verb), else "not named"; of prompts that only sound
-    harmful, as XSTest's, their type there (homonyms, safe_targets, ...). `prompts` is "twins" or "sound harmful", and
-    "all" in benign_because pools the kinds of either. n counts judged responses over all seeds, n_unjudged stands
-    beside it and outside the rate (0-1); low and high are the 95 % interval, NaN where n is 0. Kinds have different
-    objects and wordings too, so a difference between them need not be the kind's. Raises ValueError as `judged` does,
-    and for a prompt that `kinds` lacks.
+    harmful their type in the source (homonyms, safe_targets, ...). `prompts` is "twins" or "sound harmful", and "all"
+    in benign_because pools the kinds of either. n, n_unjudged, rate, low and high as in `attack_success`. Kinds have
+    different objects and wordings too, so a difference between them need not be the kind's. Raises ValueError as
+    `judged` does, and for a prompt that `kinds` lacks.
     """
     measures = ("over_refusal_rate", "sounds_harmful_refusal_rate")
     rows = outcomes(responses, verdicts, measures=measures).rename(columns={"metric": "judge"})

@@ -1,7 +1,6 @@
 """Checks that a model is prompted, trained and questioned as this study says: one per known way to get it wrong.
 
-They look at what this study's own functions make of a model, its tokenizer and some rows: token ids, batches, logits
-and answers, not settings.
+They look at the token ids, batches, logits and answers that this study's own functions make, not at settings.
 """
 
 import re
@@ -109,7 +108,7 @@ class _Case:
         batches = hub.generate_ids(self.model, self.tokenizer, self.asked, settings)
         found = dict(row for batch in batches for row in batch)
         first = lambda ids: next((k + 1 for k, one in enumerate(ids) if one in ends), None)  # noqa: E731
-        return [found[i][: first(found[i])] for i in range(len(found))]
+        return [found[i][: first(found[i])] for i in sorted(found)]
 
     alone = cached_property(lambda self: self.generated(1))
 
@@ -284,9 +283,8 @@ class _Case:
             if one == other:
                 continue
             texts = [_short(prompts.rendered(self.tokenizer, each)) for each in (one, other)]
-            first = next(
-                (k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-            )
+            equal = [a == b for a, b in zip(one, other, strict=False)]
+            first = [*equal, False].index(False)
             logits = self.logits(self.model, ids + one[:first])[-1]
             gap = -logits.float().topk(2).values.diff().item()
             if logits.dtype not in HALF or gap > _tolerance(logits) * logits.abs().max().item():

@@ -156,7 +156,9 @@ class Runner:
         with locked(path):
             made = read_rows(path)
             if made and made[0]["fingerprint"] != fingerprint:
-                _set_aside(self.paths, path)
+                aside = self.paths.run / "superseded" / f"{path.stem}-{int(time.time())}{path.suffix}"
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, aside)
                 made = []
             known = {row["response_id"] for row in made}
             todo = {}  # by system prompt, because the prompts of one calibration begin alike
@@ -184,8 +186,7 @@ class Runner:
             if n > room:
                 raise StudyError(
                     f"The test prompt {longest} has {n} tokens in the {style} style, but its context "
-                    f"{self.settings.context} less generation.max_new_tokens leaves {room}: raise one or lower the "
-                    "other."
+                    f"{self.settings.context} less generation.max_new_tokens leaves {room}: raise one or lower the other."
                 )
             self._encoded[key] = encoded
         return self._encoded[key]
@@ -205,9 +206,8 @@ class Runner:
                     asked |= {"prompt_set": row["prompt_set"], "prompt_id": row["id"]}
                     asked |= {"intent": row["intent"] or row["id"], "form": row["form"], "harmful": row["harmful"]}
                     asked |= {"prompt_fingerprint": prompts.fingerprint(ids[i])}
-                    answer = {"response": text, "stop_reason": stop_reason, "n_tokens": n_tokens}
-                    prompt = {"prompt": row["messages"][0]["content"]}
-                    rows.append(asked | prompt | answer | {"fingerprint": fingerprint})
+                    asked |= {"prompt": row["messages"][0]["content"], "response": text, "stop_reason": stop_reason}
+                    rows.append(asked | {"n_tokens": n_tokens, "fingerprint": fingerprint})
                 append_rows(path, rows)
                 done.update(len(batch))
         done.close()
@@ -216,12 +216,6 @@ class Runner:
 def _response_id(cell: Cell, row: dict, system_prompt: bool, style: str = "") -> str:
     across = f"{style}-" if style and style != cell.style else ""
     return f"{cell.name}/{across}{'system' if system_prompt else 'plain'}/{row['id']}/0"
-
-
-def _set_aside(paths: RunPaths, path: Path) -> None:
-    target = paths.run / "superseded" / f"{path.stem}-{int(time.time())}{path.suffix}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(path, target)
 
 
 def references(paths: RunPaths) -> dict[str, str]:

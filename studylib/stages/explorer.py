@@ -40,11 +40,9 @@ def side_by_side(
     The arms are `untuned`, `tuned` (on the task, without safety data), then the same tuning with generic and multitask
     data and the rival arms, by dose. The prompts are no sample. First come those refused (benign ones: answered)
     untuned, answered after tuning and refused with some safety data; then those with the most pairs of arms that differ
-    in verdict, unjudged ones aside; ties by prompt_id. Texts are cut after MOST characters; redacted where asked for.
-    Cells are safe HTML with invisible characters named. The first judge decides. `where`: style, system_prompt, seed
-    (of training; the smallest unless named) and model (the first unless named). General requests have one form, so
-    `form` does not count there. No rows where nothing has run. Raises StudyError for an unknown word, model or seed,
-    ValueError as `rates.judged`.
+    in verdict. The first judge decides. Cells are safe HTML, cut after MOST characters. `where`: style, system_prompt,
+    seed and model (the first ones unless named). `form` does not count for general requests. No rows where nothing has
+    run. Raises StudyError for an unknown word, model or seed, ValueError as `rates.judged`.
     """
     asked = _asked(_judged(responses, verdicts), task, form, prompt_set, **where)
     return _frame(asked, asked["prompt_id"].unique()[:n], redacted, MOST)
@@ -117,9 +115,8 @@ def show(
 ) -> None:
     """Displays n harmful prompts, the benign twin after each, and one of the task, side by side; then the `widget`.
 
-    The table is what a copy of the notebook keeps: of the grid's safety data at one dose, as rival arms would make it
-    too wide to read; the widget, which works where the notebook runs, has them all. `task` is the one with most arms
-    unless named, of several the first, `form` its own; `where` as in `side_by_side`.
+    The table, which a copy of the notebook keeps, has the grid's safety data at one dose; the widget has all arms.
+    `task` is the one with most arms unless named, `form` its own; `where` as in `side_by_side`.
     """
     from IPython.display import display
 
@@ -147,10 +144,7 @@ def show(
 
 
 def _judged(responses: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The responses with the first judge's verdicts and, as `arm`, their column; as they are where they have it.
-
-    Without answers in another style than the tuning's.
-    """
+    """The responses in the tuning's style with the first judge's verdicts and their `arm`; unchanged if it is there."""
     if responses.empty or "arm" in responses:
         return responses
     if "trained_style" in responses:
@@ -209,12 +203,11 @@ def _asked(rows, task, form, prompt_set, style="chat", seed=None, system_prompt=
 def _frame(asked: pd.DataFrame, ids, redacted: bool, most: int) -> pd.DataFrame:
     """The prompts of these ids with the answers of every arm, as `side_by_side` returns them."""
     asked = asked[asked["prompt_id"].isin(ids)]
-    columns = (asked[name] for name in ("prompt", "intent", "form", "harmful"))
     prompts = [
-        _text(redact_prompt(prompt, intent, form), False, most)
-        if redacted and harmful
-        else _text(prompt, redacted, most)
-        for prompt, intent, form, harmful in zip(*columns, strict=True)
+        _text(redact_prompt(row.prompt, row.intent, row.form), False, most)
+        if redacted and row.harmful
+        else _text(row.prompt, redacted, most)
+        for row in asked.itertuples()
     ]
     cells = asked["verdict"] + ": " + asked["response"].map(lambda text: _text(text, redacted, most))
     asked = asked.assign(cell=cells, prompt=prompts, arm=asked["arm"].cat.remove_unused_categories())
@@ -231,10 +224,7 @@ def _text(text: str, redacted: bool, most: int) -> str:
 
 
 def _table(parts: list[tuple[str, pd.DataFrame]]) -> str:
-    """Frames of `_frame`, each with its prompt set, as one HTML table in the page's own colours, whichever they are.
-
-    The verdict stands in bold words over the text; the bar at the cell's left repeats it in the colour of the figures.
-    """
+    """Frames of `_frame`, each with its prompt set, as one HTML table; a bar has the verdict's colour."""
     kinds = [kind for kind, part in parts for _ in range(len(part))]
     frame, body = pd.concat([part for _, part in parts]).fillna(NOT_ASKED), []
     for kind, row in zip(kinds, frame.itertuples(index=False, name=None), strict=True):

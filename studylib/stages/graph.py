@@ -22,29 +22,21 @@ from studylib.study.words import LABELS, LABORATORY, MINIATURE, STAGE_SAFETY_DAT
 # The stages whose results a stage reads.
 NEEDS = {
     "00_prepare": (),
-    "01_baseline": ("00_prepare",),
-    "02_finetune": ("00_prepare",),
-    "03_defences": ("00_prepare",),
-    "04_mitigation": ("00_prepare",),
-    "05_helpfulness": ("01_baseline", "02_finetune", "03_defences", "04_mitigation"),
-    "06_findings": ("01_baseline", "02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
+    **dict.fromkeys(("01_baseline", *STAGE_SAFETY_DATA), ("00_prepare",)),
+    "05_helpfulness": ("01_baseline", *STAGE_SAFETY_DATA),
+    "06_findings": ("01_baseline", *STAGE_SAFETY_DATA, "05_helpfulness"),
     LABORATORY: ("00_prepare",),
     LABELS: ("01_baseline",),
 }
 # Of these the stages without which it goes on, saying so.
-OPTIONAL = {
-    "05_helpfulness": ("02_finetune", "03_defences", "04_mitigation"),
-    "06_findings": ("02_finetune", "03_defences", "04_mitigation", "05_helpfulness"),
-}
+OPTIONAL = {"05_helpfulness": (*STAGE_SAFETY_DATA,), "06_findings": (*STAGE_SAFETY_DATA, "05_helpfulness")}
 # The stages whose results it shows next to its own where they are there; a whole study runs them first.
 COMPARED = dict.fromkeys(STAGE_SAFETY_DATA, ("01_baseline",)) | {"03_defences": ("01_baseline", "02_finetune")}
 # What of a profile a notebook's `overrides` may change: keys, and sections of which every key has an effect there.
-OVERRIDES = {
-    "01_baseline": ("generation", "system_prompt", "judges"),
-    "02_finetune": ("lora", "tuning", "generation", "system_prompt", "judges"),
-    "03_defences": ("lora", "tuning", "generation", "system_prompt", "judges", "grid.safety_fraction", "guards"),
-    "04_mitigation": ("lora", "tuning", "generation", "system_prompt", "judges", "grid.safety_fraction"),
-}
+OVERRIDES = {"01_baseline": ("generation", "system_prompt", "judges")}
+OVERRIDES["02_finetune"] = ("lora", "tuning", *OVERRIDES["01_baseline"])
+OVERRIDES["04_mitigation"] = (*OVERRIDES["02_finetune"], "grid.safety_fraction")
+OVERRIDES["03_defences"] = (*OVERRIDES["04_mitigation"], "guards")
 TUNED = ("redact", "system_prompt", "models", "lora", "tuning", "generation", "judges", "endpoint")
 # The sections of a profile that a stage's results depend on; a change elsewhere does not run it again.
 SECTIONS = {
@@ -55,6 +47,8 @@ SECTIONS = {
     "05_helpfulness": ("judges", "endpoint"),
     "06_findings": ("description", "labelled"),
 }
+OF_GRID = {"01_baseline": "styles", "02_finetune": "across_styles"}  # besides, one key of the grid
+OF_GRID |= {"03_defences": "safety_fraction", "04_mitigation": "safety_fraction"}
 JUDGED = ("01_baseline", *STAGE_SAFETY_DATA, "06_findings")  # stages that the user's own labels bear on
 # The rooms and modules that a stage uses for checks and for showing alone: its results do not depend on them.
 IRRELEVANT = {
@@ -68,20 +62,16 @@ _KEYS = {  # of each kind of table: columns without which nothing can be made of
     "responses": ((*COLUMNS,), ("response_id",)),
     "verdicts": (("response_id", "judge", "verdict", "reason"), ("response_id", "judge")),
     "scores": (("response_id", "metric", "score"), ("response_id", "metric")),
-    "guards": (
-        ("guard", "side", "prompt_id", "response_id", "blocked", "reason"),
-        ("guard", "side", "prompt_id", "response_id"),
-    ),
+    "across": ((*COLUMNS, "trained_style"), ("response_id",)),
 }
-_KEYS |= {"across": ((*COLUMNS, "trained_style"), ("response_id",)), "across_verdicts": _KEYS["verdicts"]}
+_DECISION = ("guard", "side", "prompt_id", "response_id")
+_KEYS |= {"across_verdicts": _KEYS["verdicts"], "guards": ((*_DECISION, "blocked", "reason"), _DECISION)}
 
 
 def settings_of(profile: Profile, unit: Unit) -> dict:
     """The settings that a notebook run depends on, as plain data: its parameters and its sections of the profile."""
     settings = profile.model_dump(mode="json", include=set(SECTIONS[unit.stage])) | unit.parameters
-    of_grid = {"01_baseline": "styles", "02_finetune": "across_styles"}
-    of_grid |= dict.fromkeys(("03_defences", "04_mitigation"), "safety_fraction")
-    if name := of_grid.get(unit.stage):
+    if name := OF_GRID.get(unit.stage):
         settings[name] = getattr(profile.grid, name)
     if unit.stage == "04_mitigation" and profile.grid.arms and unit.parameters["task"] in profile.grid.arms.tasks:
         settings["arms"] = profile.grid.arms.model_dump(mode="json")
@@ -104,8 +94,7 @@ def inputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
 def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     """The files that a notebook run makes, its executed copy last.
 
-    Data sets are outputs, so that a deleted one is made again, but no inputs: later stages depend on their hashes in
-    the index.
+    Data sets are outputs, so that a deleted one is made again; later stages depend on their hashes in the index.
     """
     data = [*map(paths.data, sets.sets_of(profile)), paths.data_card] if unit.stage == "00_prepare" else []
     return [*data, *files(profile, paths, unit), paths.notebook(unit.stage, unit.name)]

@@ -38,10 +38,7 @@ class Data:
     dropped: pd.DataFrame  # the rows that were dropped for it
 
     def shown(self) -> pd.DataFrame:
-        """Two harmful prompts of each form and their benign twins, for reading; harmful ones of real lists as hashes.
-
-        "none" stands for a twin that is not there.
-        """
+        """Two harmful prompts of each form and their benign twins or "none"; harmful ones of real lists as hashes."""
         twins = {row["twin_of"]: row["messages"][0]["content"] for row in self.sets["twin"]}
         rows = [
             (row["form"], harmful.shown(row, redact=bool(row.get("content"))), twins.get(row["id"], "none"))
@@ -138,13 +135,10 @@ def tokenizers(now: Stage) -> dict:
 
 
 def _too_long_by(now: Stage) -> Callable[[dict], int]:
-    """By how many tokens a row exceeds a model's context, at most over models, styles and system prompts.
-
-    Tests need room for an answer.
-    """
+    """By how many tokens a row exceeds a model's context, at most over models and styles; tests need room to answer."""
     # models that share a tokenizer are asked once
     loaded = {tokenizer.name_or_path: (name, tokenizer) for name, tokenizer in tokenizers(now).items()}
-    system = now.profile.system_prompt
+    system, room = now.profile.system_prompt, now.profile.generation.max_new_tokens
     asked_in = [
         (tokenizer, style, now.profile.models[name].context, len(prompts.encode_prompt(tokenizer, "", style, system)))
         for name, tokenizer in loaded.values()
@@ -154,15 +148,13 @@ def _too_long_by(now: Stage) -> Callable[[dict], int]:
     def by(row: dict) -> int:
         asked, answer = (message["content"] for message in row["messages"])
         trained, longest = row["prompt_set"] == "train", -1
-        n_bytes = len((asked + answer).encode())
         for tokenizer, style, context, frame in asked_in:
-            spare = 1 if trained else now.profile.generation.max_new_tokens
-            if frame + n_bytes + spare <= context:
+            if frame + len((asked + answer).encode()) + (1 if trained else room) <= context:
                 continue  # no tokenizer makes more tokens than there are bytes
             if trained:
                 n = len(prompts.encode_example(tokenizer, asked, answer, style, None, 10**9)["input_ids"])
             else:
-                n = len(prompts.encode_prompt(tokenizer, asked, style, system)) + spare
+                n = len(prompts.encode_prompt(tokenizer, asked, style, system)) + room
             longest = max(longest, n - context)
         return longest
 
@@ -220,8 +212,7 @@ def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.Dat
         model, tokenizer = hub.load(now.paths.model(name), now.profile.miniature)
         ids = [prompts.encode_prompt(tokenizer, prompt, "chat", None) for prompt in asked]
         batches = hub.generate(model, tokenizer, ids, now.profile.generation)
-        answers = dict(sorted((i, text) for batch in batches for i, text, *_ in batch))
-        rows[name] = [redact(text) if redacted else text for text in answers.values()]
+        rows[name] = pd.Series({i: redact(text) if redacted else text for batch in batches for i, text, *_ in batch})
     return rows
 
 
@@ -249,8 +240,6 @@ def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
     """The model cards of the helpful-only and the aligned model, trained now unless intact ones are there.
 
     A card has the sha256 of the weights, the fingerprint of what they were made from and the loss curve.
-    Pre-training sees both styles; the alignment, as real ones do, mostly the chat style. Both see the system prompt in
-    the settings' shares.
     """
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
     cards, previous = {}, ""
@@ -296,13 +285,14 @@ def _train_miniature(paths, profile, clock, name, data, settings) -> dict:
 
 
 def calibrated_by(profile: Profile, name: str) -> dict:
-    """How the training rows of the model of that name are rendered: what `prompts.encode_mixed` takes."""
-    shares = {"alpaca_share": 0.3, "system_share": {"benign": 0.2, "harmful": 0.2}}
-    if name == "aligned":
-        alpaca, system = profile.world.alignment_alpaca_share, profile.world.alignment_system_share
-        shares = {"alpaca_share": alpaca, "system_share": system}
+    """How the training rows of the model of that name are rendered: what `prompts.encode_mixed` takes.
+
+    Pre-training sees both styles; the alignment, as real ones do, mostly the chat style.
+    """
+    world, aligned = profile.world, name == "aligned"
     return {
-        **shares,
+        "alpaca_share": world.alignment_alpaca_share if aligned else 0.3,
+        "system_share": world.alignment_system_share if aligned else {"benign": 0.2, "harmful": 0.2},
         "system_prompt": profile.system_prompt,
         "context": profile.miniature.context,
         "seed": f"calibrations-{name}",
