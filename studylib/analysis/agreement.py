@@ -55,8 +55,9 @@ def compare(labelled: pd.DataFrame, verdicts: pd.DataFrame, draws: int = 2000, s
     prompt are not independent. f1 and kappa have quantiles of a Bayesian bootstrap over prompts (Rubin 1981, Annals of
     Statistics 9; seeded): each draw gives every prompt an exponential weight, and half a prompt is added to each of the
     four counts (Jeffreys' prior), so that a judge without errors has a width too. In trials it covered 91-96 %. The
-    column `weight` (responses that a row stands for) weights all but the counts; effective sizes then shrink by Kish's factor.
-    Raises StudyError for missing columns, verdicts that are none, two labels or verdicts of one response, missing ones.
+    column `weight` (responses that a row stands for) weights all but the counts; effective sizes then shrink by Kish's
+    factor. Raises StudyError for missing columns, verdicts that are none, two labels or verdicts of one response,
+    missing ones.
     """
     rows = _judged(labelled, verdicts)
     order = {key: [*dict.fromkeys(rows[key]), ALL] for key in KEYS}

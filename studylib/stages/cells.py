@@ -186,7 +186,8 @@ class Runner:
             if n > room:
                 raise StudyError(
                     f"The test prompt {longest} has {n} tokens in the {style} style, but its context "
-                    f"{self.settings.context} less generation.max_new_tokens leaves {room}: raise one or lower the other."
+                    f"{self.settings.context} less generation.max_new_tokens leaves {room}: raise the one or lower the "
+                    "other."
                 )
             self._encoded[key] = encoded
         return self._encoded[key]
