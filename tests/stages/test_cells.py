@@ -345,7 +345,7 @@ class Renumbered(ast.NodeTransformer):
     def visit_Constant(self, node):
         if not self.done and type(node.value) in (int, float):
             self.done = True
-            return ast.Constant(node.value + 1)
+            return ast.Constant(2 * node.value + 1)
         return node
 
 
