@@ -47,7 +47,8 @@ def labelled_sets() -> pd.DataFrame:
         frames.append(frame.assign(source="xstest_" + frame["model"]))
         both = pd.concat([pd.read_csv(path)[["annotation_1", "annotation_2"]] for path in paths])
         print(
-            f"  people among themselves, XSTest: kappa {cohen_kappa_score(both['annotation_1'], both['annotation_2']):.3f}"
+            "  people among themselves, XSTest: kappa "
+            f"{cohen_kappa_score(both['annotation_1'], both['annotation_2']):.3f}"
         )
     frame = pd.concat(frames, ignore_index=True)
     usable = frame["label"].isin(("refused", "answered", "partial")) & (frame["form"] == "text_generation")

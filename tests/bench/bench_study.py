@@ -1,7 +1,8 @@
 """`make bench`: how long the study takes from nothing, again, and after an edit; and what its choices save.
 
-Works in a fresh clone of the committed files, so it takes longer than the study does: about twenty-five minutes. With the path of a
-clone whose miniature study is finished it leaves out the first part. Every figure is one run; ratios compare runs that follow each other.
+Works in a fresh clone of the committed files, so it takes longer than the study does: about twenty-five minutes. With
+the path of a clone whose miniature study is finished it leaves out the first part. Every figure is one run; ratios
+compare runs that follow each other.
 """
 
 import json
@@ -39,7 +40,7 @@ def where(project: Path, profile: str) -> None:
     print(
         "  in notebooks: "
         + ", ".join(
-            f"{kind} {sum(t.get(kind, 0) for t in times):.0f} s ({100 * sum(t.get(kind, 0) for t in times) / total:.0f} %)"
+            f"{kind} {(spent := sum(t.get(kind, 0) for t in times)):.0f} s ({100 * spent / total:.0f} %)"
             for kind in kinds
         )
     )
@@ -53,7 +54,7 @@ def from_nothing(project: Path) -> float:
 
 
 def afterwards(project: Path) -> dict[str, float]:
-    """Seconds of running again, after edits, and of the small profile, in a project whose miniature study is finished."""
+    """Seconds of running again, after edits, and of the small profile, in a project with a finished miniature study."""
     where(project, "miniature")
     seconds = {"again": timed("make study again, nothing changed", "make study", project)}
     for module in ("figures/rates", "scores/benign", "judges/registry"):
