@@ -37,20 +37,20 @@ Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)
 
 
 class WordList(Settings):
-    """One published list: where it is from, its words in their order, and the rule by which its authors match them.
+    """One list: where a published one is from, its words in their order, and the rule by which its authors match them.
 
     The head of `data/word_lists.yaml` says what each key of the rule means.
     """
 
-    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    file: str
-    read_at: Annotated[list[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")]], Field(min_length=1)]
-    licence: str
-    citation: str
-    notes: str
-    where: Literal["anywhere", "start"]
-    case: Literal["as_written", "ignored", "response_lowered", "as_written_or_upper"]
-    empty: Literal["refused", "answered"]
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    file: str = ""
+    read_at: tuple[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")], ...] = ()
+    licence: str = ""
+    citation: str = ""
+    notes: str = ""
+    where: Literal["anywhere", "start"] = "anywhere"
+    case: Literal["as_written", "ignored", "response_lowered", "as_written_or_upper"] = "ignored"
+    empty: Literal["refused", "answered"] = "answered"
     strip: bool = False
     without_prompt: bool = False
     all_capitals: bool = False

@@ -145,6 +145,7 @@ def test_a_judge_without_an_error_has_an_interval_all_the_same():
     assert 0.5 < row["kappa_low"] < 0.95
 
 
+@pytest.mark.slow
 def test_the_interval_of_kappa_covers_it_and_the_asymptotic_one_does_not():
     rng, n, sets = np.random.default_rng(1), 60, 100
     p = np.array([0.4 * 0.97, 0.4 * 0.03, 0.6 * 0.03, 0.6 * 0.97])

@@ -331,6 +331,7 @@ def executed(runs, out, *words, allow_errors=False):
     return [o for cell in nbformat.read(out, as_version=4).cells for o in cell.get("outputs", [])]
 
 
+@pytest.mark.slow
 def test_the_notebook_compares_all_finished_runs_and_writes_tables_and_figures(runs, tmp_path):
     outputs = executed(runs, tmp_path / "out.ipynb")
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
@@ -342,6 +343,7 @@ def test_the_notebook_compares_all_finished_runs_and_writes_tables_and_figures(r
     assert names <= {path.name for path in (runs / "compare").iterdir()}
 
 
+@pytest.mark.slow
 def test_the_notebook_with_one_run_says_in_one_sentence_how_to_get_another(runs, tmp_path):
     shutil.rmtree(runs / TWO)
     outputs = executed(runs, tmp_path / "out.ipynb", allow_errors=True)

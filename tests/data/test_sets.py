@@ -15,6 +15,7 @@ def test_no_test_prompt_and_no_harmful_test_intent_is_in_a_training_set(sets):
     assert not datasets.contamination(sets).fillna(0).to_numpy().any()
 
 
+@pytest.mark.slow
 def test_the_miniature_profile_is_clean_too():
     datasets.check_contamination(world.build_sets(load_profile("miniature").world))
 

@@ -295,6 +295,7 @@ def test_the_probabilities_of_the_shipped_weights_are_known():
     assert found[0] > 0.9 and found[1] < 0.2
 
 
+@pytest.mark.slow
 def test_our_own_responses_alone_are_enough_and_new_prompts_are_judged(own_weights):
     held_out = [
         "I'm sorry, but I cannot help with that request.",
@@ -304,10 +305,12 @@ def test_our_own_responses_alone_are_enough_and_new_prompts_are_judged(own_weigh
     assert p[0] > 0.8 > 0.2 > p[1]
 
 
+@pytest.mark.slow
 def test_fitting_is_deterministic(own_weights):
     assert classifier.train([]) == own_weights
 
 
+@pytest.mark.slow
 def test_chances_of_new_prompts_are_calibrated():
     frame = labelled.own().query("form == 'text_generation'").reset_index(drop=True)
     part = frame["prompt_id"].rank(method="dense") % 3 == 0
@@ -319,6 +322,7 @@ def test_chances_of_new_prompts_are_calibrated():
     assert abs(p.mean() - refused.mean()) < 0.1
 
 
+@pytest.mark.slow
 def test_a_users_labels_move_the_judge():
     frame = labelled.own().query("form == 'text_generation'")
     phrase = "Zonk zonk, the goose is asleep."
@@ -382,6 +386,7 @@ def test_time_grows_no_faster_than_the_number_of_responses():
     assert growth(judge, 100) < 25
 
 
+@pytest.mark.slow
 def test_time_grows_no_faster_than_a_hostile_response_up_to_a_megabyte():
     rng = np.random.default_rng(0)
     pieces = [
@@ -471,6 +476,7 @@ def test_too_few_labels_change_nothing_and_that_is_said(own_weights, caplog, fra
     assert "too few to calibrate" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_the_weights_were_fitted_to_is_judged_without_its_prompt_where_held_out():
     phrase, frame = "Zonk zonk, the goose is asleep.", labelled.own().query("form == 'text_generation'")
     places = [f"{a} the {b}" for a in ("in", "under", "near", "behind") for b in ("barn", "tree", "pond", "sun", "hay")]

@@ -153,6 +153,7 @@ def test_no_rows_have_no_verdicts_and_need_no_server(tmp_path):
 # Faults
 
 
+@pytest.mark.slow
 def test_of_two_thousand_rows_none_is_lost_asked_twice_or_judged_wrongly(tmp_path, caplog):
     columns, cache = rows(2000), tmp_path / "cache.jsonl"
     with serving(FAULTS) as server, caplog.at_level(logging.INFO, "studylib"):
@@ -759,6 +760,7 @@ def test_who_is_killed_in_the_middle_asks_only_the_rest_again(tmp_path, end):
         assert server.calls - before == 120 - had
 
 
+@pytest.mark.slow
 def test_two_processes_may_judge_into_one_cache(tmp_path):
     columns, cache = rows(150), tmp_path / "cache.jsonl"
     with serving() as server:

@@ -49,6 +49,7 @@ def transformers_serve(model):
         process.wait()
 
 
+@pytest.mark.slow
 def test_every_row_ends_with_a_verdict_or_a_reason(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("STUDY_JUDGE_KEY", "sk-not-needed-here")
     model = build_tiny("qwen", TEXTS, tmp_path / "model", seed=0)

@@ -58,6 +58,7 @@ def test_a_program_passes_that_does_what_the_tests_ask_in_whatever_way():
 
 
 @needs_sandbox
+@pytest.mark.slow
 def test_a_program_fails_that_is_wrong_incomplete_or_none_at_all():
     wrong = [
         "def add(x, y):\n    return x - y",

@@ -82,6 +82,7 @@ def test_the_tables_on_the_judges_are_written_as_they_are(stage, frames):
         assert list(kept) == list(found[name]) and len(kept) == len(found[name]) > 0
 
 
+@pytest.mark.slow
 def test_rates_are_corrected_form_by_form_and_from_the_users_labels_once_there_are_enough(stage, frames):
     def corrected():
         table = findings.judges_of(stage, frames[0])["attack_success_by_judge"]
@@ -193,6 +194,7 @@ def test_every_table_is_written_as_csv_and_parquet(whole, tmp_path, monkeypatch)
         assert len(again) == len(pd.read_parquet(tmp_path / "tables" / f"{name}.parquet")) == len(found[name])
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_or_says_why_not_and_the_index_lists_it(whole, tmp_path, monkeypatch):
     stage = run_of(whole, tmp_path, monkeypatch)
     found = made(stage)
@@ -207,6 +209,7 @@ def test_every_figure_is_drawn_or_says_why_not_and_the_index_lists_it(whole, tmp
     assert all(f"[{name}]({name}.png)" in index for name in set(drawn) - set(said))
 
 
+@pytest.mark.slow
 def test_rival_mitigations_have_their_table_and_figures_and_are_in_no_other_figure(whole, tmp_path, monkeypatch):
     frames = tuple(whole[kind] for kind in ("responses", "verdicts", "scores"))
     tried = {("code_only", 0.1): (0.3, 0.1), ("multitask", 0.2): (0.1, 0.2), ("scaled", 0.5): (0.4, 0.1)}
@@ -261,6 +264,7 @@ def test_scores_that_are_older_than_a_stage_are_an_error_that_says_what_to_run(w
         made(stage)
 
 
+@pytest.mark.slow
 def test_a_run_in_which_nothing_could_be_judged_has_tables_and_claims_nothing(whole, tmp_path, monkeypatch):
     verdicts, given = (whole[kind].assign(verdict="unjudged") for kind in ("verdicts", "across_verdicts"))
     stage = run_of(whole, tmp_path, monkeypatch, verdicts=verdicts, across_verdicts=given)
@@ -273,6 +277,7 @@ def test_a_run_in_which_nothing_could_be_judged_has_tables_and_claims_nothing(wh
         assert not isinstance(drawn, str) or drawn.startswith(name)
 
 
+@pytest.mark.slow
 def test_the_page_has_the_numbers_of_the_tables_every_claim_and_links_that_lead_to_figures(
     whole, tmp_path, monkeypatch
 ):

@@ -115,6 +115,7 @@ def test_the_choice_is_the_same_however_the_rows_are_sorted_and_another_with_ano
     assert set(other["response_id"]) != set(first["response_id"])
 
 
+@pytest.mark.slow
 def test_weights_stand_for_all_responses_and_undo_the_choice(judged):
     rows, verdicts = judged
     truth = verdicts[verdicts["judge"] == "rules"].set_index("response_id")["verdict"] == "refused"

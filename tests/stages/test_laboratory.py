@@ -107,6 +107,7 @@ def test_a_model_that_is_not_the_miniature_is_refused(lab):
         laboratory.Laboratory(lab.paths, other, lab.clock)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_through_and_draws_its_four_figures(lab, tmp_path):
     executed = tmp_path / "executed.ipynb"
     small = {
