@@ -138,7 +138,11 @@ def test_the_published_counts_stand_beside_ours(paths):
 def test_every_figure_of_the_findings_stands_under_its_caption(paths):
     shown = nbformat.read(paths.notebook("06_findings", "all"), as_version=4)
     of_cells = [[output.get("data", {}) for output in cell.get("outputs", [])] for cell in shown.cells]
-    under = [cell[0].get("text/markdown") for cell in of_cells if any("image/png" in data for data in cell)]
+    under = [
+        cell[0].get("text/markdown")
+        for cell in of_cells
+        if any(data.get("text/plain", "").startswith("<Figure") for data in cell)
+    ]
     written = [
         path.read_text().split("\n\n")[0] for path in paths.figures.glob("*.md") if path.with_suffix(".png").is_file()
     ]

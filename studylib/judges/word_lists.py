@@ -44,7 +44,7 @@ class WordList(Settings):
 
     repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     file: str = ""
-    read_at: tuple[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")], ...] = ()
+    read_at: list[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")]] = Field(default_factory=list)
     licence: str = ""
     citation: str = ""
     notes: str = ""

@@ -171,7 +171,8 @@ def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs,
 
     def stopped(how, left):
         driver = command(*wanted, runs=tmp_path, start=subprocess.Popen, start_new_session=True)
-        wait_for(lambda: lines(begun()) > lines(left) or driver.poll() is not None)
+        more = lambda now: len(now[0]) > len(left[0]) and lines(now) > lines(left)  # noqa: E731
+        wait_for(lambda: more(begun()) or driver.poll() is not None)
         assert driver.poll() is None, driver.communicate()[0]
         family = psutil.Process(driver.pid).children(recursive=True)
         if how == signal.SIGINT:
