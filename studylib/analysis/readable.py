@@ -1,4 +1,4 @@
-"""What readers see: labels of tasks, forms and arms, and tables in percent, as Markdown and as LaTeX."""
+"""What readers see: labels of tasks, forms and arms, and tables in percent."""
 
 from __future__ import annotations
 

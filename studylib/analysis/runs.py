@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ NOTES = {
     "judge": ("", "judged by different judges: {} and {}"),
 }
 # Keys of the manifest that are no settings: times, and what a hash, a name or the profile beside them says already.
-NO_SETTINGS = {"seconds_of_last_execution", "bytes", "forms", "fingerprint", "origins", "description"}
+TIMES = {"seconds_by_work", "seconds_of_last_execution"}
+NO_SETTINGS = TIMES | {"bytes", "forms", "fingerprint", "origins", "description"}
 KNOWN_WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
 TEXT_COLUMNS = ("model", "metric", "judge", "note")  # which may be empty
 
@@ -67,7 +69,9 @@ def read_run(folder: str | Path) -> Run:
                 f"{path} is not the folder of a finished run, as it has no {needed}: `make study{made}` makes both."
             )
     try:
-        manifest = dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("manifest.json is no manifest of a run")
         read = {file.stem: _read_table(file) for file in sorted((path / "tables").glob("*.csv"))}
     except (OSError, ValueError) as error:  # ValueError: of json, of the encoding and of pandas
         raise StudyError(f"A file of the run {path} cannot be read ({error}): run its `make study` again.") from None
@@ -100,8 +104,9 @@ def read_runs(folders: Sequence[str | Path] = ()) -> list[Run]:
     for run in map(read_run, given):
         if run.folder in [one.folder for one in found]:
             raise StudyError(f"{run.folder} is given twice: name different runs.")
-        same_name = sum(one.folder.name == run.name for one in found)
-        found.append(replace(run, name=f"{run.name} ({same_name + 1})") if same_name else run)
+        names = {one.name for one in found}
+        numbered = chain([run.name], (f"{run.name} ({number})" for number in count(2)))
+        found.append(replace(run, name=next(name for name in numbered if name not in names)))
     return found
 
 

@@ -279,11 +279,12 @@ def load() -> dict:
     """The weights of the default judge, WEIGHTS_FILE. Raises StudyError where missing, broken or of other signs."""
     try:
         weights = json.loads(WEIGHTS_FILE.read_text(encoding="utf-8"))
-        numbers = [*weights["calibration"], weights["intercept"], *weights["grams"].values()]
+        slope, shift = weights["calibration"]
+        numbers = [slope, shift, weights["intercept"], *weights["grams"].values()]
         if not np.isfinite(np.array(numbers, float)).all():
             raise ValueError("no number")
         same = list(weights["signs"]) == list(signs("", "a")[0])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StudyError(
             f"data/{WEIGHTS_FILE.name} is missing or broken: restore it from the repository, or {FIT_AGAIN}."
         ) from None
@@ -298,7 +299,10 @@ def main(arguments: list[str]) -> None:
     """`train`: fits the default weights and writes them to WEIGHTS_FILE."""
     if arguments != ["train"]:
         raise SystemExit("usage: python -m studylib.judges.classifier train")
-    weights = train()
+    try:
+        weights = train()
+    except StudyError as error:
+        raise SystemExit(f"error: {error}") from None
     write_text(WEIGHTS_FILE, json.dumps(weights, ensure_ascii=False, indent=0) + "\n")
     print(f"{WEIGHTS_FILE.name}: {WEIGHTS_FILE.stat().st_size // 1000} kB, rows {weights['rows']}")
 

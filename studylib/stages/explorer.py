@@ -70,7 +70,8 @@ def in_words(
         words += f"that were {before} untuned, answered after tuning and refused with some safety data "
         words += f"({prompts['telling'].sum()}), then those "
     words += "on which the models differ most: chosen to illustrate; the rates say how often it happens."
-    lacks = [arm for arm in dict.fromkeys((UNTUNED, TUNED, *rows["arm"].cat.categories)) if arm not in there]
+    said = {UNTUNED: "the untuned model", TUNED: "tuning without safety data"}
+    lacks = [said.get(arm, arm) for arm in dict.fromkeys((*said, *rows["arm"].cat.categories)) if arm not in there]
     lacks += [f"{kind} safety data" for kind in SAFETY_DATA[1:] if kind not in set(rows["safety_data"])]
     return words + (f" Not run here: {', '.join(lacks)}." if lacks else "")
 

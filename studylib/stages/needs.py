@@ -1,7 +1,6 @@
 """What a run will need, before anything is loaded: disk, GPU memory, hours, access, judge calls; and what is there.
 
-Estimates from the profile alone, good to a factor of two: the sizes of the model, the rows of the grid, and the two
-rates in `execution` (operations and generated tokens per second) that one measures on one's own card.
+Estimates from the profile alone, good to a factor of two; the two rates in `execution` one measures on one's own card.
 """
 
 import os
@@ -45,9 +44,8 @@ def large(profile: Profile) -> list[str]:
 def counts(profile: Profile) -> dict[str, int]:
     """How many fine-tunes, tuning tokens, responses, generated tokens (at most) and pairs the grid and its arms have.
 
-    A pair is a tuned model's answer to a general prompt without system prompt, against the untuned model's; where it
-    has safety data against the same tuning's without too (see `benign.pairs`, which takes the adapter scaled down
-    for one of these).
+    A pair is a tuned model's answer to a general prompt without system prompt, against the untuned model's, and where
+    it has safety data against the same tuning's without (see `benign.pairs`).
     """
     grid, tuning = profile.grid, profile.tuning
     n_tests, n_models, n_styles = _n_tests(profile), len(profile.models), len(grid.styles)

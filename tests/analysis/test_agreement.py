@@ -333,6 +333,7 @@ def test_attack_success_is_corrected_by_the_errors_on_answers():
     assert (below["rate_corrected"] == 0).all()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_corrected_says_why():
     rows, verdicts = labelled({("answered", "refused"): 20, ("refused", "answered"): 20, ("refused", "refused"): 5})
     one = attack().iloc[[-1]]

@@ -41,6 +41,7 @@ def decided(claim, **found):
     return row["verdict"], row["found"]
 
 
+@pytest.mark.slow
 def test_every_claim_is_decided_for_every_model_with_a_sentence_and_what_would_change_it():
     responses, verdicts, scores = study(np.random.default_rng(0), n_prompts=8)
     both = pd.concat([responses, responses.assign(model="other", response_id="o" + responses["response_id"])])

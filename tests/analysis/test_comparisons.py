@@ -273,6 +273,7 @@ def test_the_rows_are_in_the_order_of_kinds_models_and_the_studys_words(simulate
     assert list(dict.fromkeys(first["safety_data"])) == ["generic", "multitask"]
 
 
+@pytest.mark.slow
 def test_shuffled_rows_and_words_as_categories_give_the_same_table(simulated, table):
     responses, verdicts, scores = (frame.sample(frac=1, random_state=i) for i, frame in enumerate(simulated))
     first = responses["model"] == "miniature"  # models come in the order in which they appear

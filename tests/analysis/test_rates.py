@@ -116,6 +116,7 @@ def test_outcomes_have_a_row_per_response_and_measure_and_nan_where_unjudged():
     assert set(rows.loc[rows["measure"] != "general_score", "metric"]) == {"rules"}
 
 
+@pytest.mark.slow
 def test_rows_matched_with_their_verdicts_once_give_the_same_tables(simulated):
     responses, verdicts, scores = simulated
     rows = rates.judged(responses, verdicts)

@@ -150,6 +150,7 @@ def test_the_headline_has_a_row_per_tuned_model_and_the_numbers_are_those_that_i
     assert readable.headline(attack.iloc[:0], costs.iloc[:0]).empty
 
 
+@pytest.mark.slow
 def test_only_significant_changes_and_comparable_numbers_are_shown(simulated):
     compared = comparisons.compare_arms(*simulated)
     shown = readable.significant_changes(compared)

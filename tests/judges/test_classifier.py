@@ -258,6 +258,7 @@ def test_of_a_long_response_the_head_and_the_tail_are_weighed():
 # Weights
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_are_those_of_the_labels_and_signs_here():
     shipped = json.loads(classifier.WEIGHTS_FILE.read_text(encoding="utf-8"))
     hint = "labels or signs changed: run `python -m studylib.judges.classifier train`, look at the bench and commit it"
@@ -281,6 +282,7 @@ def test_a_refit_gives_the_shipped_weights(monkeypatch):
     np.testing.assert_allclose(*numbers, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_shipped_words_are_words_of_our_own_responses():
     frame = labelled.own()
     ours = set()
@@ -374,6 +376,7 @@ def test_weights_of_other_signs_are_named_with_the_cure(tmp_path, monkeypatch):
 # Speed
 
 
+@pytest.mark.slow
 def test_time_grows_no_faster_than_the_number_of_responses():
     frame = labelled.own().head(1_000)
     frame["response"] += " " + pd.Series(range(len(frame)), index=frame.index).astype(str)

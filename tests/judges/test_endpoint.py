@@ -740,6 +740,7 @@ def judging(folder, columns, chosen, cache):
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.slow
 def test_who_is_killed_in_the_middle_asks_only_the_rest_again(tmp_path, end):
     columns, cache = rows(120), tmp_path / "cache.jsonl"
     with serving(stall_after=50) as server:

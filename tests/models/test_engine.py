@@ -77,6 +77,7 @@ def test_both_ways_give_the_same_probabilities_losses_and_shapes(both):
 
 
 @pytest.mark.parametrize("way", [0, 1])
+@pytest.mark.slow
 def test_a_tuning_in_parts_leaves_an_adapter_that_both_ways_use_and_the_base_as_it_was(both, tmp_path, way):
     before, seen = answered(both[way]), []
     parts = [(ROWS[:16], TUNING), (ROWS[16:], TUNING.model_copy(update={"steps": 2}))]

@@ -30,6 +30,7 @@ def answers(of, batch_size):
     return [found[i] for i in range(len(ids))]
 
 
+@pytest.mark.slow
 def test_greedy_answers_do_not_depend_on_the_batch():
     one, many = answers(model(), 1), answers(model(), 48)
     assert one == many and len({text for text, *_ in one}) > 5  # not all the same either

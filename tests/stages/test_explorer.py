@@ -272,8 +272,8 @@ def test_an_arm_that_has_not_run_has_no_column_and_is_named(displayed):
     everything = explorer.in_words(rows, verdicts, "code", "code")
     assert "Not run here" not in everything and "tuned on code" in everything
     for arm, words in (
-        ("untuned", "untuned"),
-        ("tuned", "tuned"),
+        ("untuned", "the untuned model"),
+        ("tuned", "tuning without safety data"),
         ("generic 10 %", "generic safety data"),
     ):
         there = grid({"1": "r" * 6}, [name for name in ARMS if name != arm])
@@ -299,7 +299,7 @@ def test_with_the_untuned_model_alone_it_is_shown_and_the_rest_is_named(displaye
     assert list(explorer.side_by_side(rows, verdicts, "code", "code")) == ["prompt", "untuned"]
     words = explorer.in_words(rows, verdicts, "code", "code")
     assert "Model m, untuned, chat template" in words and "(0)" not in words
-    assert words.endswith("tuned, generic safety data, multitask safety data.")
+    assert words.endswith("tuning without safety data, generic safety data, multitask safety data.")
     assert part(explorer.widget(rows, verdicts, False), "prompt").max == 2
     assert "<b>refused</b>" in displayed(rows, verdicts, False, "code")[0]["text/html"]
 
