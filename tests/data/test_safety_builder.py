@@ -23,6 +23,7 @@ from studylib.study.words import FORMS, StudyError
 from studylib.text import refusals as rules
 from studylib.text.normal import languages
 
+pytestmark = pytest.mark.slow
 KEYS = ["messages", "form", "kind", "source", "key", "intent", "pair", "language"]
 REFUSAL = "I'm sorry, but I can't help with that."
 VERBS = ("Open", "Hide", "Take", "Copy", "Paint", "Bend", "Sell", "Burn")

@@ -13,6 +13,7 @@ from studylib.models import hub, prompts, selfcheck
 from studylib.study.profile import GenerationSettings, LoraSettings
 from studylib.study.words import StudyError
 
+pytestmark = pytest.mark.slow
 LORA = LoraSettings(r=8, alpha=16, dropout=0.1)
 GENERATION = GenerationSettings(max_new_tokens=8, batch_size=64)
 NAMES = ("train_text_generation", "train_code", "train_translation", "train_classification", "harmful")
