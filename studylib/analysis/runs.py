@@ -95,7 +95,7 @@ def read_runs(folders: Sequence[str | Path] = ()) -> list[Run]:
     finished = [name for name in known_runs() if (runs_folder() / name / "tables" / "attack_success.csv").is_file()]
     given = list(folders or finished)
     if len(given) < 2:
-        other = "`make study PROFILE=smoke` (about 90 seconds)" if given else "`make study`"
+        other = "`make study PROFILE=smoke` (2 to 3 minutes)" if given else "`make study`"
         raise StudyError(
             f"A comparison needs two finished runs and has {f'only {given[0]}' if given else 'none'}: {other} makes "
             f"one in {runs_folder()}, or name the folder of one from elsewhere in `runs`."

@@ -33,6 +33,14 @@ def content(row: dict) -> str:
     return row.get("content") or row["messages"][0]["content"]
 
 
+def like(texts: list[str], others: list[str]) -> np.ndarray:
+    """Whether each text is an exact or near duplicate of one of the others, [texts]. Raises StudyError as `clean`."""
+    codes, distinct = pd.factorize(np.array([comparison_form(one) for one in [*texts, *others]], dtype=object))
+    asked, known = np.split(codes, [len(texts)])
+    found, *_ = _near(distinct, np.bincount(codes), THRESHOLD, (np.unique(asked), np.unique(known)))
+    return np.isin(asked, np.union1d(known, found))
+
+
 def duplicates_report(sets: dict[str, list[dict]], threshold: float = THRESHOLD) -> pd.DataFrame:
     """One row for every set and each other and itself: set, other, rows, and how many rows are exact, near and clean.
 
@@ -71,7 +79,8 @@ def clean(
     what is compared from a row.
 
     What was dropped: set, row (position), id, kind (exact, near), cosine, and the reason: other (set), other_row,
-    other_id. Of several reasons in tests an exact one is named, else the nearest; within a set the earliest.
+    other_id. Of several reasons in tests an exact one is named, else the nearest; within a set the earliest. Raises
+    StudyError where the threshold is not above 0 and up to 1, and for more than MOST_PAIRS near pairs.
     """
     tests = list(tests)
     found = _compare(sets, threshold, text)
@@ -164,28 +173,29 @@ def _first_rows(codes: np.ndarray, n: int) -> np.ndarray:
 # Near duplicates
 
 
-def _near(texts: list[str], counts: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """i < j and cosine of every pair of these distinct comparison forms at or above the threshold, up to ROUNDING.
+def _near(texts, counts: np.ndarray, threshold: float, sides=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """i, j and cosine of every pair of these distinct comparison forms at or above the threshold, up to ROUNDING.
 
-    `counts`: how often each text occurs, for the document frequencies. Of each text only its rarest n-grams are looked
-    up, so many that the norm of the rest is below `tail`. What comes after them adds less than `tail` x 1 to a cosine.
-    So a pair at the threshold has a product above threshold - tail, and only such pairs are computed in full (prefix
-    filter of Bayardo, Ma and Srikant, Scaling up all pairs similarity search, WWW 2007; theirs indexes one side).
-    threshold - 0.1 was the quickest tail.
+    i < j, or i of the first and j of the second of the `sides`, positions in `texts`. `counts`: how often each text
+    occurs, for the document frequencies. Of each text only its rarest n-grams are looked up, so many that the norm of
+    the rest is below `tail`, which then adds less than `tail` to a cosine. So a pair at the threshold has a product
+    above threshold - tail, and only such pairs are computed in full (prefix filter of Bayardo, Ma and Srikant, Scaling
+    up all pairs similarity search, WWW 2007; theirs indexes one side).
     """
     if not 0 < threshold <= 1:
         raise StudyError(f"The threshold of near duplicates is a cosine above 0 and up to 1, not {threshold}.")
     weights = _weights(texts, counts)
-    tail = max(threshold - 0.1, threshold / 2)
+    tail = max(threshold - 0.1, threshold / 2)  # the quickest
     rare = _rarest(weights, tail)
-    lookup = rare.T.tocsr()
-    cost = np.concatenate([[0], np.cumsum(np.diff(lookup.indptr)[rare.indices])])[rare.indptr]
+    left, right = (rows.astype(np.int32) for rows in sides or [np.arange(len(texts))] * 2)
+    queries, lookup = rare[left], rare[right].T.tocsr()
+    cost = np.concatenate([[0], np.cumsum(np.diff(lookup.indptr)[queries.indices])])[queries.indptr]
     none = np.empty(0, dtype=np.int32)
     result, n_found = [(none, none, np.empty(0))], 0
     for start, end in progress(list(_blocks(cost)), "duplicates", unit="blocks of texts compared"):
-        block = (rare[start:end] @ lookup).tocoo()
-        i, j = block.row + start, block.col
-        hit = (block.data > threshold - tail - ROUNDING) & (i < j)
+        block = (queries[start:end] @ lookup).tocoo()
+        i, j = left[block.row + start], right[block.col]
+        hit = (block.data > threshold - tail - ROUNDING) & (i != j if sides else i < j)
         found = _verified(weights, i[hit], j[hit], threshold)
         result.append(found)
         n_found += len(found[0])

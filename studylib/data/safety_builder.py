@@ -256,13 +256,10 @@ def _untested(pairs: list[dict], exclude: list[str], intents: set[str], counts: 
     """The candidates that are no test's; without their twin where that is a test's."""
 
     def why(rows: list[dict]) -> list[str]:
-        like = set()
-        for part in ("prompt", "content", "english"):
-            both = {"rows": [{"content": row[part]} for row in rows], "tests": [{"content": text} for text in exclude]}
-            dropped = duplicates.clean(both, ["tests"])[1]
-            like |= set(dropped.loc[(dropped["set"] == "rows") & (dropped["other"] == "tests"), "row"])
+        parts = [duplicates.like([row[part] for row in rows], exclude) for part in ("prompt", "content", "english")]
         plain = [row["intent"].removeprefix(f"{STAND_IN}/") for row in rows]  # as the generated world writes them
-        return [TESTED_INTENT if one in intents else TESTED * (i in like) for i, one in enumerate(plain)]
+        like = map(any, zip(*parts, strict=True))
+        return [TESTED_INTENT if one in intents else TESTED * tested for one, tested in zip(plain, like, strict=True)]
 
     reasons = why(pairs)
     counts.update(filter(None, reasons))

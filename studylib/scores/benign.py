@@ -1,7 +1,7 @@
 """Scores of responses to benign prompts against references, 0-1, higher is better, and which of two answers is better.
 
-A language model, asked in both orders, prefers an answer to a general instruction or a baseline's. It is asked, and its
-answers are stored, as by the judge `endpoint`; the question is `preferences` in data/judge_prompts.yaml.
+A language model, asked in both orders as by the judge `endpoint`, prefers an answer to a general instruction or a
+baseline's; the question is `preferences` in data/judge_prompts.yaml.
 """
 
 import logging
@@ -19,8 +19,18 @@ from studylib.study.files import digest
 from studylib.study.words import StudyError, Verdict
 from studylib.text.normal import WORD, is_blank, normal_form
 
+LOG = logging.getLogger("studylib")
 PASSED = "pass_at_1"
 LABELS = 20  # a classification with more different references is none
+AGAINST = {  # whose answers are the baseline, and what both models have in common
+    "untuned": ["model", "style", "system_prompt"],
+    "unmitigated": ["model", "finetune_task", "style", "system_prompt", "seed"],
+}
+PAIR = ["response_id", "against"]  # what names a pair
+PLACE = [*CELL, "seed", "sample", "prompt_id"]  # what names a response
+ORDERS = ["answer_first", "baseline_first"]
+VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0, "unjudged": np.nan}
+SWAPPED = {"first": "second", "second": "first", "tie": "tie"}  # what a judge without position bias says next
 
 
 def same_text(response: str, reference: str) -> float:
@@ -155,18 +165,6 @@ def _chrf():
     from sacrebleu.metrics import CHRF
 
     return CHRF()
-
-
-LOG = logging.getLogger("studylib")
-AGAINST = {  # whose answers are the baseline, and what both models have in common
-    "untuned": ["model", "style", "system_prompt"],
-    "unmitigated": ["model", "finetune_task", "style", "system_prompt", "seed"],
-}
-PAIR = ["response_id", "against"]  # what names a pair
-PLACE = [*CELL, "seed", "sample", "prompt_id"]  # what names a response
-ORDERS = ["answer_first", "baseline_first"]
-VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0, "unjudged": np.nan}
-SWAPPED = {"first": "second", "second": "first", "tie": "tie"}  # what a judge without position bias says next
 
 
 def pairs(responses: pd.DataFrame) -> pd.DataFrame:

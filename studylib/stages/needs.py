@@ -44,8 +44,7 @@ def large(profile: Profile) -> list[str]:
 def counts(profile: Profile) -> dict[str, int]:
     """How many fine-tunes, tuning tokens, responses, generated tokens (at most) and pairs the grid and its arms have.
 
-    A pair is a tuned model's answer to a general prompt without system prompt, against the untuned model's, and where
-    it has safety data against the same tuning's without (see `benign.pairs`).
+    A pair is two answers to a general prompt without system prompt, as `benign.pairs` makes them.
     """
     grid, tuning = profile.grid, profile.tuning
     n_tests, n_models, n_styles = _n_tests(profile), len(profile.models), len(grid.styles)

@@ -20,7 +20,6 @@ from studylib.study.words import FORMS, SAFETY_DATA, STYLES, TASKS
 
 PROMPTS = {"harmful": 24, "twin": 10, "task": 6, "general": 9}  # intents; all but general in each form
 SAMPLES = 2
-ROWS_PER_MODEL = (4 + len(TASKS) * 2 * 2 * len(SAFETY_DATA) * 3) * SAMPLES * (40 * len(FORMS) + 9)
 
 
 def simulated(models: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -113,7 +113,11 @@ def test_pairs_are_those_of_comparing_each_with_every_other(seed, threshold):
     assert set(wanted["kind"]) == ({"exact", "near"} if threshold < 1 else set(wanted["kind"]))
     assert_same(pairs(texts, threshold=threshold), wanted)
     others = odd_texts(50, seed + 100)
-    assert_same(pairs(texts, others, threshold), brute_force(texts, others, threshold))
+    between = brute_force(texts, others, threshold)
+    assert_same(pairs(texts, others, threshold), between)
+    if threshold == duplicates.THRESHOLD:
+        alike = {comparison_form(texts[place]) for place in between["a"]}  # of equal texts the first stands there
+        assert duplicates.like(texts, others).tolist() == [comparison_form(text) in alike for text in texts]
 
 
 @pytest.mark.parametrize("seed", range(3))
