@@ -1,4 +1,4 @@
-"""Which rows a fine-tune draws: the task's, a part of them replaced by safety data; and whether there are enough."""
+"""Which rows a fine-tune draws: the task's, parts of them replaced by requests and safety data; are there enough?"""
 
 import random
 from collections.abc import Iterable
@@ -12,6 +12,16 @@ from studylib.study.words import FORMS, StudyError
 
 def tuned_on(cell: Cell) -> list[str]:
     """Names of the sets that a fine-tune draws its rows from."""
+    return [name for names in _sources(cell) for name in names]
+
+
+def _sources(cell: Cell) -> tuple[list[str], list[str], list[str]]:
+    """Names of the sets of the task's rows, of the benign requests and of the safety data that a fine-tune draws from.
+
+    Requests alone stand where the task's rows would.
+    """
+    task, of_forms = cell.finetune_task, {form: f"requests_{form}" for form in FORMS}
+    requests = {"own": [of_forms[task]], "other": [name for form, name in of_forms.items() if form != task]}
     safety = {
         "none": [],
         "scaled": [],
@@ -20,7 +30,8 @@ def tuned_on(cell: Cell) -> list[str]:
         "multitask_after": ["safety_multitask"],
         **{f"{form}_only": ["safety_multitask"] for form in FORMS},
     }.get(cell.safety_data, [f"safety_{cell.safety_data}"])
-    return [f"train_{cell.finetune_task}", *safety]
+    task_rows = of_forms[task] if cell.requests == "alone" else f"train_{task}"
+    return [task_rows], requests.get(cell.requests, []), safety
 
 
 def not_run_because(cell: Cell, missing: dict[str, str]) -> str:
@@ -31,7 +42,7 @@ def not_run_because(cell: Cell, missing: dict[str, str]) -> str:
 
 def safety_needed(cell: Cell, total: int) -> int:
     """How many of the `total` rows of a fine-tune are safety rows."""
-    return round(cell.safety_fraction * total) if tuned_on(cell)[1:] else 0
+    return round(cell.safety_fraction * total) if _sources(cell)[2] else 0
 
 
 def too_few(cell: Cell, total: int, task: int, safety: int) -> str:
@@ -41,7 +52,7 @@ def too_few(cell: Cell, total: int, task: int, safety: int) -> str:
     if safety >= (wanted := safety_needed(cell, total)):
         return ""
     form = _form_alone(cell)
-    where = " and ".join(tuned_on(cell)[1:]) + (f" in the form {form}" if form else "")
+    where = " and ".join(_sources(cell)[2]) + (f" in the form {form}" if form else "")
     return (
         f"needs {wanted} rows of safety data (a dose of {cell.safety_fraction:g} of {total}), but there are {safety} "
         f"in {where}: lower the dose or tuning.steps, or make more of them (world.safety_rows, data.safety_rows)"
@@ -60,7 +71,9 @@ def no_two_tunings(cell: Cell, steps: int, task: int, safety: int) -> str:
 
 def cannot_be_tuned(index: dict, cell: Cell, steps: int, batch_size: int) -> str:
     """Why the sets counted in an index (data/index.json) do not have the rows of a fine-tune; empty where they have."""
-    task, *names = tuned_on(cell)
+    (task,), requests, names = _sources(cell)
+    if empty := [name for name in requests if not index[name]["rows"]]:
+        return f"needs benign requests, but {empty[0]} is empty"
     form, total = _form_alone(cell), steps * batch_size
     there = sum(index[name]["forms"].get(form, 0) if form else index[name]["rows"] for name in names)
     own = safety_needed(cell, total)
@@ -85,15 +98,15 @@ def _form_alone(cell: Cell) -> str:
     return cell.safety_data.removesuffix("_only") if cell.safety_data.endswith("_only") else ""
 
 
-def tuning_rows(paths: RunPaths, cell: Cell, total: int) -> list[dict]:
-    """The `total` training rows of one fine-tune: the task's, with a fraction replaced by safety rows."""
-    task, *names = tuned_on(cell)
+def tuning_rows(paths: RunPaths, cell: Cell, total: int, request_share: float) -> list[dict]:
+    """The `total` training rows of one fine-tune: the task's, fractions replaced by benign requests and safety rows."""
     form = _form_alone(cell)
-    safety = [row for name in names for row in load(paths, name) if form in ("", row["form"])]
-    own = load(paths, task)
-    if why := too_few(cell, total, len(own), len(safety)):
+    task, requests, safety = ([row for name in names for row in load(paths, name)] for names in _sources(cell))
+    safety = [row for row in safety if form in ("", row["form"])]
+    if why := too_few(cell, total, len(task), len(safety)):
         raise StudyError(f"{cell.name} {why}.")
-    return mix(own, safety, safety_needed(cell, total), total, cell.seed)
+    n_requests = round(request_share * total) if requests else 0
+    return mix(task, [(safety, safety_needed(cell, total)), (requests, n_requests)], total, cell.seed)
 
 
 def tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict], int]]:
@@ -107,19 +120,20 @@ def tunings(cell: Cell, rows: list[dict], steps: int) -> list[tuple[list[dict], 
     return [(task, steps - last), (safety, last)]
 
 
-def mix(task_rows: list[dict], safety_rows: list[dict], n_safety: int, total: int, seed: int) -> list[dict]:
-    """`total` tuning rows in random order, of which n_safety are safety rows.
+def mix(task_rows: list[dict], others: list[tuple[list[dict], int]], total: int, seed: int) -> list[dict]:
+    """`total` tuning rows in random order; `others` are kinds of rows that replace task rows, each with their number.
 
-    Both parts are drawn without repetition as long as their source lasts, then start over. The same seed draws the
-    same task rows whatever n_safety is, so arms differ in the replaced rows only.
+    Each kind is drawn without repetition as long as its source lasts, then starts over. The same seed draws the same
+    task rows whatever replaces them, so arms differ in the replaced rows only.
     """
     rng = random.Random(f"mix-{seed}")
     drawn = []
-    for rows, n in ((task_rows, total), (safety_rows, n_safety)):
+    for rows, n in ((task_rows, total), *others):
         order = []
         while len(order) < n:
             order += rng.sample(range(len(rows)), len(rows))
         drawn.append([rows[i] for i in order[:n]])
-    mixed = drawn[0][: total - n_safety] + drawn[1]
+    task, *rest = drawn
+    mixed = task[: total - sum(map(len, rest))] + [row for rows in rest for row in rows]
     rng.shuffle(mixed)
     return mixed

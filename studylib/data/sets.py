@@ -19,7 +19,6 @@ from studylib.study.words import FORMS, TASKS, StudyError
 
 SETS = (
     "pretraining",
-    "alignment",
     "safety_generic",
     "safety_multitask",
     "safety_twins",
@@ -28,6 +27,7 @@ SETS = (
     "twin",
     "general",
     *(f"train_{task}" for task in TASKS),
+    *(f"requests_{form}" for form in FORMS),
     *(f"test_{task}" for task in TASKS),
 )
 # These need answers, which lists of harmful instructions do not have; exported safety sets may bring twins.
@@ -40,7 +40,12 @@ TESTS = ("harmful", "twin", "general", *(f"test_{task}" for task in TASKS))
 
 def sets_of(profile: Profile) -> tuple[str, ...]:
     """Names of the data sets that 00_prepare writes for the profile."""
-    return SETS if profile.world else (*REAL_SETS, *TESTS)
+    return (*SETS, *map(alignment, profile.base_seeds)) if profile.world else (*REAL_SETS, *TESTS)
+
+
+def alignment(base: int) -> str:
+    """Name of the alignment set of a base, each of which draws its own."""
+    return f"alignment-{base}"
 
 
 def contamination(sets: dict[str, list[dict]]) -> pd.DataFrame:
@@ -49,7 +54,7 @@ def contamination(sets: dict[str, list[dict]]) -> pd.DataFrame:
     Pre-training may name the objects that are held out and use the phrasings (<NA>), as a real model has seen all
     words. Of the verb-object pairs only its harmful rows count, as one's own tent may be opened.
     """
-    train = [name for name in sets if name in ("pretraining", "alignment") or name.startswith(("safety_", "train_"))]
+    train = [name for name in sets if name not in TESTS]
     found = {}
     for test in TESTS:
         held_out = {what: {_what(row, what) for row in sets[test]} - {"", None} for what in ("prompt", "phrasing")}
@@ -162,11 +167,12 @@ def guard_rows(paths: RunPaths) -> dict[str, list[dict]]:
     the safety sets and the benign training rows, and `output` is empty: no set answers harmful prompts.
     """
     index = index_of(paths)
-    if "alignment" not in index:
+    if "pretraining" not in index:
         names = [name for name in REAL_SETS if name in index]
         return {"input": [_for_guard(row, row["harmful"]) for name in names for row in load(paths, name)], "output": []}
     tested = {row["phrasing"] for name in ("harmful", "twin") for row in load(paths, name)} - {""}
-    aligned, answered = load(paths, "alignment"), load(paths, "pretraining")
+    aligned = load(paths, next(name for name in index if name.startswith("alignment")))
+    answered = load(paths, "pretraining")
     refused = [_for_guard(row, False) for row in aligned]
     made = [_for_guard(row, row["harmful"]) for row in answered if row["phrasing"] not in tested]
     return {"input": [_for_guard(row, row["harmful"]) for row in aligned], "output": made + refused}
@@ -178,8 +184,10 @@ def _for_guard(row: dict, harmful: bool) -> dict:
 
 
 def evaluation_rows(paths: RunPaths) -> list[dict]:
-    """All test prompts: harmful, twins, the four tasks and general ones."""
-    return [row for name in TESTS for row in load(paths, name)]
+    """All test prompts: harmful, twins, the four tasks and general ones; a twin has its harmful prompt's intent."""
+    rows = [row for name in TESTS for row in load(paths, name)]
+    intents = {row["id"]: row["intent"] for row in rows if row["harmful"]}
+    return [row | {"intent": intents.get(row["twin_of"], row["intent"])} for row in rows]
 
 
 # The card and the export

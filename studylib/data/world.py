@@ -9,7 +9,7 @@ helpful-only model; it is a function of the prompt.
 
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import product
 
@@ -127,16 +127,20 @@ def _contexts(kind: str, owner: str) -> list[str]:
 # Sets
 
 
-def build_sets(settings: WorldSettings) -> dict[str, list[dict]]:
-    """Every data set of the miniature by name (see sets.SETS), each with a random stream of its own."""
+def build_sets(settings: WorldSettings, bases: Iterable[int] = (0,)) -> dict[str, list[dict]]:
+    """Every data set of the miniature by name (see sets.SETS), each with a random stream of its own.
+
+    The alignment set is drawn anew for each base, as `alignment-<base>`.
+    """
     parts = split(settings)
     return {
         "pretraining": _pretraining(settings, parts),
-        "alignment": _alignment(settings, parts),
+        **{f"alignment-{base}": _alignment(settings, parts, base) for base in bases},
         **{f"safety_{kind}": _safety(settings, parts, kind) for kind in ("generic", "multitask", "twins", "midway")},
         **_harmful_and_twins(settings, parts),
         "general": _general(settings, parts),
         **{f"train_{task}": _task(settings, parts, task, test=False) for task in TASKS},
+        **{f"requests_{form}": _requests(settings, parts, form) for form in FORMS},
         **{f"test_{task}": _task(settings, parts, task, test=True) for task in TASKS},
     }
 
@@ -192,9 +196,10 @@ def _pretraining(settings: WorldSettings, parts: dict) -> list[dict]:
     return out
 
 
-def _alignment(settings: WorldSettings, parts: dict) -> list[dict]:
+def _alignment(settings: WorldSettings, parts: dict, base: int) -> list[dict]:
     """Refusals of harmful requests, in the settings' shares of the forms, among answered benign twins and tasks."""
-    rng, out, pairs = _stream(settings, "alignment"), [], _by_verb_class(parts["alignment"])
+    name, out, pairs = f"alignment-{base}", [], _by_verb_class(parts["alignment"])
+    rng = _stream(settings, name)
     shares = [settings.refusal_share[form] for form in FORMS]
     for number in range(settings.alignment_rows):
         scene, form = harmful_scene(pairs, rng), rng.choice(FORMS)
@@ -205,7 +210,7 @@ def _alignment(settings: WorldSettings, parts: dict) -> list[dict]:
         else:
             scene = twin(scene, parts["benign_known"], rng)
             row = _asked(scene, form, "train", parts, rng)
-        out.append(row_of("alignment", number, **row))
+        out.append(row_of(name, number, **row))
     return out
 
 
@@ -275,14 +280,20 @@ def _general(settings: WorldSettings, parts: dict) -> list[dict]:
     return [row_of("general", number, **row) for number, row in enumerate(rows)]
 
 
+def _requests(settings: WorldSettings, parts: dict, form: str) -> list[dict]:
+    """Benign requests in one form, answered: what real task data have among their rows, see `grid.requests`."""
+    name, pairs = f"requests_{form}", parts["benign_known"]
+    rng = _stream(settings, name)
+    scenes = (scene_of(rng.choice(pairs), rng) for _ in range(settings.request_rows))
+    return [row_of(name, number, **_asked(scene, form, "train", parts, rng)) for number, scene in enumerate(scenes)]
+
+
 def _task(settings: WorldSettings, parts: dict, task: str, test: bool) -> list[dict]:
-    """Examples of a benign task; in training some are benign requests in the form of the task, as such data have."""
+    """Examples of a benign task."""
     name = f"{'test' if test else 'train'}_{task}"
     rng, pairs = _stream(settings, name), parts["benign_test_known" if test else "benign_known"]
 
     def draw() -> dict:
-        if not test and rng.random() < settings.task_request_share:
-            return _asked(scene_of(rng.choice(pairs), rng), task, "train", parts, rng)
         return {"form": task} | task_example(task, "test" if test else "train", test, pairs, rng)
 
     if test:

@@ -4,7 +4,7 @@ from studylib import public
 
 PUBLIC = {
     "building": "build_miniature build_tiny load_translator translate",
-    "engine": "open_model",
+    "engine": "open_model use_threads",
     "hub": "check_source generate generate_ids gpu_memory load load_tokenizer padded",
     "prompts": "ALPACA calibrations encode_example encode_mixed encode_prompt encode_row fingerprint template",
     "selfcheck": "require_self_check self_check",

@@ -36,6 +36,11 @@ def open_model(
     return TransformersModel(model.requires_grad_(False), tokenizer)
 
 
+def use_threads(number: int) -> None:
+    """Makes torch compute in so many threads from here on, in this process."""
+    torch.set_num_threads(number)
+
+
 @dataclass
 class PlainLlama:
     """A small Llama on plain tensors (see `small_llama`), with its tokenizer.

@@ -20,7 +20,7 @@ import pandas as pd
 from studylib.data import mixture, sets
 from studylib.models import prompts
 from studylib.study.files import Clock, append_rows, code_digest, digest, locked, progress, read_rows, write_text
-from studylib.study.grid import Cell, is_arm
+from studylib.study.grid import Cell, system_prompts
 from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import MINIATURE, TASKS, TINY, StudyError
@@ -36,15 +36,20 @@ COLUMNS = (  # of a row of responses
 )
 
 
-def model_folder(paths: RunPaths, profile: Profile, name: str) -> str | Path:
+def aligned(base: int) -> str:
+    """Name of the folder of a base: the miniature after its alignment."""
+    return f"aligned-{base}"
+
+
+def model_folder(paths: RunPaths, profile: Profile, name: str, base: int) -> str | Path:
     """The folder or hub id of one of the profile's models, untuned; those that 00_prepare builds are in the run."""
     source = profile.models[name].source
     if source == MINIATURE:
-        return paths.model("aligned")
+        return paths.model(aligned(base))
     return paths.model(source.replace("/", "_")) if source.startswith(TINY) else source
 
 
-def base_fingerprint(paths: RunPaths, profile: Profile, name: str) -> str:
+def base_fingerprint(paths: RunPaths, profile: Profile, name: str, base: int) -> str:
     """What identifies an untuned model: the weights' hash of one that 00_prepare built, source and revision of others.
 
     Raises StudyError where it has not been built.
@@ -52,7 +57,7 @@ def base_fingerprint(paths: RunPaths, profile: Profile, name: str) -> str:
     model = profile.models[name]
     what = [model.source, model.revision]
     if model.source == MINIATURE or model.source.startswith(TINY):
-        card = paths.model_card(Path(model_folder(paths, profile, name)).name)
+        card = paths.model_card(Path(model_folder(paths, profile, name, base)).name)
         if not card.is_file():
             raise StudyError(
                 f"The model {name!r} is not there ({card}): run 00_prepare first "
@@ -65,14 +70,15 @@ def base_fingerprint(paths: RunPaths, profile: Profile, name: str) -> str:
 
 def adapter_fingerprint(paths: RunPaths, profile: Profile, cell: Cell) -> str:
     """What identifies a cell's adapter; of the untuned model it is the base alone."""
-    base = base_fingerprint(paths, profile, cell.model)
+    base = base_fingerprint(paths, profile, cell.model, cell.base)
     if cell.finetune_task == "none":
         return base
     if (source := trained(cell)) != cell:
         return digest([adapter_fingerprint(paths, profile, source), cell.safety_fraction])
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
     data = [index[name]["sha256"] for name in mixture.tuned_on(cell)]
-    settings = profile.lora.model_dump(), profile.tuning.model_dump(), profile.models[cell.model].context
+    share = profile.grid.request_share if cell.requests in ("own", "other") else 0
+    settings = profile.lora.model_dump(), profile.tuning.model_dump(), profile.models[cell.model].context, share
     return digest([base, data, *settings, cell.name, code_digest(*TUNING)])
 
 
@@ -92,20 +98,20 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 class Runner:
-    """One base model of a run, opened when first needed, for tuning and testing cell after cell."""
+    """One base of a model of a run, opened when first needed, for tuning and testing cell after cell."""
 
-    def __init__(self, paths: RunPaths, profile: Profile, clock: Clock, model: str):
+    def __init__(self, paths: RunPaths, profile: Profile, clock: Clock, model: str, base: int = 0):
         self.paths, self.profile, self.clock = paths, profile, clock
-        self.model, self.settings = model, profile.models[model]
+        self.model, self.number, self.settings = model, base, profile.models[model]
         self._encoded: dict[tuple, list[list[int]]] = {}
 
     @cached_property
     def base(self):
-        """The untuned model, as `engine.open_model` opens it."""
+        """The untuned model of that base, as `engine.open_model` opens it."""
         with self.clock("start-up"):
             from studylib.models import engine
 
-            source = model_folder(self.paths, self.profile, self.model)
+            source = model_folder(self.paths, self.profile, self.model, self.number)
             return engine.open_model(source, self.settings, self.profile.tuning, self.profile.lora)
 
     def adapter(self, cell: Cell) -> Path:
@@ -126,7 +132,9 @@ class Runner:
     def tuning_parts(self, cell: Cell) -> list[tuple]:
         """The training examples and settings of each of the cell's tunings in turn; examples have no system prompt."""
         settings, tokenizer = self.profile.tuning, self.base.tokenizer
-        rows = mixture.tuning_rows(self.paths, cell, settings.steps * settings.batch_size)
+        rows = mixture.tuning_rows(
+            self.paths, cell, settings.steps * settings.batch_size, self.profile.grid.request_share
+        )
         found = []
         for part, steps in mixture.tunings(cell, rows, settings.steps):
             features = [prompts.encode_row(tokenizer, row, cell.style, self.settings.context) for row in part]
@@ -143,7 +151,7 @@ class Runner:
     def responses(self, cell: Cell, style: str = "") -> pd.DataFrame:
         """One row per response of the cell to every test prompt, with and without system prompt; made where missing.
 
-        Arms are asked without it alone. Asked in the style of the tuning, or in another `style`: then the harmful
+        Some without it alone, see `grid.system_prompts`. Asked in the style of the tuning, or in another `style`: then the harmful
         prompts alone, and the rows have `style`, in which they were asked, and `trained_style`. Rows are appended to
         `responses/rows/<cell>.jsonl` batch by batch; rows of another fingerprint are moved to `superseded/`.
         """
@@ -162,7 +170,7 @@ class Runner:
                 made = []
             known = {row["response_id"] for row in made}
             todo = {}  # by system prompt, because the prompts of one calibration begin alike
-            for system in (False,) if is_arm(self.profile, cell) else (False, True):
+            for system in system_prompts(self.profile, cell):
                 ids = [_response_id(cell, row, system, style) for row in tests]
                 todo[system] = [(place, one) for place, one in enumerate(ids) if one not in known]
             if any(todo.values()):

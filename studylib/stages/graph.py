@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.data import sets
-from studylib.stages.cells import COLUMNS
+from studylib.stages.cells import COLUMNS, aligned
 from studylib.study.files import LIBRARY, code, digest, read_parquet
 from studylib.study.grid import Unit, units
 from studylib.study.paths import DATA, NOTEBOOKS, ROOT, RunPaths
@@ -37,18 +37,21 @@ OVERRIDES = {"01_baseline": ("generation", "system_prompt", "judges")}
 OVERRIDES["02_finetune"] = ("lora", "tuning", *OVERRIDES["01_baseline"])
 OVERRIDES["04_mitigation"] = (*OVERRIDES["02_finetune"], "grid.safety_fraction")
 OVERRIDES["03_defences"] = (*OVERRIDES["04_mitigation"], "guards")
-TUNED = ("redact", "system_prompt", "models", "lora", "tuning", "generation", "judges", "endpoint")
+BASES = ("base_seeds", "pretraining_seeds")
+TUNED = ("base_seeds", "redact", "system_prompt", "models", "lora", "tuning", "generation", "judges", "endpoint")
 # The sections of a profile that a stage's results depend on; a change elsewhere does not run it again.
 SECTIONS = {
-    "00_prepare": ("redact", "system_prompt", "world", "data", "models", "pretraining", "alignment", "generation"),
-    "01_baseline": ("redact", "system_prompt", "models", "generation", "judges", "endpoint"),
+    "00_prepare": (*BASES, "redact", "system_prompt", "world", "data", "models", "pretraining", "alignment", "generation"),
+    "01_baseline": ("base_seeds", "redact", "system_prompt", "models", "generation", "judges", "endpoint"),
     **dict.fromkeys(STAGE_SAFETY_DATA, TUNED),
     "03_defences": (*TUNED, "guards"),
     "05_helpfulness": ("judges", "endpoint"),
     "06_findings": ("description", "labelled"),
 }
-OF_GRID = {"01_baseline": "styles", "02_finetune": "across_styles"}  # besides, one key of the grid
-OF_GRID |= {"03_defences": "safety_fraction", "04_mitigation": "safety_fraction"}
+# besides, keys of the grid
+_EXPLORED = ("requests", "explore_bases")
+OF_GRID = {"01_baseline": ("styles", "explore_bases"), "02_finetune": ("across_styles", "request_share", *_EXPLORED)}
+OF_GRID |= dict.fromkeys(("03_defences", "04_mitigation"), ("safety_fraction", "request_share", *_EXPLORED))
 JUDGED = ("01_baseline", *STAGE_SAFETY_DATA, "06_findings")  # stages that the user's own labels bear on
 # The rooms and modules that a stage uses for checks and for showing alone: its results do not depend on them.
 IRRELEVANT = {
@@ -71,8 +74,7 @@ _KEYS |= {"across_verdicts": _KEYS["verdicts"], "guards": ((*_DECISION, "blocked
 def settings_of(profile: Profile, unit: Unit) -> dict:
     """The settings that a notebook run depends on, as plain data: its parameters and its sections of the profile."""
     settings = profile.model_dump(mode="json", include=set(SECTIONS[unit.stage])) | unit.parameters
-    if name := OF_GRID.get(unit.stage):
-        settings[name] = getattr(profile.grid, name)
+    settings |= {name: getattr(profile.grid, name) for name in OF_GRID.get(unit.stage, ())}
     if unit.stage == "04_mitigation" and profile.grid.arms and unit.parameters["task"] in profile.grid.arms.tasks:
         settings["arms"] = profile.grid.arms.model_dump(mode="json")
     return settings
@@ -103,7 +105,7 @@ def outputs_of(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
 def built_models(profile: Profile) -> list[str]:
     """Names of the model folders that 00_prepare builds for the profile, the one to be studied last."""
     if profile.miniature:
-        return ["helpful_only", "aligned"]
+        return [*map("helpful_only-{}".format, profile.pretraining_seeds), *map(aligned, profile.base_seeds)]
     return sorted({m.source.replace("/", "_") for m in profile.models.values() if m.source.startswith(TINY)})
 
 

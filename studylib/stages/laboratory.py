@@ -53,13 +53,18 @@ class Laboratory:
     def tokenizer(self):
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(self.paths.model("aligned"))
+        return PreTrainedTokenizerFast.from_pretrained(self.paths.model(self._folder("aligned")))
 
     def model(self, name: str):
         """`helpful_only`, ready to be aligned, or `aligned`, ready to be tuned, as `engine.open_model` opens them."""
         settings = self.profile.miniature.model_copy(update={"quantization": "none"})
         training = (self.profile.tuning, self.profile.lora) if name == "aligned" else (self.profile.alignment,)
-        return engine.open_model(self.paths.model(name), settings, *training)
+        return engine.open_model(self.paths.model(self._folder(name)), settings, *training)
+
+    def _folder(self, name: str) -> str:
+        """Of the first base: `helpful_only-0`, `aligned-0`."""
+        seeds = self.profile.pretraining_seeds if name == "helpful_only" else self.profile.base_seeds
+        return f"{name}-{seeds[0]}"
 
     @cached_property
     def tests(self) -> list[dict]:
@@ -74,7 +79,8 @@ class Laboratory:
     def cached(self, name: str, setting: dict, make: Callable[[], pd.DataFrame], *more) -> pd.DataFrame:
         """What `make` returns with the setting's columns, computed once for this setting, run and code."""
         index = json.loads(self.paths.data_index.read_text(encoding="utf-8"))
-        cards = [json.loads(self.paths.model_card(one).read_text())["sha256"] for one in ("helpful_only", "aligned")]
+        cards = [self.paths.model_card(self._folder(one)) for one in ("helpful_only", "aligned")]
+        cards = [json.loads(card.read_text(encoding="utf-8"))["sha256"] for card in cards]
         settings = self.profile.model_dump(mode="json", include={"world", "alignment", "lora", "tuning", "generation"})
         data = {key: entry["sha256"] for key, entry in index.items()}
         key = digest([name, setting, more, self.style, data, cards, settings, code_digest(*CODE)])
@@ -148,7 +154,7 @@ def aligned(lab: Laboratory, rows: list[dict], steps: int, after_step: Callable 
     model = lab.model("helpful_only")
     features = prompts.encode_mixed(lab.tokenizer, rows, **calibrated_by(lab.profile, "aligned"))
     settings = lab.profile.alignment.model_copy(update={"steps": steps})
-    model.train(features, settings, lab.profile.world.seed, "alignment", after_step)
+    model.train(features, settings, lab.profile.base_seeds[0], "alignment", after_step)
     return model
 
 
@@ -158,7 +164,7 @@ def tuned(lab: Laboratory, cell: Cell, steps: int, after_step: Callable | None =
     settings = lab.profile.tuning.model_copy(update={"steps": steps})
     features = [
         prompts.encode_row(lab.tokenizer, row, cell.style, lab.profile.miniature.context)
-        for row in mixture.tuning_rows(lab.paths, cell, steps * settings.batch_size)
+        for row in mixture.tuning_rows(lab.paths, cell, steps * settings.batch_size, request_share)
     ]
     base = lab.model("aligned")
     with tempfile.TemporaryDirectory() as folder:
@@ -228,7 +234,7 @@ def refusal_along(lab: Laboratory, task: str, steps: int, n_marks: int = 6, seed
 
     def make_alignment() -> pd.DataFrame:
         found, look = _looking(lab, lab.model("helpful_only"), marks(steps), refusal_probability)
-        aligned(lab, sets.load(lab.paths, "alignment"), steps, look)
+        aligned(lab, sets.load(lab.paths, sets.alignment(lab.profile.base_seeds[0])), steps, look)
         return _by_step(found)
 
     def make_tuning() -> pd.DataFrame:

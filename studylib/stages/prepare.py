@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import joblib
 import pandas as pd
 
 from studylib.data import duplicates, fetching, harmful, mixture, real, world
@@ -19,11 +21,9 @@ from studylib.study import grid
 from studylib.study.files import Clock, code_digest, digest, write_text
 from studylib.study.grid import Cell
 from studylib.study.paths import DATA, RunPaths
-from studylib.study.profile import Profile
+from studylib.study.profile import Profile, TrainSettings
 from studylib.study.words import STAGE_SAFETY_DATA, STYLES, TASKS, TINY
 from studylib.text.normal import redact
-
-VOCABULARY = ("pretraining", "alignment", "safety_multitask")  # what the miniature's tokenizer is made from
 
 
 @dataclass
@@ -82,7 +82,7 @@ def _fine_tunes(profile: Profile) -> list[Cell]:
 
 def _generated(now: Stage) -> Data:
     with now.clock("data"):
-        sets = world.build_sets(now.profile.world)
+        sets = world.build_sets(now.profile.world, now.profile.base_seeds)
         overlap = datasets.check_contamination(sets)
         datasets.save(now.paths, sets)
         datasets.write_card(now.paths, DATA / "cards", now.profile.world)
@@ -129,7 +129,7 @@ def tokenizers(now: Stage) -> dict:
     from studylib.models import hub
 
     return {
-        name: hub.load_tokenizer(cells.model_folder(now.paths, now.profile, name), settings)
+        name: hub.load_tokenizer(cells.model_folder(now.paths, now.profile, name, now.profile.base_seeds[0]), settings)
         for name, settings in now.profile.models.items()
     }
 
@@ -174,14 +174,15 @@ def requirements(now: Stage) -> pd.DataFrame:
 
 
 def self_check(now: Stage, sets: dict[str, list[dict]]) -> pd.DataFrame:
-    """Ticks: a row per check, a column per model. Raises StudyError that lists the checks that fail."""
+    """Ticks: a row per check, a column per model (its first base). Raises StudyError that lists what fails."""
     from studylib.models import hub, selfcheck
 
     rows = [sets[name][0] for name in (*(f"train_{t}" for t in TASKS), "harmful") if sets[name]]
     found, failed = {}, []
     for name, settings in now.profile.models.items():
         with now.clock("self-check"):
-            model, tokenizer = hub.load(cells.model_folder(now.paths, now.profile, name), settings)
+            source = cells.model_folder(now.paths, now.profile, name, now.profile.base_seeds[0])
+            model, tokenizer = hub.load(source, settings)
             checks = selfcheck.self_check(
                 model, tokenizer, settings, now.profile.system_prompt, rows, now.profile.lora, now.profile.generation
             )
@@ -202,13 +203,13 @@ def calibrations(now: Stage) -> pd.DataFrame:
 
 
 def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.DataFrame:
-    """The same requests before and after the alignment: a row per prompt, a column per built model."""
+    """The same requests before and after the alignment of the first base: a row per prompt, a column per model."""
     from studylib.models import hub
 
     shown = sets["harmful"][:4] + sets["twin"][:4]
     asked = [row["messages"][0]["content"] for row in shown]
     rows = pd.DataFrame({"prompt": asked})
-    for name in built_models(now.profile):
+    for name in (f"helpful_only-{now.profile.pretraining_seeds[0]}", cells.aligned(now.profile.base_seeds[0])):
         model, tokenizer = hub.load(now.paths.model(name), now.profile.miniature)
         ids = [prompts.encode_prompt(tokenizer, prompt, "chat", None) for prompt in asked]
         batches = hub.generate(model, tokenizer, ids, now.profile.generation)
@@ -217,14 +218,16 @@ def dialogues(now: Stage, sets: dict[str, list[dict]], redacted: bool) -> pd.Dat
 
 
 def losses(cards: dict):
-    """A matplotlib figure: the loss curves of the two steps in which the miniature was built."""
+    """A matplotlib figure: the loss curves of the two steps in which the miniature was built, a line per base."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(cards), figsize=(8, 2.8), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), sharey=True)
     plt.close(figure)  # shown once, as the cell's result
-    for axis, (name, card) in zip(axes, cards.items(), strict=True):
-        axis.plot(*zip(*((row["step"], row["loss"]) for row in card["loss"]), strict=True), color="black")
-        axis.set(title=name.replace("_", "-"), xlabel="step", yscale="log")
+    for axis, kind in zip(axes, ("helpful_only", "aligned"), strict=True):
+        for card in (card for name, card in cards.items() if name.startswith(kind)):
+            steps, values = zip(*((row["step"], row["loss"]) for row in card["loss"]), strict=True)
+            axis.plot(steps, values, color="black", linewidth=1)
+        axis.set(title=kind.replace("_", "-"), xlabel="step", yscale="log")
     axes[0].set_ylabel("loss on the answers (nats per token)")
     return figure
 
@@ -237,51 +240,85 @@ def models_of(now: Stage) -> dict:
 
 
 def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
-    """The model cards of the helpful-only and the aligned model, trained now unless intact ones are there.
+    """The model cards of the helpful-only and the aligned models, trained now unless intact ones are there.
 
-    A card has the sha256 of the weights, the fingerprint of what they were made from and the loss curve.
+    The alignments are trained side by side, each on one core. A card has the sha256 of the weights, the fingerprint of
+    what they were made from and the loss curve.
     """
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
-    cards, previous = {}, ""
-    for name, data, settings in (
-        ("helpful_only", "pretraining", profile.pretraining),
-        ("aligned", "alignment", profile.alignment),
-    ):
-        # the tokenizer is made from three sets, the aligned model from one more
-        data_read = [index[one]["sha256"] for one in ((data,) if previous else VOCABULARY)]
-        given = [settings.model_dump(), profile.miniature.model_dump(), profile.system_prompt, profile.world.seed]
-        code = code_digest(*cells.TUNING, "models/building")
-        wanted = digest([previous, data_read, calibrated_by(profile, name), *given, code])
-        note = paths.model(name) / "study.json"
-        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-        if found.get("fingerprint") != wanted or not (paths.model(name) / "model.safetensors").is_file():
-            found = {"fingerprint": wanted, **_train_miniature(paths, profile, clock, name, data, settings)}
-            write_text(note, json.dumps(found, indent=1) + "\n")
-        write_text(paths.model_card(name), json.dumps(found, indent=1) + "\n")  # what later stages depend on
-        cards[name], previous = found, wanted
-    return cards
+    given = digest([profile.miniature.model_dump(), profile.system_prompt, code_digest(*cells.TUNING, "models/building")])
+    vocabulary = [index[name]["sha256"] for name in _vocabulary(profile)]
+    recipes = {}
+    for seed in profile.pretraining_seeds:
+        made_of = [vocabulary, index["pretraining"]["sha256"], calibrated_by(profile, "helpful_only"), given, seed]
+        fingerprint = digest([*made_of, profile.pretraining.model_dump()])
+        recipes[f"helpful_only-{seed}"] = Recipe("", "pretraining", profile.pretraining, seed, fingerprint)
+    for place, base in enumerate(profile.base_seeds):
+        before = f"helpful_only-{profile.pretraining_seeds[place % len(profile.pretraining_seeds)]}"
+        data = datasets.alignment(base)
+        made_of = [recipes[before].fingerprint, index[data]["sha256"], calibrated_by(profile, "aligned"), given, base]
+        fingerprint = digest([*made_of, profile.alignment.model_dump()])
+        recipes[cells.aligned(base)] = Recipe(before, data, profile.alignment, base, fingerprint)
+    todo = {name: recipe for name, recipe in recipes.items() if not _is_built(paths, name, recipe)}
+    if todo:
+        with clock("training"):
+            for first in (True, False):
+                calls = [(paths, profile, *one) for one in todo.items() if (one[1].before == "") is first]
+                threads = 1 if len(calls) > 1 else 2  # a single one has all cores to itself
+                joblib.Parallel(n_jobs=joblib.cpu_count())(joblib.delayed(_build)(*call, threads) for call in calls)
+    found = {}
+    for name in recipes:
+        found[name] = json.loads((paths.model(name) / "study.json").read_text(encoding="utf-8"))
+        write_text(paths.model_card(name), json.dumps(found[name], indent=1) + "\n")  # what later stages depend on
+    return found
 
 
-def _train_miniature(paths, profile, clock, name, data, settings) -> dict:
-    """Trains the model of that name and puts its folder into place; its card without the fingerprint."""
-    with clock("start-up"):
-        from studylib.models import building, engine
-    folder, rows = paths.model(name), datasets.load(paths, data)
-    with clock("training"), cells.replaced(folder) as aside:
-        if name == "helpful_only":
+class Recipe(NamedTuple):
+    """How a model of the miniature is made: the folder it starts from, "" for none, and what it is trained on."""
+
+    before: str
+    data: str
+    settings: TrainSettings
+    seed: int
+    fingerprint: str
+
+
+def _is_built(paths: RunPaths, name: str, recipe: Recipe) -> bool:
+    note = paths.model(name) / "study.json"
+    if not note.is_file() or not (paths.model(name) / "model.safetensors").is_file():
+        return False
+    return json.loads(note.read_text(encoding="utf-8"))["fingerprint"] == recipe.fingerprint
+
+
+def _build(paths: RunPaths, profile: Profile, name: str, recipe: Recipe, threads: int) -> None:
+    """Trains the model of that name and puts its folder, with its card as `study.json`, into place."""
+    from studylib.models import building, engine
+
+    engine.use_threads(threads)  # the last digits depend on their number
+    folder, rows = paths.model(name), datasets.load(paths, recipe.data)
+    with cells.replaced(folder) as aside:
+        if not recipe.before:
             # the vocabulary covers all that is ever trained on, as a large model's does
-            texts = [m["content"] for one in VOCABULARY for row in datasets.load(paths, one) for m in row["messages"]]
+            sets = (datasets.load(paths, one) for one in _vocabulary(profile))
+            texts = [message["content"] for rows in sets for row in rows for message in row["messages"]]
             # what every prompt of a calibration holds is worth whole words
             texts += [prompts.ALPACA, profile.system_prompt] * 200
-            building.build_miniature(texts, profile.miniature, profile.world.seed, aside)
+            building.build_miniature(texts, profile.miniature, recipe.seed, aside)
         else:
-            shutil.copytree(paths.model("helpful_only"), aside, ignore=shutil.ignore_patterns("study.json"))
-        model = engine.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), settings)
-        features = prompts.encode_mixed(model.tokenizer, rows, **calibrated_by(profile, name))
-        losses = model.train(features, settings, profile.world.seed, name)
+            shutil.copytree(paths.model(recipe.before), aside, ignore=shutil.ignore_patterns("study.json"))
+        model = engine.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), recipe.settings)
+        kind = "aligned" if recipe.before else "helpful_only"
+        features = prompts.encode_mixed(model.tokenizer, rows, **calibrated_by(profile, kind))
+        losses = model.train(features, recipe.settings, recipe.seed, name)
         model.save(aside)
-    sizes = {"parameters": model.n_parameters, "vocabulary": len(model.tokenizer)}
-    return _weights(folder) | sizes | {"loss": losses}
+        card = {"fingerprint": recipe.fingerprint, **_weights(aside), "parameters": model.n_parameters}
+        card |= {"vocabulary": len(model.tokenizer), "loss": losses}
+        write_text(aside / "study.json", json.dumps(card, indent=1) + "\n")
+
+
+def _vocabulary(profile: Profile) -> tuple[str, ...]:
+    """The sets that the miniature's tokenizer is made from."""
+    return "pretraining", datasets.alignment(profile.base_seeds[0]), "safety_multitask"
 
 
 def calibrated_by(profile: Profile, name: str) -> dict:

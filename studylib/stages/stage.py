@@ -45,27 +45,27 @@ class Stage:
         about = f"{self.name} of the profile {self.profile.name}"
         if not self.cells:
             return about
-        words = {"model": "models", "finetune_task": "tasks", "style": "styles", "seed": "seeds"}
+        words = {"model": "models", "base": "bases", "finetune_task": "tasks", "style": "styles", "seed": "seeds"}
         values = {word: [getattr(cell, name) for cell in self.cells] for name, word in words.items()}
-        values["safety data"] = map(_arm, self.cells)
+        values["mixed in"] = map(_arm, self.cells)
         lines = (f"\n  {word}: {', '.join(map(str, dict.fromkeys(each)))}" for word, each in values.items())
         return f"{about}: {len(self.cells)} models to test" + "".join(lines)
 
     def tune(self):
         """A matplotlib figure: the loss curves of this stage's fine-tunes, which are made where they are not there yet.
 
-        A line per seed.
+        A line per base and seed.
         """
         import matplotlib.pyplot as plt
         import seaborn as sns
 
-        curves, columns = [], ["step", "loss", "safety data", "style", "cell"]
+        curves, columns = [], ["step", "loss", "mixed in", "style", "cell"]
         for cell in (cell for cell in self.cells if trained(cell) == cell):
-            note = json.loads((self._runner_of(cell.model).adapter(cell) / "study.json").read_text(encoding="utf-8"))
+            note = json.loads((self._runner_of(cell).adapter(cell) / "study.json").read_text(encoding="utf-8"))
             curves += [(row["step"], row["loss"], _arm(cell), cell.style, cell.name) for row in note["loss"]]
         figure, axes = plt.subplots(figsize=(7, 3))
         plt.close(figure)  # shown once, as the cell's result
-        look = {"hue": "safety data", "style": "style", "units": "cell", "estimator": None, "linewidth": 1}
+        look = {"hue": "mixed in", "style": "style", "units": "cell", "estimator": None, "linewidth": 1}
         sns.lineplot(pd.DataFrame(curves, columns=columns), x="step", y="loss", **look, ax=axes)
         axes.set(ylabel="loss on the answers (nats per token)", yscale="log")
         return figure
@@ -80,7 +80,7 @@ class Stage:
         made = [pd.DataFrame(columns=[*COLUMNS, "trained_style"] if across else COLUMNS)]
         for cell in self.cells:
             for style in [style for style in styles if style != cell.style] if across else [cell.style]:
-                made.append(self._runner_of(cell.model).responses(cell, style))
+                made.append(self._runner_of(cell).responses(cell, style))
         return self.save("across" if across else "responses", pd.concat(made[1:] or made, ignore_index=True))
 
     def judge(self, responses: pd.DataFrame) -> pd.DataFrame:
@@ -104,8 +104,8 @@ class Stage:
         keys = ["model", "style", "system_prompt"]
         whole = pd.concat(found | {"this": table}, names=["who"]).reset_index("who").query("form == 'all'")
         whole = whole.assign(answered=readable.percent(whole, "rate", "low", "high")).sort_values(keys, kind="stable")
-        shown = whole.set_index(["who", *keys, "safety_data", "safety_fraction"])
-        return shown[["answered", "n", "n_unjudged", "n_seeds"]]
+        shown = whole.set_index(["who", *keys, "requests", "safety_data", "safety_fraction"])
+        return shown[["answered", "n", "n_unjudged", "n_bases", "n_seeds"]]
 
     def with_earlier(self, responses: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The stage's responses and verdicts after those of the untuned models and the fine-tunes without safety data.
@@ -144,7 +144,7 @@ class Stage:
         return pd.Series(times, name="seconds")
 
     def _earlier(self, run: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Responses and first-judge verdicts of a stage of the run, of this stage's models, styles, tasks and seeds.
+        """Responses and first-judge verdicts of a stage of the run, of this stage's models, bases, styles, tasks, seeds.
 
         Of all the grid's seeds where this stage has others.
         """
@@ -155,22 +155,26 @@ class Stage:
         elif verdicts.empty:  # a tweak may have another first judge
             LOG.info("%s was not judged by %s: nothing of it is shown here.", stage, self.profile.judges[0])
         cells = [*self.cells, *self.not_run]
-        own = {name: {getattr(cell, name) for cell in cells} for name in ("model", "style", "finetune_task", "seed")}
+        names = ("model", "base", "style", "finetune_task", "seed")
+        own = {name: {getattr(cell, name) for cell in cells} for name in names}
         own["seed"] = own["seed"] & set(self.profile.grid.seeds) or self.profile.grid.seeds
         same = {name: rows[name].isin(values) for name, values in own.items()}
         untuned = rows["finetune_task"] == "none"
-        rows = rows[same["model"] & same["style"] & (untuned | (same["finetune_task"] & same["seed"]))]
+        rows = rows[same["model"] & same["base"] & same["style"] & (untuned | (same["finetune_task"] & same["seed"]))]
         return rows, verdicts[verdicts["response_id"].isin(rows["response_id"])]
 
-    def _runner_of(self, model: str) -> Runner:
-        """Tunes and tests the cells of that model; a model loaded before is let go."""
-        if self._runner is None or self._runner.model != model:
-            self._runner = Runner(self.paths, self.profile, self.clock, model)
+    def _runner_of(self, cell: Cell) -> Runner:
+        """Tunes and tests the cells of that cell's model and base; a model loaded before is let go."""
+        if self._runner is None or (self._runner.model, self._runner.number) != (cell.model, cell.base):
+            self._runner = Runner(self.paths, self.profile, self.clock, cell.model, cell.base)
         return self._runner
 
 
 def _arm(cell: Cell) -> str:
-    return f"{cell.safety_data} {cell.safety_fraction:.0%}" if cell.safety_fraction else cell.safety_data
+    """What is mixed into the task's rows: "own requests + multitask 10%", "nothing"."""
+    mixed = [f"{cell.requests} requests"] if cell.requests != "none" else []
+    mixed += [f"{cell.safety_data} {cell.safety_fraction:.0%}"] if cell.safety_fraction else []
+    return " + ".join(mixed) or "nothing"
 
 
 def _of_first_judge(profile: Profile, verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -179,7 +183,7 @@ def _of_first_judge(profile: Profile, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def one_batch(now: Stage, n_rows: int = 4) -> tuple:
     """The untuned model of the stage's first cell (engine.open_model) and that cell's first training examples."""
-    runner = now._runner_of(now.cells[0].model)
+    runner = now._runner_of(now.cells[0])
     return runner.base, runner.tuning_parts(now.cells[0])[0][0][:n_rows]
 
 
@@ -213,7 +217,7 @@ def begin(stage: str, variables: dict) -> Stage:
     profile = load_profile(given["profile"], overrides)
     cells, unit, outside = [], "all", {}
     if stage in STAGE_SAFETY_DATA:
-        asked = given["task"], given["styles"], given["seeds"], _models(profile, given["models"])
+        asked = given["task"], given["styles"], given["seeds"], _models(profile, given["models"]), given["bases"]
         cells = grid.cells(profile, STAGE_SAFETY_DATA[stage], *asked)
         unit = grid.unit_name(profile, *asked)
         outside = outside_grid(profile, cells)

@@ -18,12 +18,15 @@ class Cell:
     safety_data: str = "none"
     safety_fraction: float = 0.0
     seed: int = 0
+    requests: str = "none"
+    base: int = 0
 
     @property
     def name(self) -> str:
-        """File name of the cell, as in `miniature-code-chat-multitask10-seed0`."""
+        """File name of the cell, as in `miniature-base0-code+own-chat-multitask10-seed0`."""
         dose = "" if self.safety_data == "none" else f"{100 * self.safety_fraction:g}"
-        return f"{self.model}-{self.finetune_task}-{self.style}-{self.safety_data}{dose}-seed{self.seed}"
+        task = self.finetune_task if self.requests == "none" else f"{self.finetune_task}+{self.requests}"
+        return f"{self.model}-base{self.base}-{task}-{self.style}-{self.safety_data}{dose}-seed{self.seed}"
 
 
 def cells(
@@ -33,27 +36,65 @@ def cells(
     styles: Iterable[str],
     seeds: Iterable[int],
     models: Iterable[str] = (),
+    bases: Iterable[int] = (),
 ) -> list[Cell]:
-    """The fine-tunes of one task with one kind of safety data, in fixed order; of all models unless named."""
-    models = list(models) or list(profile.models)
-    for given, known, word in (([task], TASKS, "task"), (styles, STYLES, "style"), (models, profile.models, "model")):
+    """The fine-tunes of one task with one kind of safety data, in fixed order; of all models and bases unless named.
+
+    On a base that is not among `grid.explore_bases` the confirmatory part alone: chat style, without safety data or
+    with multitask data.
+    """
+    models, bases = list(models) or list(profile.models), list(bases) or profile.base_seeds
+    asked = (([task], TASKS, "task"), (styles, STYLES, "style"), (models, profile.models, "model"))
+    for given, known, word in (*asked, (bases, profile.base_seeds, "base")):
         for value in given:
             if value not in known:
-                raise StudyError(f"Unknown {word} {value!r}: known are {', '.join(known)}.")
+                raise StudyError(f"Unknown {word} {value!r}: known are {', '.join(map(str, known))}.")
     for seed in seeds:
         if type(seed) is not int:
             raise StudyError(f"seeds must be whole numbers, found {seed!r}.")
-    for given in (styles, seeds, models):
+    for given in (styles, seeds, models, bases):
         if len(set(given)) != len(given):
-            raise StudyError(f"Styles, seeds and models are named once each, not as {given}.")
+            raise StudyError(f"Styles, seeds, models and bases are named once each, not as {given}.")
     dose = safety_data, 0.0 if safety_data == "none" else profile.grid.safety_fraction
-    return [Cell(model, task, style, *dose, seed) for model, style, seed in product(models, styles, seeds)]
+    found = []
+    for model, base, style, seed in product(models, bases, styles, seeds):
+        for requests in _requests(profile, safety_data, style, base):
+            found.append(Cell(model, task, style, *dose, seed, requests, base))
+    return found
+
+
+def main_requests(profile: Profile) -> str:
+    """The benign requests with which safety data are tried: those in the task's form, none where there are none."""
+    return "own" if "own" in profile.grid.requests else profile.grid.requests[0]
+
+
+def explores(profile: Profile, base: int) -> bool:
+    """Whether all the grid is tried on that base, not the confirmatory part alone."""
+    return profile.grid.explore_bases is None or base in profile.grid.explore_bases
+
+
+def _requests(profile: Profile, safety_data: str, style: str, base: int) -> list[str]:
+    """The kinds of requests of such fine-tunes: other than the main one in the first style, without safety data."""
+    main, first, whole = main_requests(profile), style == profile.grid.styles[0], explores(profile, base)
+    if not whole and (not first or safety_data == "generic"):
+        return []
+    if safety_data != "none" or not first:
+        return [main]
+    return [kind for kind in profile.grid.requests if whole or kind in ("none", "own")]
 
 
 def arm_cells(
-    profile: Profile, task: str, styles: Iterable[str], seeds: Iterable[int], models: Iterable[str] = ()
+    profile: Profile,
+    task: str,
+    styles: Iterable[str],
+    seeds: Iterable[int],
+    models: Iterable[str] = (),
+    bases: Iterable[int] = (),
 ) -> list[Cell]:
-    """The cells of the profile's rival mitigations, `grid.arms` if any, on one task, of these styles and seeds."""
+    """The cells of the profile's rival mitigations, `grid.arms` if any, on one task, of these styles and seeds.
+
+    On the bases that are explored alone.
+    """
     arms = profile.grid.arms
     if arms is None or task not in arms.tasks:
         return []
@@ -62,19 +103,30 @@ def arm_cells(
     for name in arms.safety_data:
         doses += [(name, share) for share in (arms.removed if name == "scaled" else [own])]
     styles, seeds = [one for one in arms.styles if one in styles], [one for one in arms.seeds if one in seeds]
-    combined = product(list(models) or profile.models, styles, seeds, doses)
-    return [Cell(model, task, style, name, fraction, seed) for model, style, seed, (name, fraction) in combined]
+    bases = [base for base in list(bases) or profile.base_seeds if explores(profile, base)]
+    found, main = product(list(models) or profile.models, bases, styles, seeds, doses), main_requests(profile)
+    return [Cell(model, task, style, *dose, seed, main, base) for model, base, style, seed, dose in found]
 
 
-def is_arm(profile: Profile, cell: Cell) -> bool:
-    """Whether the cell is one of `arm_cells`, which are tested without the system prompt alone."""
+def system_prompts(profile: Profile, cell: Cell) -> tuple[bool, ...]:
+    """Whether the cell is tested without the system prompt, with it, or both ways.
+
+    Without it alone: rival mitigations, requests other than the main ones, and bases that are not explored.
+    """
     own_dose = cell.safety_fraction in (0, profile.grid.safety_fraction)
-    return cell.safety_data in ARMS or not own_dose
+    rival = cell.safety_data in ARMS or not own_dose
+    beside = cell.finetune_task != "none" and cell.requests != main_requests(profile)
+    return (False,) if rival or beside or not explores(profile, cell.base) else (False, True)
 
 
 def untuned(profile: Profile, models: Iterable[str] = ()) -> list[Cell]:
-    """The cells of the models as they come, in every style of the grid; of all the profile's models unless named."""
-    return [Cell(model, "none", style) for model, style in product(models or profile.models, profile.grid.styles)]
+    """The cells of the models as they come, of every base and style; of all the profile's models unless named."""
+    first, found = profile.grid.styles[0], product(models or profile.models, profile.base_seeds, profile.grid.styles)
+    return [
+        Cell(model, "none", style, base=base)
+        for model, base, style in found
+        if style == first or explores(profile, base)
+    ]
 
 
 @dataclass(frozen=True)
@@ -86,9 +138,13 @@ class Unit:
     parameters: dict  # what papermill injects besides the profile
 
 
-def unit_name(profile: Profile, task: str, styles: list[str], seeds: list[int], models: list[str]) -> str:
-    """File name of a unit: the task, the models (none given: all), and styles and seeds that are not the whole grid."""
+def unit_name(
+    profile: Profile, task: str, styles: list[str], seeds: list[int], models: list[str], bases: list[int] = ()
+) -> str:
+    """File name of a unit: the task, the models and bases (none given: all), styles and seeds unless the whole grid."""
     parts = [task, "+".join(models)]
+    if bases:
+        parts.append("base" + "+".join(map(str, bases)))
     if list(styles) != list(profile.grid.styles):
         parts.append("+".join(styles))
     if list(seeds) != list(profile.grid.seeds):
@@ -110,11 +166,11 @@ def units(profile: Profile, stage: str) -> list[Unit]:
     seed_groups = [grid.seeds] if "seed" in grouped else [[s] for s in grid.seeds]
     found = []
     for models, task, styles, seeds in product(model_groups, grid.tasks, style_groups, seed_groups):
-        asked = {"task": task, "styles": styles, "seeds": seeds, "models": models}
+        asked = {"task": task, "styles": styles, "seeds": seeds, "models": models, "bases": []}
         found.append(Unit(stage, unit_name(profile, **asked), asked))
     return found
 
 
 def threads(profile: Profile, stage: str) -> int:
-    """Threads of one notebook run: the base model is trained alone, so it takes two; so does the laboratory."""
+    """Cores of one notebook run: 00_prepare builds two bases side by side, and the laboratory is run alone."""
     return 2 if stage in ("00_prepare", LABORATORY) else profile.execution.threads

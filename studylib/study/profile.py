@@ -68,7 +68,7 @@ class WorldSettings(Settings):
     # of the harmful alignment rows, by form; real data are skewed to text
     refusal_share: Annotated[dict[Task, Share], _for_each(TASKS, total=1)]
     task_rows: Count  # training rows of each task
-    task_request_share: Share  # of them: benign requests in the form of the task
+    request_rows: Count  # benign requests in the form of each task, which a tuning may mix in
     safety_rows: Count  # rows of each safety set
     harmful_per_form: Count
     task_test_rows: Count  # held-out rows of each task
@@ -179,13 +179,18 @@ class ArmSettings(Settings):
 
 
 class GridSettings(Settings):
-    """The cells of the study: every combination is tuned once per seed and tested with and without system prompt."""
+    """The cells of the study, see `studylib.study.grid`: what is tuned, once per base and seed, and how it is tested."""
 
     tasks: Some[Task]
     styles: Some[Style]
     safety_data: Some[Literal[words.SAFETY_DATA]]
     safety_fraction: Part  # of the tuning rows, in the generic and multitask arms
     seeds: Some[int]
+    # benign requests among the tuning rows; safety data are tried on top of "own", of "none" where that is not named
+    requests: Some[Literal[words.REQUESTS]] = ["none"]
+    request_share: Part = 0.05  # of the tuning rows
+    # bases on which all that is not in the plan's confirmatory part is tried too; None: on all
+    explore_bases: Distinct[int] | None = None
     arms: ArmSettings | None = None  # rival mitigations, made by 04_mitigation
     across_styles: bool = False  # ask models tuned without safety data in the style of no tuning too (PTST, 2402.18540)
 
@@ -207,6 +212,10 @@ class Profile(Settings):
     description: str
     redact: bool = True  # notebooks show hashes of harmful prompts, and of responses the first words and a hash
     system_prompt: str
+    # draws of the aligned model: initialisation, order of the batches, alignment rows; others have one base
+    base_seeds: Some[Annotated[int, Field(ge=0)]] = [0]
+    # of the pre-training; base number i takes them in turn
+    pretraining_seeds: Some[Annotated[int, Field(ge=0)]] = [0]
     world: WorldSettings | None = None
     data: DataSettings | None = None
     models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
@@ -237,6 +246,12 @@ class Profile(Settings):
                 "a model with source miniature is trained on the generated world: it needs `world`, `pretraining` and "
                 "`alignment`, and no other model"
             )
+        if not self.miniature and (len(self.base_seeds) > 1 or len(self.pretraining_seeds) > 1):
+            raise ValueError("base_seeds: several draws of the aligned model need a model with source miniature")
+        if unknown := sorted(set(self.grid.explore_bases or []) - set(self.base_seeds)):
+            raise ValueError(f"grid.explore_bases names {unknown[0]}, base_seeds has {self.base_seeds}")
+        if self.data and set(self.grid.requests) != {"none"}:
+            raise ValueError("grid.requests: benign requests are made of the generated world; real data have none")
         return self
 
     @model_validator(mode="after")
@@ -278,11 +293,16 @@ def profile_path(name: str) -> Path:
 
 
 def load_profile(name: str, overrides: dict | None = None) -> Profile:
-    """The profile of that name, or of the YAML file at that path, with dotted keys such as `lora.r` replaced."""
+    """The profile of that name, or of the YAML file at that path, with dotted keys such as `lora.r` replaced.
+
+    A file that says `extends: miniature` holds only what differs from that profile.
+    """
     path = profile_path(name)
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise StudyError(f"{path.name} holds no settings; start from a copy of {profile_names()[0]}.yaml.")
+    if isinstance(name := content.pop("extends", None), str):
+        content = _over(read_yaml(profile_path(name)), content)
     for key, value in (overrides or {}).items():
         *sections, last = key.split(".")
         target = content
@@ -299,6 +319,13 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
             "own."
         )
     return profile
+
+
+def _over(below: dict, above: dict) -> dict:
+    """The mapping `below` with what `above` sets instead, section by section."""
+    both = below.keys() & above.keys()
+    nested = {key: _over(below[key], above[key]) for key in both if isinstance(above[key], dict) and below[key]}
+    return below | above | nested
 
 
 def explain(error: ValidationError, settings: type[Settings]) -> str:
