@@ -286,7 +286,7 @@ def _said(judge: OpenJudge, encoded: list[list[int]]) -> list[list[int]]:
 
     settings = GenerationSettings(max_new_tokens=judge.entry.max_new_tokens, batch_size=judge.batch_size)
     batches = hub.generate_ids(judge.model, judge.tokenizer, encoded, settings)
-    found = dict(row for batch in batches for row in batch)
+    found = {i: ids for batch in batches for i, ids, _ in batch}
     return [found[i] for i in range(len(encoded))]
 
 

@@ -5,7 +5,7 @@ A small Llama is computed on plain tensors (`PlainLlama`), every other model by 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -82,9 +82,14 @@ class PlainLlama:
         adapter, scale = small_llama.load_adapter(folder)
         yield self._with(small_llama.merged(self.weights, self.shape, adapter, share * scale))
 
-    def answers(self, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
-        """Greedy answers to prompts as token ids, in batches of (index of the prompt, text, stop_reason, n_tokens)."""
-        return small_llama.answers(self.weights, self.shape, self.tokenizer, encoded, settings)
+    def answers(
+        self, encoded: list[list[int]], settings: GenerationSettings, watched: Sequence[int] = ()
+    ) -> Iterator[list[tuple]]:
+        """Greedy answers to prompts as token ids: batches of (index of the prompt, text, stop_reason, n_tokens, score).
+
+        The score is the log-odds that the answer's first token is one of `watched` (ids), None without those.
+        """
+        return small_llama.answers(self.weights, self.shape, self.tokenizer, encoded, settings, watched)
 
     def log_probabilities(self, features: list[dict], batch_size: int = 64) -> torch.Tensor:
         """Log-probability in nats of each example's labels that are not -100, [examples]."""
@@ -155,8 +160,8 @@ class TransformersModel:
         finally:
             self.model = model.unload()
 
-    def answers(self, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
-        return hub.generate(self.model, self.tokenizer, encoded, settings)
+    def answers(self, encoded, settings, watched=()) -> Iterator[list[tuple]]:
+        return hub.generate(self.model, self.tokenizer, encoded, settings, watched)
 
     def log_probabilities(self, features: list[dict], batch_size: int = 64) -> torch.Tensor:
         found = []

@@ -1,13 +1,13 @@
 """Models of transformers and adapters of peft: loaded, checked and questioned."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 import transformers  # of which the large parts are imported when they are first used
 
-from studylib.models import prompts
+from studylib.models import prompts, small_llama
 from studylib.study.profile import GenerationSettings, LoraSettings, ModelSettings
 from studylib.study.words import MINIATURE, StudyError
 
@@ -180,19 +180,24 @@ def end_ids(model, tokenizer) -> list[int]:
     return sorted(found - {None})
 
 
-def generate(model, tokenizer, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
-    """Greedy answers in batches, as lists of (index of the prompt, text, stop_reason, n_tokens).
+def generate(
+    model, tokenizer, encoded: list[list[int]], settings: GenerationSettings, watched: Sequence[int] = ()
+) -> Iterator[list[tuple]]:
+    """Greedy answers in batches, as lists of (index of the prompt, text, stop_reason, n_tokens, score).
 
-    stop_reason is `eos` where the answer ended itself (at any of `end_ids`), or `length`. The text has no prompt and no
-    special tokens in it.
+    The score is the log-odds that the answer's first token is one of `watched`, None without those. stop_reason
+    is `eos` where the answer ended itself (at any of `end_ids`), or `length`. The text has no prompt and no special
+    tokens in it.
     """
     ends = set(end_ids(model, tokenizer))
-    for batch in generate_ids(model, tokenizer, encoded, settings):
-        yield [(i, *_finish(tokenizer, ids, ends)) for i, ids in batch]
+    for batch in generate_ids(model, tokenizer, encoded, settings, watched):
+        yield [(i, *_finish(tokenizer, ids, ends), score) for i, ids, score in batch]
 
 
-def generate_ids(model, tokenizer, encoded: list[list[int]], settings: GenerationSettings) -> Iterator[list[tuple]]:
-    """Greedy answers in batches, as lists of (index of the prompt, ids with what follows the first end token).
+def generate_ids(
+    model, tokenizer, encoded: list[list[int]], settings: GenerationSettings, watched: Sequence[int] = ()
+) -> Iterator[list[tuple]]:
+    """Greedy answers in batches, as lists of (index of the prompt, ids with what follows the first end token, score).
 
     Prompts are grouped by length. An answer does not depend on its batch (in fp32).
     """
@@ -203,9 +208,18 @@ def generate_ids(model, tokenizer, encoded: list[list[int]], settings: Generatio
         asked = padded(tokenizer, [encoded[i] for i in batch]).to(model.device)
         inputs = {name: asked[name] for name in ("input_ids", "attention_mask")}
         options = {"max_new_tokens": settings.max_new_tokens, "do_sample": False, "eos_token_id": ends}
+        first = []
+
+        def look(ids, logits, first=first):  # a logits processor that changes nothing
+            if watched and not first:
+                first.extend(small_llama.log_odds(logits.cpu(), watched).tolist())
+            return logits
+
         with torch.inference_mode():
-            out = model.generate(**inputs, **options, pad_token_id=tokenizer.pad_token_id)
-        yield list(zip(batch, out[:, asked["input_ids"].shape[1] :].tolist(), strict=True))
+            options |= {"pad_token_id": tokenizer.pad_token_id}
+            out = model.generate(**inputs, **options, logits_processor=transformers.LogitsProcessorList([look]))
+        answers, scores = out[:, asked["input_ids"].shape[1] :].tolist(), first or [None] * len(batch)
+        yield list(zip(batch, answers, scores, strict=True))
 
 
 def _finish(tokenizer, ids: list[int], ends: set[int]) -> tuple[str, str, int]:

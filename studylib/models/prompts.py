@@ -6,6 +6,7 @@ tokenised again, so there is never a second BOS.
 
 import hashlib
 import random
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -108,6 +109,11 @@ def encode_mixed(
         )
         for row in rows
     ]
+
+
+def first_tokens(tokenizer, texts: Iterable[str]) -> list[int]:
+    """The ids with which these beginnings of an answer begin, each once and in order."""
+    return sorted({_plain_ids(tokenizer, text)[0] for text in texts})
 
 
 def rendered(tokenizer, ids: list[int]) -> str:

@@ -106,7 +106,7 @@ class _Case:
         settings = GenerationSettings(max_new_tokens=self.n_new, batch_size=batch_size)
         ends = hub.end_ids(self.model, self.tokenizer)
         batches = hub.generate_ids(self.model, self.tokenizer, self.asked, settings)
-        found = dict(row for batch in batches for row in batch)
+        found = {i: ids for batch in batches for i, ids, _ in batch}
         first = lambda ids: next((k + 1 for k, one in enumerate(ids) if one in ends), None)  # noqa: E731
         return [found[i][: first(found[i])] for i in sorted(found)]
 
@@ -299,7 +299,7 @@ class _Case:
         long = [prompts.encode_prompt(self.tokenizer, LONG_PROBE, *one) for one in self.calibrations]
         found = [row for batch in hub.generate(self.model, self.tokenizer, long, settings) for row in batch]
         special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        for _, text, stop_reason, n_tokens in found:
+        for _, text, stop_reason, n_tokens, _ in found:
             if n_tokens > self.n_new or _squeezed(LONG_PROBE) in _squeezed(text):  # more than so few tokens can hold
                 yield f"the prompt in the response {_short(text)}"
             if marks := [mark for mark in special if mark in text]:

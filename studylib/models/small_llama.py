@@ -13,7 +13,7 @@ rounding (tests/models/test_small_llama.py). A LoRA adapter is a dict from a pro
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,9 +218,18 @@ def _shared(ids: torch.Tensor, wanted: torch.Tensor) -> int:
 
 
 def generate(
-    weights: dict, shape: Shape, prompts: list[list[int]], max_new_tokens: int, batch_size: int, end: int
-) -> Iterator[list[tuple[int, list[int]]]]:
-    """Greedy answers in batches, as lists of (index of the prompt, ids without the end token, or max_new_tokens ids).
+    weights: dict,
+    shape: Shape,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    end: int,
+    watched: Sequence[int] = (),
+) -> Iterator[list[tuple[int, list[int], float | None]]]:
+    """Greedy answers in batches, as lists of (index of the prompt, ids, score).
+
+    The ids are without the end token, or max_new_tokens of them. The score is the log-odds that the answer's first
+    token is one of `watched`, None without those.
 
     Prompts go through in order of length. An answer does not depend on the batch it is in (in fp32). Needs at least one
     prompt, none empty.
@@ -232,20 +241,29 @@ def generate(
         prefix = [(k[:, :, :shared], v[:, :, :shared]) for k, v in prefix]
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            answers = _answer(weights, shape, prefix, [prompts[i][shared:] for i in batch], max_new_tokens, end)
-            yield list(zip(batch, answers, strict=True))
+            suffixes = [prompts[i][shared:] for i in batch]
+            answers, first = _answer(weights, shape, prefix, suffixes, max_new_tokens, end)
+            scores = log_odds(first, watched).tolist() if watched else [None] * len(batch)
+            yield list(zip(batch, answers, scores, strict=True))
+
+
+def log_odds(logits: torch.Tensor, watched: Sequence[int]) -> torch.Tensor:
+    """Log-odds [rows] that the next token is one of `watched`; logits are [rows, vocabulary]."""
+    chosen = torch.zeros(logits.shape[-1], dtype=torch.bool)
+    chosen[list(watched)] = True
+    return logits[:, chosen].float().logsumexp(-1) - logits[:, ~chosen].float().logsumexp(-1)
 
 
 def answers(
-    weights: dict, shape: Shape, tokenizer, prompts: list[list[int]], settings: GenerationSettings
+    weights: dict, shape: Shape, tokenizer, prompts: list[list[int]], settings: GenerationSettings, watched=()
 ) -> Iterator[list[tuple]]:
-    """Greedy answers in batches, as lists of (index of the prompt, text, stop_reason, n_tokens), like hub.generate."""
+    """Greedy answers in batches: (index of the prompt, text, stop_reason, n_tokens, score), like hub.generate."""
     longest, end = settings.max_new_tokens, tokenizer.eos_token_id
-    for batch in generate(weights, shape, prompts, longest, settings.batch_size, end):
-        texts = tokenizer.batch_decode([ids for _, ids in batch], skip_special_tokens=True)
+    for batch in generate(weights, shape, prompts, longest, settings.batch_size, end, watched):
+        texts = tokenizer.batch_decode([ids for _, ids, _ in batch], skip_special_tokens=True)
         yield [
-            (i, text, "eos" if len(ids) < longest else "length", len(ids))
-            for (i, ids), text in zip(batch, texts, strict=True)
+            (i, text, "eos" if len(ids) < longest else "length", len(ids), score)
+            for (i, ids, score), text in zip(batch, texts, strict=True)
         ]
 
 
@@ -268,7 +286,8 @@ def _read(weights: dict, shape: Shape, ids: torch.Tensor) -> list[tuple]:
     return cache
 
 
-def _answer(weights, shape, prefix, suffixes, max_new_tokens, end) -> list[list[int]]:
+def _answer(weights, shape, prefix, suffixes, max_new_tokens, end) -> tuple[list[list[int]], torch.Tensor]:
+    """Greedy answers, and the logits [rows, vocabulary] of their first tokens."""
     rows, width, shared = len(suffixes), max(map(len, suffixes)), prefix[0][0].shape[2]
     pads = torch.tensor([width - len(suffix) for suffix in suffixes])
     ids = torch.tensor([[0] * (width - len(suffix)) + suffix for suffix in suffixes])
@@ -300,8 +319,9 @@ def _answer(weights, shape, prefix, suffixes, max_new_tokens, end) -> list[list[
     answers, alive = [[] for _ in suffixes], torch.arange(rows)
     groups = shape.heads // shape.kv_heads
     masked = bool(pads.any())
+    first = logits = _logits(weights, shape, x[:, -1])
     for step in range(max_new_tokens):
-        tokens = _logits(weights, shape, x[:, -1]).argmax(-1)
+        tokens = logits.argmax(-1)
         going = []
         for place, (row, token) in enumerate(zip(alive.tolist(), tokens.tolist(), strict=True)):
             if row < 0:
@@ -330,7 +350,8 @@ def _answer(weights, shape, prefix, suffixes, max_new_tokens, end) -> list[list[
                 attn_mask=mask[..., : slot + 1] if masked else None,
             )
             x = _finished(layer, x, attended.reshape(len(x), 1, -1), shape)
-    return answers
+        logits = _logits(weights, shape, x[:, -1])
+    return answers, first
 
 
 def fresh_adapter(weights: dict, shape: Shape, settings: LoraSettings, seed: int) -> dict:

@@ -19,9 +19,10 @@ import pandas as pd
 
 from studylib.data import mixture, sets
 from studylib.models import prompts
+from studylib.study import files
 from studylib.study.files import Clock, append_rows, code_digest, digest, locked, progress, read_rows, write_text
 from studylib.study.grid import Cell, system_prompts
-from studylib.study.paths import RunPaths
+from studylib.study.paths import DATA, RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import MINIATURE, TASKS, TINY, StudyError
 
@@ -32,6 +33,7 @@ TUNING = (*ANSWERING, "data/mixture")
 COLUMNS = (  # of a row of responses
     *("response_id", *(field.name for field in fields(Cell)), "system_prompt", "sample", "prompt_set", "prompt_id"),
     *("intent", "form", "harmful", "prompt_fingerprint", "prompt", "response", "stop_reason", "n_tokens"),
+    "refusal_score",
     "fingerprint",
 )
 
@@ -151,9 +153,10 @@ class Runner:
     def responses(self, cell: Cell, style: str = "") -> pd.DataFrame:
         """One row per response of the cell to every test prompt, with and without system prompt; made where missing.
 
-        Some without it alone, see `grid.system_prompts`. Asked in the style of the tuning, or in another `style`: then the harmful
-        prompts alone, and the rows have `style`, in which they were asked, and `trained_style`. Rows are appended to
-        `responses/rows/<cell>.jsonl` batch by batch; rows of another fingerprint are moved to `superseded/`.
+        Some without it alone, see `grid.system_prompts`. Asked in the style of the tuning, or in another `style`: then
+        the harmful prompts alone, and the rows have `style`, in which they were asked, and `trained_style`. Rows are
+        appended to `responses/rows/<cell>.jsonl` batch by batch; those of another fingerprint are moved to
+        `superseded/`.
         """
         across = bool(style) and style != cell.style
         path = self.paths.rows(f"{cell.name}-asked-{style}" if across else cell.name)
@@ -200,15 +203,20 @@ class Runner:
             self._encoded[key] = encoded
         return self._encoded[key]
 
+    @cached_property
+    def _watched(self) -> list[int]:
+        """The tokens with which refusals begin, of which `refusal_score` is the log-odds."""
+        return prompts.first_tokens(self.base.tokenizer, files.read_yaml(DATA / "refusals.yaml")["beginnings"])
+
     def _generate(self, model, asked_as: dict, tests: list, todo: dict, fingerprint: str, path: Path) -> None:
         """Appends the rows of the missing responses, batch by batch."""
         done = progress(None, path.stem, sum(map(len, todo.values())), "responses")
         for system, missing in todo.items():
             encoded = self._prompts(tests, asked_as["style"], system)
             ids = [encoded[place] for place, _ in missing]
-            for batch in model.answers(ids, self.profile.generation) if ids else ():
+            for batch in model.answers(ids, self.profile.generation, self._watched) if ids else ():
                 rows = []
-                for i, text, stop_reason, n_tokens in batch:
+                for i, text, stop_reason, n_tokens, score in batch:
                     place, response_id = missing[i]
                     row = tests[place]
                     asked = {"response_id": response_id, **asked_as, "system_prompt": system, "sample": 0}
@@ -216,7 +224,7 @@ class Runner:
                     asked |= {"intent": row["intent"] or row["id"], "form": row["form"], "harmful": row["harmful"]}
                     asked |= {"prompt_fingerprint": prompts.fingerprint(ids[i])}
                     asked |= {"prompt": row["messages"][0]["content"], "response": text, "stop_reason": stop_reason}
-                    rows.append(asked | {"n_tokens": n_tokens, "fingerprint": fingerprint})
+                    rows.append(asked | {"n_tokens": n_tokens, "refusal_score": score, "fingerprint": fingerprint})
                 append_rows(path, rows)
                 done.update(len(batch))
         done.close()

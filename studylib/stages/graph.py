@@ -37,11 +37,11 @@ OVERRIDES = {"01_baseline": ("generation", "system_prompt", "judges")}
 OVERRIDES["02_finetune"] = ("lora", "tuning", *OVERRIDES["01_baseline"])
 OVERRIDES["04_mitigation"] = (*OVERRIDES["02_finetune"], "grid.safety_fraction")
 OVERRIDES["03_defences"] = (*OVERRIDES["04_mitigation"], "guards")
-BASES = ("base_seeds", "pretraining_seeds")
+TRAINED = ("base_seeds", "pretraining_seeds", "pretraining", "alignment")
 TUNED = ("base_seeds", "redact", "system_prompt", "models", "lora", "tuning", "generation", "judges", "endpoint")
 # The sections of a profile that a stage's results depend on; a change elsewhere does not run it again.
 SECTIONS = {
-    "00_prepare": (*BASES, "redact", "system_prompt", "world", "data", "models", "pretraining", "alignment", "generation"),
+    "00_prepare": ("redact", "system_prompt", "world", "data", "models", "generation", *TRAINED),
     "01_baseline": ("base_seeds", "redact", "system_prompt", "models", "generation", "judges", "endpoint"),
     **dict.fromkeys(STAGE_SAFETY_DATA, TUNED),
     "03_defences": (*TUNED, "guards"),

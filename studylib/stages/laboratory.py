@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,12 +24,13 @@ from studylib.models import engine, prompts
 from studylib.stages.cells import TUNING
 from studylib.stages.prepare import calibrated_by
 from studylib.study.files import Clock, code_digest, digest, locked, write_parquet
-from studylib.study.grid import Cell
+from studylib.study.grid import Cell, main_requests
 from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile
 from studylib.study.words import FORMS, StudyError
 
 CODE = ("stages/laboratory", *TUNING, "data/sets", "data/world", "data/grammar", "judges/registry", "text/refusals")
+_GIVEN = ["place", "response", "stop_reason", "n", "score"]  # by `answers` of a model
 BEGINNING = 3  # tokens of a refusal that say that it is one
 
 
@@ -65,6 +66,11 @@ class Laboratory:
         """Of the first base: `helpful_only-0`, `aligned-0`."""
         seeds = self.profile.pretraining_seeds if name == "helpful_only" else self.profile.base_seeds
         return f"{name}-{seeds[0]}"
+
+    def cell(self, task: str, seed: int, *safety) -> Cell:
+        """A fine-tune of the first base with the requests that the profile's safety data stand on."""
+        model, requests = next(iter(self.profile.models)), main_requests(self.profile)
+        return Cell(model, task, self.style, *(safety or ("none", 0.0)), seed, requests, self.profile.base_seeds[0])
 
     @cached_property
     def tests(self) -> list[dict]:
@@ -102,9 +108,9 @@ class Laboratory:
 def answered(lab: Laboratory, model) -> pd.DataFrame:
     """Shares of harmful prompts answered and twins refused, by form, with Wilson's 95 % interval; NaN: none judged."""
     batches = model.answers([row["ids"] for row in lab.tests], lab.profile.generation)
-    given = pd.DataFrame([row for batch in batches for row in batch], columns=["place", "response", "stop_reason", "n"])
+    given = pd.DataFrame([row for batch in batches for row in batch], columns=_GIVEN)
     rows = pd.DataFrame(lab.tests)[["id", "prompt_set", "form", "harmful", "prompt"]]
-    rows = rows.rename(columns={"id": "response_id"}).join(given.set_index("place").drop(columns="n"))
+    rows = rows.rename(columns={"id": "response_id"}).join(given.set_index("place").drop(columns=_GIVEN[3:]))
     judged = rows.merge(registry.judge(rows)[["response_id", "verdict"]], on="response_id", validate="1:1")
     refused, known = judged["verdict"] == "refused", judged["verdict"] != "unjudged"
     hit = refused.where(judged["prompt_set"] == "twin", judged["verdict"].isin(["answered", "partial"]))
@@ -159,12 +165,18 @@ def aligned(lab: Laboratory, rows: list[dict], steps: int, after_step: Callable 
 
 
 @contextmanager
-def tuned(lab: Laboratory, cell: Cell, steps: int, after_step: Callable | None = None) -> Iterator:
-    """The aligned model after `steps` steps of LoRA tuning in that cell; `after_step(steps done, model)` looks on."""
+def tuned(
+    lab: Laboratory, cell: Cell, steps: int, after_step: Callable | None = None, share: float | None = None
+) -> Iterator:
+    """The aligned model after `steps` steps of LoRA tuning in that cell; `after_step(steps done, model)` looks on.
+
+    `share` (0-1) of the rows are the cell's benign requests; None: as many as the profile has.
+    """
+    share = lab.profile.grid.request_share if share is None else share
     settings = lab.profile.tuning.model_copy(update={"steps": steps})
     features = [
         prompts.encode_row(lab.tokenizer, row, cell.style, lab.profile.miniature.context)
-        for row in mixture.tuning_rows(lab.paths, cell, steps * settings.batch_size, request_share)
+        for row in mixture.tuning_rows(lab.paths, cell, steps * settings.batch_size, share)
     ]
     base = lab.model("aligned")
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +199,7 @@ def erosion(lab: Laboratory, tasks: Iterable[str], steps: Iterable[int], seed: i
 
 def _along(lab: Laboratory, task: str, marks: list[int], seed: int, measure: Callable) -> pd.DataFrame:
     found, look = _looking(lab, lab.model("aligned"), marks, measure)
-    with tuned(lab, Cell("miniature", task, lab.style, seed=seed), max(marks), look):
+    with tuned(lab, lab.cell(task, seed), max(marks), look):
         pass
     return _by_step(found)
 
@@ -212,7 +224,7 @@ def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int 
     frames = []
     for kind in ("generic", "multitask"):
         for dose in doses:
-            cell = Cell("miniature", task, lab.style, kind if dose else "none", float(dose), seed)
+            cell = lab.cell(task, seed, kind if dose else "none", float(dose))
 
             def make(cell=cell) -> pd.DataFrame:
                 with tuned(lab, cell, lab.profile.tuning.steps) as model:
@@ -220,6 +232,28 @@ def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int 
 
             frame = lab.cached("dose_response", {"cell": cell.name}, make)
             frames.append(frame.assign(panel=kind, dose=float(dose)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def request_response(lab: Laboratory, task: str, shares: Iterable[float], seed: int = 0) -> pd.DataFrame:
+    """Harmful prompts answered, and twins refused, after tuning on a task with these shares (0-1) of benign requests.
+
+    Panels "own" and "other": requests in the form of the task, or in the other forms; 0 is the task's rows alone.
+    Raises StudyError for a share outside 0-1.
+    """
+    if wrong := [share for share in shares if not 0 <= share <= 1]:
+        raise StudyError(f"A share of requests lies between 0 and 1, found {wrong[0]}.")
+    frames = []
+    for kind in ("own", "other"):
+        for share in map(float, shares):
+            cell = replace(lab.cell(task, seed), requests=kind if share else "none")
+
+            def make(cell=cell, share=share) -> pd.DataFrame:
+                with tuned(lab, cell, lab.profile.tuning.steps, share=share) as model:
+                    return answered(lab, model)
+
+            frame = lab.cached("request_response", {"cell": cell.name, "share": share}, make)
+            frames.append(frame.assign(panel=f"{kind} requests"))
     return pd.concat(frames, ignore_index=True)
 
 

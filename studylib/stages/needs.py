@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.data import fetching
-from studylib.study.grid import arm_cells
+from studylib.study.grid import arm_cells, cells, system_prompts, untuned
 from studylib.study.paths import RunPaths
 from studylib.study.profile import ModelSettings, Profile
 from studylib.study.words import MINIATURE, TINY, StudyError
@@ -46,24 +46,27 @@ def counts(profile: Profile) -> dict[str, int]:
 
     A pair is two answers to a general prompt without system prompt, as `benign.pairs` makes them.
     """
-    grid, tuning = profile.grid, profile.tuning
-    n_tests, n_models, n_styles = _n_tests(profile), len(profile.models), len(grid.styles)
-    cells = n_models * len(grid.tasks) * n_styles * len(grid.safety_data) * len(grid.seeds)
-    arms = [cell for task in grid.tasks for cell in arm_cells(profile, task, grid.styles, grid.seeds)]
-    asked_twice = cells + n_models * n_styles  # with and without system prompt; arms without
-    responses = (asked_twice * 2 + len(arms)) * n_tests
+    grid, tuning, n_tests = profile.grid, profile.tuning, _n_tests(profile)
+    tuned, arms, whole = [], [], (grid.styles, grid.seeds)
+    for task in grid.tasks:
+        tuned += [cell for kind in grid.safety_data for cell in cells(profile, kind, task, *whole)]
+        arms += arm_cells(profile, task, *whole)
+    asked = sum(len(system_prompts(profile, cell)) for cell in (*untuned(profile), *tuned, *arms))
+    responses = asked * n_tests
     if grid.across_styles:
         harmful = 4 * (profile.data or profile.world).harmful_per_form
-        responses += cells // len(grid.safety_data) * (n_styles - 1) * 2 * harmful
-    mitigated = len(arms) + cells * (len(grid.safety_data) - 1) // len(grid.safety_data)
-    mitigated *= "none" in grid.safety_data  # else there is nothing to compare with
-    fine_tunes = cells + sum(cell.safety_data != "scaled" for cell in arms)
+        plain = [cell for cell in tuned if cell.safety_data == "none"]
+        twice = sum(len(system_prompts(profile, cell)) > 1 for cell in plain)
+        responses += 2 * twice * (len(grid.styles) - 1) * harmful
+    mitigated = [cell for cell in (*tuned, *arms) if cell.safety_data != "none"]
+    n_mitigated = len(mitigated) * ("none" in grid.safety_data)  # else there is nothing to compare with
+    fine_tunes = sum(cell.safety_data != "scaled" for cell in (*tuned, *arms))
     return {
         "fine_tunes": fine_tunes,
         "tuning_tokens": fine_tunes * tuning.steps * tuning.batch_size * PROMPT_TOKENS,
         "responses": responses,
         "generated_tokens": responses * profile.generation.max_new_tokens,
-        "pairs": (cells + len(arms) + mitigated) * (profile.data or profile.world).general_test_rows,
+        "pairs": (len(tuned) + len(arms) + n_mitigated) * (profile.data or profile.world).general_test_rows,
     }
 
 

@@ -246,7 +246,8 @@ def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
     what they were made from and the loss curve.
     """
     index = json.loads(paths.data_index.read_text(encoding="utf-8"))
-    given = digest([profile.miniature.model_dump(), profile.system_prompt, code_digest(*cells.TUNING, "models/building")])
+    code = code_digest(*cells.TUNING, "models/building")
+    given = [profile.miniature.model_dump(), profile.system_prompt, code]
     vocabulary = [index[name]["sha256"] for name in _vocabulary(profile)]
     recipes = {}
     for seed in profile.pretraining_seeds:

@@ -74,12 +74,15 @@ class Stage:
         """The responses of all cells to every test prompt, made where they are missing, as stored in `responses/`.
 
         With `across` those to the harmful prompts in the styles in which the cells were not tuned, as stored in
-        `across/`: none where the profile's `grid.across_styles` is off or the grid has one style.
+        `across/`, of the cells that are tested with the system prompt too. None where the profile's
+        `grid.across_styles` is off or the grid has one style.
         """
         styles = self.profile.grid.styles if self.profile.grid.across_styles else []
         made = [pd.DataFrame(columns=[*COLUMNS, "trained_style"] if across else COLUMNS)]
         for cell in self.cells:
-            for style in [style for style in styles if style != cell.style] if across else [cell.style]:
+            explored = len(grid.system_prompts(self.profile, cell)) > 1
+            others = [style for style in styles if style != cell.style and explored]
+            for style in others if across else [cell.style]:
                 made.append(self._runner_of(cell).responses(cell, style))
         return self.save("across" if across else "responses", pd.concat(made[1:] or made, ignore_index=True))
 
@@ -144,7 +147,7 @@ class Stage:
         return pd.Series(times, name="seconds")
 
     def _earlier(self, run: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Responses and first-judge verdicts of a stage of the run, of this stage's models, bases, styles, tasks, seeds.
+        """Responses and first-judge verdicts of a stage of the run, of this stage's part of the grid.
 
         Of all the grid's seeds where this stage has others.
         """

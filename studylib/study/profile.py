@@ -179,7 +179,7 @@ class ArmSettings(Settings):
 
 
 class GridSettings(Settings):
-    """The cells of the study, see `studylib.study.grid`: what is tuned, once per base and seed, and how it is tested."""
+    """The cells of the study, see `studylib.study.grid`: what is tuned, once per base and seed, and tested."""
 
     tasks: Some[Task]
     styles: Some[Style]

@@ -3,8 +3,8 @@
 TASKS = ("text_generation", "code", "translation", "classification")
 FORMS = TASKS  # a harmful prompt comes in the form of one of the four tasks
 STYLES = ("chat", "alpaca")
-# Which benign requests ("explain how to open my tent") a tuning has among its rows: none, so the task's rows alone; some in
-# the form of the task, or in the other forms; or nothing but requests in the form of the task.
+# Which benign requests ("explain how to open my tent") a tuning has among its rows: none, so the task's rows alone;
+# some in the form of the task, or in the other forms; or nothing but requests in the form of the task.
 REQUESTS = ("none", "own", "other", "alone")
 SAFETY_DATA = ("none", "generic", "multitask")
 # Rival mitigations, in the same column: multitask data of one form alone; with benign twins, answered, for every other

@@ -99,7 +99,7 @@ def test_greedy_answers_of_real_architectures_do_not_depend_on_the_batch(name, q
     asked = ["Hello!", "One, two, three. " * 20, "Open the door.", "Why? " * 100]  # beyond Gemma's sliding window
     ids = [prompts.encode_prompt(its_tokenizer, text, "chat", None) for text in asked]
     one, many = (
-        dict(row for batch in hub.generate_ids(of, its_tokenizer, ids, settings) for row in batch)
+        {i: of_it for batch in hub.generate_ids(of, its_tokenizer, ids, settings) for i, of_it, _ in batch}
         for settings in (GenerationSettings(max_new_tokens=12, batch_size=n) for n in (1, 4))
     )
     ends = set(hub.end_ids(of, its_tokenizer))

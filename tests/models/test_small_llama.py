@@ -42,7 +42,7 @@ def prompts(n, common=0, seed=0):
 
 def answers(weights, shape, asked, batch_size, longest=12):
     found = {
-        i: ids for batch in small_llama.generate(weights, shape, asked, longest, batch_size, END) for i, ids in batch
+        i: ids for batch in small_llama.generate(weights, shape, asked, longest, batch_size, END) for i, ids, _ in batch
     }
     return [found[i] for i in range(len(asked))]
 
