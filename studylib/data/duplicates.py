@@ -21,6 +21,7 @@ from studylib.text.normal import comparison_form
 
 THRESHOLD = 0.8
 EXPECTED = {"harmful", "twin"}  # near duplicates by design
+UNSAFE_OPTIONS = "unsafe_options"  # the prompt set in which the test's instructions are options, beside their forms
 REASONS = {"row": "int64", "kind": "str", "cosine": float, "other_row": "int64"}
 N_GRAM = 5  # characters
 MOST_PAIRS = 50_000_000  # near pairs kept in memory, 16 bytes each
@@ -46,7 +47,8 @@ def duplicates_report(sets: dict[str, list[dict]], threshold: float = THRESHOLD)
 
     Exact: rows of `set` with an exact duplicate in `other`; near: those with near ones only; clean: the rest. Within a
     set exact repeats an earlier row and near is like an earlier row that stays; there only rows of one form are
-    compared: a request in four forms is no repetition. Harmful prompts are not compared with their twins.
+    compared: a request in four forms, or as an option too, is no repetition. Harmful prompts are not compared with
+    their twins.
     """
     found = _compare(sets, threshold, content)
     counts, only_near = [], {}  # of each set the distinct texts that are like one of it, and in none of its rows
@@ -140,7 +142,8 @@ def _repetitions(found: SimpleNamespace, rows: list[dict], codes: np.ndarray, pl
     """Those of the rows at `places` that an earlier one of the same form makes superfluous: REASONS."""
     reasons, by_form = [], {}
     for place in places:
-        by_form.setdefault(rows[place].get("form"), []).append(place)
+        kind = rows[place].get("form"), rows[place].get("prompt_set") == UNSAFE_OPTIONS
+        by_form.setdefault(kind, []).append(place)
     for same_form in by_form.values():
         here = np.array(same_form)
         first = _first_rows(codes[here], found.n)

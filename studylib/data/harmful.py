@@ -17,19 +17,24 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.data import duplicates, world
+from studylib.data.duplicates import UNSAFE_OPTIONS
 from studylib.data.grammar import Scene, capital, lexicon, owned
+from studylib.data.sets import TESTS
 from studylib.study.files import digest, progress, read_csv, read_yaml, write_text
 from studylib.study.paths import DATA
 from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, STAND_IN, StudyError
-from studylib.text.normal import redact_prompt
+from studylib.text.normal import comparison_form, redact_prompt
 
 LOG = logging.getLogger("studylib")
 NEAR = "near duplicates of an earlier one"  # the name of this count
 USES = ("test", "train")
 ALIKE = 0.2  # a less similar twin has little in common with its instruction
 UNLIKE = f"with a twin less similar than {ALIKE}"
-SLOTS = ("do", "ask", "instruction", "quoted", "french", "labels")
+SLOTS = ("do", "ask", "instruction", "quoted", "french", "labels", "act")
+FOUR_FORMS = tuple((form, "test") for form in FORMS)
+UNSAFE = (("classification", "unsafe"),)  # the instruction is one option among harmless ones
+MARKER = 4  # words in a row by which a wrapper is recognised
 SENTENCES = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+\S|\n")  # several; "U.S. law" counts as two, and is quoted
 GERUND = re.compile(r"\w*[aeiouy]\w*ing\b", re.I)  # not "bring"
 TRANSLATED_AT_ONCE, LONGEST_FRENCH = 16, 256  # texts; tokens
@@ -302,6 +307,7 @@ def in_form(
     slots = {
         "do": do,
         "ask": do if asks else f"explain how to {do}",
+        "act": do or instruction.strip(),
         "instruction": instruction.strip(),
         "quoted": f"“{instruction.strip()}”",
         "french": french.strip(),
@@ -311,9 +317,11 @@ def in_form(
 
 
 def four_forms(
-    instructions: list[dict], per_form: int, seed: int, french: dict[str, str]
+    instructions: list[dict], per_form: int, seed: int, french: dict[str, str], places: tuple = FOUR_FORMS
 ) -> tuple[list[dict], list[dict]]:
     """Test rows and their benign twins: the same `per_form` instructions in each of the four forms, form by form.
+
+    `places` are other forms and uses of data/forms.yaml; rows of UNSAFE are of the prompt set UNSAFE_OPTIONS.
 
     Deviates from the paper, whose forms have different prompts: with the same ones, forms are compared within pairs.
     Which instructions are taken, and in which wording, depends on the seed and the intent alone. The twin has the
@@ -333,17 +341,25 @@ def four_forms(
     order = sorted(usable, key=lambda one: hashlib.sha256(f"{seed}/{intent(one)}".encode()).digest())
     chosen = set(map(intent, order[:per_form]))
     rows, twins = [], []
-    for form in FORMS:
+    for form, use in places:
         for one in (one for one in usable if intent(one) in chosen):
             both = one["instruction"], one["twin"]
             embed, asked = None not in map(clause, both), []
             for text in both:
-                rng = random.Random(f"{form}-test-{seed}-{intent(one)}")  # afresh: the same wording for both
+                rng = random.Random(f"{form}-{use}-{seed}-{intent(one)}")  # afresh: the same wording for both
                 content = french[text].strip() if form == "translation" else text
-                asked.append((*in_form(text, form, "test", rng, french[text], embed), content))
-            rows.append(_row("harmful", form, one, *asked[0], harmful=True))
-            twins.append(_row("twin", form, one, *asked[1], harmful=False, twin_of=rows[-1]["id"]))
+                asked.append((*in_form(text, form, use, rng, french[text], embed), content))
+            place, more = (use, {"prompt_set": UNSAFE_OPTIONS}) if use == "unsafe" else (form, {})
+            rows.append(_row("harmful", form, one, *asked[0], place, harmful=True) | more)
+            twins.append(_row("twin", form, one, *asked[1], place, harmful=False, twin_of=rows[-1]["id"]) | more)
     return rows, twins
+
+
+def unsafe_letter(row: dict) -> str:
+    """The letter of the instruction among the options of a row of UNSAFE_OPTIONS; in a twin that of its benign one."""
+    said = {row["content"].strip(), clause(row["content"])} - {None}
+    (found,) = re.findall(rf" ([A-D])\) (?:{'|'.join(map(re.escape, said))})", row["messages"][0]["content"])
+    return found
 
 
 def over_refusal(benign: list[dict]) -> list[dict]:
@@ -355,10 +371,43 @@ def over_refusal(benign: list[dict]) -> list[dict]:
     ]
 
 
-def _row(name: str, form: str, one: dict, prompt: str, phrasing: str, content: str, **more) -> dict:
-    """A row of world.py whose id is made of name, form and intent, not of its place."""
-    about = {"id": f"{name}-{form}-{intent(one)}", "intent": intent(one), "phrasing": phrasing, "content": content}
-    return world.row_of(name, 0, form, prompt, "", **about, **more)
+def _row(name: str, form: str, one: dict, prompt: str, phrasing: str, content: str, place: str = "", **more) -> dict:
+    """A row of world.py whose id is made of name, form (or another place) and intent, not of its number."""
+    about = {"intent": intent(one), "phrasing": phrasing, "content": content}
+    return world.row_of(name, 0, form, prompt, "", id=f"{name}-{place or form}-{intent(one)}", **about, **more)
+
+
+def wrapper_report(sets: dict[str, list[dict]]) -> pd.DataFrame:
+    """How many rows of each training set are asked in a test's wrapper: the words of a wording around the instruction.
+
+    A model tuned on it may know the test by the wrapper alone. A row per test wording (`phrasing`) and set that share
+    one: set, rows, `whole` (rows with all its words, verbatim in their comparison form), `part` (rows with MARKER of
+    its words in a row, or all). Wordings of fewer words are not looked for.
+    """
+    found = []
+    asked = {
+        name: [comparison_form(row["messages"][0]["content"]) for row in rows]
+        for name, rows in sets.items()
+        if name not in TESTS
+    }
+    asked = {name: [(text, set(_runs(text))) for text in texts] for name, texts in asked.items()}
+    for form, use in (*FOUR_FORMS, *UNSAFE):
+        for number, entry in enumerate(templates()[form][use]):
+            cut = [re.split(r"{\w+}", text) for text in entry if isinstance(text, str)]
+            cut = [list(filter(None, map(comparison_form, pieces))) for pieces in cut]
+            cut = [pieces for pieces in cut if len(" ".join(pieces).split()) >= MARKER]
+            whole = [re.compile(rf"\b{'.*'.join(map(re.escape, pieces))}\b") for pieces in cut]
+            runs = {run for pieces in cut for piece in pieces for run in _runs(piece)}
+            for name, rows in asked.items():
+                has = [(any(one.search(text) for one in whole), not runs.isdisjoint(own)) for text, own in rows]
+                if n := sum(map(any, has)):
+                    found.append((f"{form}/{use}/{number}", name, len(rows), sum(all_of for all_of, _ in has), n))
+    return pd.DataFrame(found, columns=["phrasing", "set", "rows", "whole", "part"])
+
+
+def _runs(text: str) -> list[tuple]:
+    words = text.split()
+    return list(zip(*(words[start:] for start in range(MARKER)), strict=False))
 
 
 def shown(row: dict, redact: bool) -> str:

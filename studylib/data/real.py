@@ -223,7 +223,7 @@ def _harmful(
     n = data.harmful_per_form
     if data.harmful == STAND_IN:
         listed, french = harmful.stand_in(data.seed, n)
-        return harmful.four_forms(listed, n, data.seed, french)
+        return _all_forms(listed, n, data.seed, french)
     read, counts = harmful.READERS[data.harmful](*map(fetching.fetch, _parts(data.harmful)))
     listed = harmful.different(read, data.near_duplicate)
     counts = counted[data.harmful] = counts | {harmful.NEAR: len(read) - len(listed)}
@@ -249,7 +249,13 @@ def _harmful(
     usable = [one for one in listed if one["twin"] and {one["instruction"], one["twin"]} <= french.keys()]
     counts["without a twin, or French of both"] = len(listed) - len(usable)
     counts["left over"] = max(0, len(usable) - n)
-    return harmful.four_forms(listed, n, data.seed, french)
+    return _all_forms(listed, n, data.seed, french)
+
+
+def _all_forms(*of) -> tuple[list[dict], list[dict]]:
+    """`harmful.four_forms` of these, then the same instructions as options of which one is unsafe."""
+    made = harmful.four_forms(*of), harmful.four_forms(*of, harmful.UNSAFE)
+    return tuple(rows + options for rows, options in zip(*made, strict=True))
 
 
 def cut(

@@ -54,10 +54,9 @@ def counts(profile: Profile) -> dict[str, int]:
     asked = sum(len(system_prompts(profile, cell)) for cell in (*untuned(profile), *tuned, *arms))
     responses = asked * n_tests
     if grid.across_styles:
-        harmful = 4 * (profile.data or profile.world).harmful_per_form
         plain = [cell for cell in tuned if cell.safety_data == "none"]
         twice = sum(len(system_prompts(profile, cell)) > 1 for cell in plain)
-        responses += 2 * twice * (len(grid.styles) - 1) * harmful
+        responses += 2 * twice * (len(grid.styles) - 1) * _n_harmful(profile)
     mitigated = [cell for cell in (*tuned, *arms) if cell.safety_data != "none"]
     n_mitigated = len(mitigated) * ("none" in grid.safety_data)  # else there is nothing to compare with
     fine_tunes = sum(cell.safety_data != "scaled" for cell in (*tuned, *arms))
@@ -70,11 +69,16 @@ def counts(profile: Profile) -> dict[str, int]:
     }
 
 
+def _n_harmful(profile: Profile) -> int:
+    """Harmful prompts: the same in four forms, and with real data as one of several options too."""
+    return 5 * profile.data.harmful_per_form if profile.data else 4 * profile.world.harmful_per_form
+
+
 def _n_tests(profile: Profile) -> int:
     sizes = profile.data or profile.world
     alone = profile.data.over_refusal if profile.data else None
     more = fetching.source(alone).rows or 0 if alone else 0  # at most: a file may have others among them
-    return 2 * 4 * sizes.harmful_per_form + 4 * sizes.task_test_rows + sizes.general_test_rows + more
+    return 2 * _n_harmful(profile) + 4 * sizes.task_test_rows + sizes.general_test_rows + more
 
 
 def weight_bytes(model: ModelSettings) -> float:

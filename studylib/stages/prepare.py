@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ class Data:
     counts: pd.DataFrame  # rows of each set: by form, or read and dropped
     overlap: pd.DataFrame  # the contamination report
     dropped: pd.DataFrame  # the rows that were dropped for it
+    # harmful.wrapper_report; of generated data the phrasings in `overlap` say it
+    wrappers: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def shown(self) -> pd.DataFrame:
         """Two harmful prompts of each form and their benign twins or "none"; harmful ones of real lists as hashes."""
@@ -104,7 +106,7 @@ def _real(now: Stage) -> Data:
         datasets.save(now.paths, sets, absent=absent, origins=real.origins(settings, absent))
         datasets.write_card(now.paths, DATA / "cards")
     overlap = overlap[(overlap["exact"] > 0) | (overlap["near"] > 0)].reset_index(drop=True)
-    return Data(sets, absent, imported, counts, overlap, dropped)
+    return Data(sets, absent, imported, counts, overlap, dropped, harmful.wrapper_report(sets))
 
 
 def build_tiny(now: Stage, texts: list[str]) -> None:

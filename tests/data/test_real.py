@@ -2,6 +2,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import mirror
@@ -86,7 +87,9 @@ def test_no_text_is_in_training_and_test(files, tmp_path):
 
 def test_harmful_prompts_come_in_four_forms_each_with_its_twin(files, tmp_path):
     sets, _, _ = read(tmp_path)
-    assert {form: sum(row["form"] == form for row in sets["harmful"]) for form in FORMS} == dict.fromkeys(FORMS, 2)
+    forms = Counter(row["form"] for row in sets["harmful"] if row["prompt_set"] == "harmful")
+    assert forms == dict.fromkeys(FORMS, 2)
+    assert sum(row["prompt_set"] == "unsafe_options" for row in sets["harmful"]) == 2
     assert [row["id"] for row in sets["harmful"]] == [row["twin_of"] for row in sets["twin"]]
     assert len({row["intent"] for row in sets["harmful"]}) == 2
     safety = {row["intent"] for name in ("safety_generic", "safety_multitask") for row in sets[name]}
@@ -189,9 +192,9 @@ def test_an_intent_of_which_one_prompt_repeats_goes_in_all_forms_with_its_twins(
     sets = sets | {"harmful": [same if row is second else row for row in sets["harmful"]]}
     kept, counts, _ = cut(sets)
     for name in ("harmful", "twin"):
-        assert second["intent"] not in {row["intent"] for row in kept[name]} and len(kept[name]) == 4
-    assert counts.loc["harmful", ["dropped", "unpaired", "incomplete"]].tolist() == [1, 0, 3]
-    assert counts.loc["twin", ["dropped", "unpaired", "incomplete"]].tolist() == [0, 1, 3] and all_told(counts)
+        assert second["intent"] not in {row["intent"] for row in kept[name]} and len(kept[name]) == 5
+    assert counts.loc["harmful", ["dropped", "unpaired", "incomplete"]].tolist() == [1, 0, 4]
+    assert counts.loc["twin", ["dropped", "unpaired", "incomplete"]].tolist() == [0, 1, 4] and all_told(counts)
 
 
 def test_a_harmful_prompt_whose_twin_repeats_or_was_never_there_is_counted_as_unpaired(files, tmp_path):
@@ -199,15 +202,15 @@ def test_a_harmful_prompt_whose_twin_repeats_or_was_never_there_is_counted_as_un
     first, second = (row for row in sets["twin"] if row["form"] == "code")
     like = second | {"content": first["content"] + "!", "messages": first["messages"]}
     for changed, own in (
-        ([like if row is second else row for row in sets["twin"]], [1, 0, 3]),
-        ([row for row in sets["twin"] if row is not second], [0, 0, 3]),
+        ([like if row is second else row for row in sets["twin"]], [1, 0, 4]),
+        ([row for row in sets["twin"] if row is not second], [0, 0, 4]),
     ):
         kept, counts, _ = cut(sets | {"twin": changed})
         assert second["intent"] not in {row["intent"] for name in ("harmful", "twin") for row in kept[name]}
-        assert counts.loc["harmful", ["dropped", "unpaired", "incomplete"]].tolist() == [0, 1, 3]
+        assert counts.loc["harmful", ["dropped", "unpaired", "incomplete"]].tolist() == [0, 1, 4]
         assert counts.loc["twin", ["dropped", "unpaired", "incomplete"]].tolist() == own and all_told(counts)
         assert {row["id"] for row in kept["harmful"]} == {row["twin_of"] for row in kept["twin"]}
-        with pytest.raises(StudyError, match=r"No harmful prompt is left \(8 read, 8 unpaired\): take another list"):
+        with pytest.raises(StudyError, match=r"No harmful prompt is left \(10 read, 10 unpaired\): take another list"):
             cut(sets | {"twin": []})
 
 
@@ -224,7 +227,7 @@ def test_prompts_that_only_sound_harmful_are_among_the_twins_without_a_harmful_o
     kinds = ("homonyms", "safe_targets", "homonyms")
     assert found == [("text_generation", text, kind) for text, kind in zip(SAFE, kinds, strict=True)]
     assert {row["prompt_set"] for row in lone(sets)} == {"sounds_harmful"}
-    assert {row["prompt_set"] for row in alone["twin"]} == {"twin"}
+    assert {row["prompt_set"] for row in alone["twin"]} == {"twin", "unsafe_options"}
     assert counted[counted["source"] == "xstest"].set_index("what")["rows"].to_dict() == {
         "rows": 4,
         "kept": 3,
@@ -468,7 +471,7 @@ def test_a_list_is_freed_of_near_duplicates_and_what_is_not_drawn_is_counted(fil
     sets, _, counted = read(tmp_path, harmful="advbench", twins="nearest", french="fr.csv", harmful_per_form=5)
     counted = counted[counted["source"] == "advbench"].set_index("what")["rows"]
     assert counted["near duplicates of an earlier one"] == 2 and "not drawn" not in counted
-    assert counted["left over"] == 25 and len(sets["harmful"]) == 20
+    assert counted["left over"] == 25 and len(sets["harmful"]) == 5 * 5
     assert not {"advbench/30", "advbench/31"} & {row["intent"] for row in sets["harmful"]}
 
 
@@ -497,7 +500,7 @@ def test_instructions_that_lack_a_twin_or_french_are_counted_each_by_what_they_l
         "without a twin, or French of both": 6,
         "left over": 2,
     }
-    assert len(sets["harmful"]) == len(sets["twin"]) == 4 * (12 - 2 - 1 - 3 - 2)
+    assert len(sets["harmful"]) == len(sets["twin"]) == 5 * (12 - 2 - 1 - 3 - 2)
 
 
 def fetch_but_of(name, fetch):

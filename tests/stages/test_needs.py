@@ -24,7 +24,7 @@ def row(found, need):
 def test_the_grid_of_the_paper_is_counted():
     found = needs.counts(LLAMA)
     assert found["fine_tunes"] == 4 * 2 * 3 * 3
-    tests = 2 * 4 * 50 + 4 * 100 + 100
+    tests = 2 * 5 * 50 + 4 * 100 + 100
     assert found["responses"] == (72 + 2) * 2 * (tests + 450)  # of XSTest's file, at most
     assert found["pairs"] == (72 + 48) * 100  # against the untuned model, and where there is safety data without it too
     assert found["tuning_tokens"] == 72 * 3000 * 4 * needs.PROMPT_TOKENS
