@@ -206,7 +206,8 @@ class Runner:
     @cached_property
     def _watched(self) -> list[int]:
         """The tokens with which refusals begin, of which `refusal_score` is the log-odds."""
-        return prompts.first_tokens(self.base.tokenizer, files.read_yaml(DATA / "refusals.yaml")["beginnings"])
+        words = files.read_yaml(DATA / "refusals.yaml")["beginnings"]
+        return prompts.first_tokens(self.base.tokenizer, [*words["english"], *words["french"]])
 
     def _generate(self, model, asked_as: dict, tests: list, todo: dict, fingerprint: str, path: Path) -> None:
         """Appends the rows of the missing responses, batch by batch."""
