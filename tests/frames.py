@@ -15,7 +15,7 @@ METRICS = {
     "translation": "chrf",
     "classification": "accuracy",
 }
-CELL = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
+CELL = ["finetune_task", "requests", "style", "system_prompt", "safety_data", "safety_fraction"]
 
 
 def study(
@@ -27,16 +27,23 @@ def study(
     seeds=(0, 1, 2),
     n_prompts=5,
     unjudged=0.01,
+    bases=(0,),
+    requests=("own",),
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Responses, verdicts and scores of that grid and of the untuned model.
 
-    There are n_prompts prompts per prompt set and form. Prompts are harder or easier alike under all seeds,
-    and seeds differ a little, so rows are not independent.
+    There are n_prompts prompts per prompt set and form, and a twin has its harmful prompt's intent. Prompts are harder
+    or easier alike under all seeds, and seeds and bases differ a little, so rows are not independent. Safety data go
+    with the last of `requests` alone; without requests ("none") tuning erodes less.
     """
-    cells = [("none", s, p, "none", 0.0, 0) for s, p in product(styles, system_prompts)]
-    grid = product(tasks, styles, system_prompts, safety_data, seeds)
-    cells += [(t, s, p, d, 0.0 if d == "none" else 0.1, seed) for t, s, p, d, seed in grid]
-    cells = pd.DataFrame(cells, columns=[*CELL, "seed"])
+    cells = [(base, "none", "none", s, p, "none", 0.0, 0) for base, s, p in product(bases, styles, system_prompts)]
+    grid = product(bases, tasks, requests, styles, system_prompts, safety_data, seeds)
+    cells += [
+        (b, t, r, s, p, d, 0.0 if d == "none" else 0.1, seed)
+        for b, t, r, s, p, d, seed in grid
+        if d == "none" or r == requests[-1]
+    ]
+    cells = pd.DataFrame(cells, columns=["base", *CELL, "seed"])
     sets = [(s, form) for s in ("harmful", "twin", "task") for form in FORMS] + [("general", "text_generation")]
     prompts = pd.DataFrame(
         [(s, f, f"{s}-{f}-{i}") for s, f in sets for i in range(n_prompts)],
@@ -44,7 +51,7 @@ def study(
     )
     rows = cells.merge(prompts, how="cross").assign(model="miniature", sample=0)
     rows["response_id"] = [f"r{i}" for i in range(len(rows))]
-    rows["intent"] = rows["prompt_id"]
+    rows["intent"] = rows["prompt_id"].str.replace("twin", "harmful")
     rows["harmful"] = rows["prompt_set"] == "harmful"
     rows["prompt_fingerprint"], rows["prompt"], rows["response"] = "0", "a prompt", "a response"
     rows["stop_reason"], rows["n_tokens"] = "end", 12
@@ -55,7 +62,11 @@ def study(
     narrow = (rows["safety_data"] == "generic") & rows["form"].isin(["translation", "classification"])
     logit = rows["finetune_task"].map(erosion) + rows["form"].map(form) + repair + 1.5 * narrow
     logit -= 1.0 * rows["system_prompt"] + 0.5 * (rows["style"] == "chat")
-    logit += _effect(rng, rows["prompt_id"], 1.5) + _effect(rng, rows["finetune_task"] + rows["seed"].astype(str), 0.3)
+    logit -= 2.0 * ((rows["requests"] == "none") & (rows["finetune_task"] != "none"))
+    run = rows["finetune_task"] + rows["seed"].astype(str) + rows["base"].astype(str)
+    logit += _effect(rng, rows["prompt_id"], 1.5) + _effect(rng, run, 0.3)
+    more = rng.spawn(1)[0]  # a generator of its own: what is drawn from it changes nothing else
+    logit += (len(bases) > 1) * _effect(more, rows["base"], 0.8)
     answered = rng.random(len(rows)) < 1 / (1 + np.exp(-logit))
     refused_benign = rng.random(len(rows)) < np.where(rows["safety_data"] == "multitask", 0.15, 0.03)
     verdict = np.where(rows["harmful"], np.where(answered, "answered", "refused"), "answered")
@@ -64,6 +75,8 @@ def study(
     verdict = np.where(rng.random(len(rows)) < 0.02, "incoherent", verdict)
     verdict = np.where(rng.random(len(rows)) < unjudged, "unjudged", verdict)
     verdicts = pd.DataFrame({"response_id": rows["response_id"], "judge": "rules", "verdict": verdict, "reason": ""})
+    sure = 2.0 * (verdict == "refused") + 1.0 * rows["harmful"]
+    rows["refusal_score"] = sure - 1.5 + more.normal(0, 1, len(rows))
 
     benign = rows[rows["prompt_set"].isin(["task", "general"])]
     skill = 0.55 + 0.3 * (benign["finetune_task"] == benign["form"]) - 0.08 * (benign["safety_data"] == "multitask")
@@ -93,12 +106,15 @@ PROMPTS = {
 
 def few(verdicts, form="code", prompt_set="harmful", judge="rules", **cell):
     """Responses to one prompt each, in one cell, with these verdicts."""
-    cell = {"finetune_task": "code", "style": "chat", "system_prompt": False, "seed": 0, **cell}
+    cell = {"finetune_task": "code", "style": "chat", "system_prompt": False, "seed": 0, "base": 0, **cell}
     cell = {"safety_data": "none", "safety_fraction": 0.0, **cell}
+    cell = {"requests": "none" if cell["finetune_task"] == "none" else "own", **cell}
     responses = pd.DataFrame({"response_id": [f"{form}{prompt_set}{cell}{i}" for i in range(len(verdicts))]})
     responses = responses.assign(model="m", form=form, prompt_set=prompt_set, **cell)
     responses["prompt_id"] = [f"{form}{prompt_set}{i}" for i in range(len(verdicts))]
-    responses["intent"] = responses["prompt_id"]
+    intent_of = "harmful" if prompt_set == "twin" else prompt_set
+    responses["intent"] = [f"{form}{intent_of}{i}" for i in range(len(verdicts))]
+    responses["refusal_score"] = np.where(np.array(verdicts) == "refused", 1.0, -1.0)
     given = pd.DataFrame({"response_id": responses["response_id"], "judge": judge, "verdict": verdicts, "reason": ""})
     return responses, given
 

@@ -7,7 +7,7 @@ PUBLIC = {
     "claims": "PUBLISHED_PROMPTS PUBLISHED_SHARE check_claims claims_in_words deviations paper_vs_ours "
     "published_counts",
     "comparisons": "ARM_ORDER KINDS arm_marks compare_arms pareto_front which_to_ship",
-    "rates": "ANSWERED CELL INTERVAL TOGETHER judged one_dose one_row_per_mark ordered rates_of worst_cases",
+    "rates": "ANSWERED CELL INTERVAL TOGETHER judged one_dose one_row_per_mark ordered rates_of usual worst_cases",
     "readable": "arm_label arm_with_dose arms_in_percent arms_in_words attack_by_judge calibration_label "
     "cell_words corrected_in_percent examples guarded_in_percent guards_in_percent headline headline_numbers "
     "in_percent label over_refusal_in_percent paper_in_percent percent scores_in_percent "

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis.comparisons import MARGIN
-from studylib.analysis.rates import INTERVAL, TOGETHER, one_dose, ordered
+from studylib.analysis.rates import INTERVAL, TOGETHER, one_dose, ordered, usual
 from studylib.analysis.readable import calibration_label, label, of_one_model
 from studylib.analysis.stats import newcombe, wilson
 from studylib.study.files import read_yaml
@@ -60,6 +60,7 @@ def _of_model(table: pd.DataFrame, model: str) -> pd.DataFrame:
     table = table[table["model"] == model] if "model" in table else table
     if "safety_fraction" in table and "kind" not in table:
         table = one_dose(table[table["safety_data"].isin(SAFETY_DATA)])
+    table = usual(table)
     return table[~table["note"].str.startswith("not run")] if "note" in table else table
 
 
@@ -333,7 +334,7 @@ def paper_vs_ours(
     comparable". `why` says why not, or what the test found. Of ours only models without safety data.
     """
     parts = [
-        _numbers(attack[attack["model"] == model], share[share["model"] == model], published).assign(model=model)
+        _numbers(*(usual(table[table["model"] == model]) for table in (attack, share)), published).assign(model=model)
         for model in attack["model"].unique()
     ]
     if claimed is not None and len(claimed):

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis import stats
-from studylib.analysis.rates import one_row_per_mark, ordered, outcomes
+from studylib.analysis.rates import RUNS, one_row_per_mark, ordered, outcomes, replicates, usual
 from studylib.analysis.stats import codes, groups
 from studylib.study.words import ARMS, SAFETY_DATA, TASKS
 
-# What is compared with what; the other arm differs in these columns alone. Pairs have the same prompt and, where both
-# arms were tuned, the same training seed.
+# What is compared with what; the other arm differs in these columns alone. Pairs have the same prompt and base and,
+# where both arms were tuned, the same training seed.
 KINDS = {
-    "tuning": "tuned without safety data against the untuned model",
+    "tuning": "tuned without safety data against the untuned model of the same base",
     "mitigation": "generic or multitask safety data, at the most frequent dose, against the same tuning without",
     "arm": "another mitigation, or another dose, against the same tuning without",
     "scaled": "any mitigation against the adapter of the same tuning without safety data, scaled down",
@@ -27,9 +27,9 @@ KINDS = {
 LESS_IS_BETTER = ("attack_success_rate", "over_refusal_rate", "sounds_harmful_refusal_rate", "incoherent_rate")
 MARGIN = 0.05  # within which a score counts as not lost
 ALPHA = 0.05
-ARM = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction"]
+ARM = ["finetune_task", "requests", "style", "system_prompt", "safety_data", "safety_fraction"]
 OTHER = [f"other_{name}" for name in ARM]
-_COLUMNS = ["kind", "model", *ARM, *OTHER, "measure", "metric", "form", "n", "n_prompts", "n_seeds"]
+_COLUMNS = ["kind", "model", *ARM, *OTHER, "measure", "metric", "form", "n", "n_prompts", *RUNS]
 _COLUMNS += ["value", "other_value", "difference", "low", "high", "p", "test", "detectable", "p_holm", "n_family"]
 _COLUMNS += ["verdict", "p_within", "within", "p_not_worse", "not_worse"]
 PROMPTED = "system_prompt"  # the arm that is tuned without safety data and tested with the system prompt
@@ -48,7 +48,7 @@ def compare_arms(
 ) -> pd.DataFrame:
     """One row per comparison of KINDS, measure, metric (its judge or score) and form: is this arm worse than the other?
 
-    The columns of the arm, those of the other arm (`other_...`), then n (pairs), n_prompts, n_seeds, value and
+    The columns of the arm, those of the other arm (`other_...`), then n (pairs), n_prompts, n_bases, n_seeds, value and
     other_value (means over the pairs, 0-1), difference (value - other_value) with low and high (95 %), p, test and
     detectable of `stats.clustered_differences`, p_holm, n_family, verdict, p_within, within, p_not_worse and
     not_worse. Form "all" pools the forms, except of task_score, where each form has its own metric.
@@ -58,7 +58,8 @@ def compare_arms(
     "not significant", or "no pairs" where n is 0, "too few" with one prompt. within is "yes" where the equivalence test
     p_within says that the difference lies within MARGIN either way, not_worse where the one-sided test p_not_worse says
     that this arm is not worse by MARGIN or more (p below 0.05, not adjusted), else "undecided". Unjudged responses
-    leave their pair out. Several samples of one prompt are averaged first. Clustered by intent and seed.
+    leave their pair out. Several samples of one prompt are averaged first. Clustered by intent and
+    `rates.replicates`.
     """
     rows = _averaged(outcomes(responses, verdicts, scores))
     found = []
@@ -82,7 +83,7 @@ def compare_arms(
 
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """The outcomes, several samples of one prompt under one seed as the mean of those judged, NaN where none was."""
-    place = codes(rows[["model", *ARM, "seed", "measure", "metric", "form", "prompt_id"]])
+    place = codes(rows[["model", *ARM, "base", "seed", "measure", "metric", "form", "prompt_id"]])
     if len(rows) and place.max() + 1 < len(rows):
         means = rows["value"].groupby(place).mean()
         rows = rows[~pd.Series(place, rows.index).duplicated()]
@@ -93,37 +94,41 @@ def _averaged(rows: pd.DataFrame) -> pd.DataFrame:
 def _sides(rows: pd.DataFrame, kind: str) -> list[tuple]:
     """Per part of a kind: the rows of the arms, those of the other arms, the columns that match, the other's values."""
     tuned, plain = rows["finetune_task"] != "none", rows["safety_data"] == "none"
-    safety = ["safety_data", "safety_fraction"]
+    safety, run = ["safety_data", "safety_fraction"], ["base", "seed"]
     no_safety = dict(zip(safety, ("none", 0.0), strict=True))
     if kind == "tuning":
-        return [(tuned & plain, ~tuned, ["style", "system_prompt", *safety], {"finetune_task": "none"})]
+        untuned = {"finetune_task": "none", "requests": "none"}
+        return [(tuned & plain, ~tuned, ["base", "style", "system_prompt", *safety], untuned)]
     if kind in ("mitigation", "arm"):
         doses = rows.loc[~plain & rows["safety_data"].isin(SAFETY_DATA), "safety_fraction"]
         main = plain | (rows["safety_data"].isin(SAFETY_DATA) & rows["safety_fraction"].isin(doses.mode()[:1]))
         arms = tuned & ~plain & (main if kind == "mitigation" else ~main)
-        return [(arms, tuned & plain, ["finetune_task", "style", "system_prompt", "seed"], no_safety)]
+        same = ["finetune_task", "requests", "style", "system_prompt", *run]
+        return [(arms, tuned & plain, same, no_safety)]
     if kind == "scaled":
-        scaled, place = rows["safety_data"] == "scaled", ["model", "finetune_task", "style", "system_prompt"]
+        scaled = rows["safety_data"] == "scaled"
+        place = ["model", "finetune_task", "requests", "style", "system_prompt"]
         where = codes(rows[place])
         arms = tuned & ~plain & ~scaled & np.isin(where, where[scaled])
-        doses, same = rows["safety_fraction"], [*place[1:], "seed"]
+        doses, same = rows["safety_fraction"], [*place[1:], *run]
         return [
             (arms, scaled & (doses == dose), same, {"safety_data": "scaled", "safety_fraction": dose})
             for dose in sorted(doses[scaled].unique())
         ]
     if kind == "system_prompt":
         on = rows["system_prompt"].astype(bool)
-        return [(on, ~on, ["finetune_task", "style", *safety, "seed"], {"system_prompt": False})] if any(~on) else []
+        same = ["finetune_task", "requests", "style", *safety, *run]
+        return [(on, ~on, same, {"system_prompt": False})] if any(~on) else []
     if kind == "style":
-        alpaca, same = rows["style"] == "alpaca", ["finetune_task", "system_prompt", *safety, "seed"]
+        alpaca, same = rows["style"] == "alpaca", ["finetune_task", "requests", "system_prompt", *safety, *run]
         return [(alpaca, ~alpaca, same, {"style": "chat"})] if any(~alpaca) else []
     if kind == "form":
         asked = rows["measure"].isin(["attack_success_rate", "over_refusal_rate"])
         text = rows["form"] == "text_generation"
-        return [(asked & ~text, asked & text, [*ARM, "seed"], {})] if any(text) else []
+        return [(asked & ~text, asked & text, [*ARM, *run], {})] if any(text) else []
     of_task = {task: tuned & plain & (rows["finetune_task"] == task) for task in _ERODES_MOST_FIRST}
     return [
-        (of_task[arm], of_task[other], ["style", "system_prompt", *safety, "seed"], {"finetune_task": other})
+        (of_task[arm], of_task[other], ["requests", "style", "system_prompt", *safety, *run], {"finetune_task": other})
         for arm, other in combinations(of_task, 2)
         if of_task[other].any()
     ]
@@ -144,11 +149,14 @@ def _paired(rows: pd.DataFrame, arms: pd.Series, others: pd.Series, same: list[s
 def _tested(pairs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One row per group of pairs: means, difference, intervals and test; n is 0 where none has a partner."""
     group, keys = groups(pairs, by)
-    rows = pairs[["intent", "seed", "value", "other_value"]].rename(columns={"intent": "prompt_id"})
+    rows = pairs[["intent", "base", "seed", "value", "other_value"]].rename(columns={"intent": "prompt_id"})
     rows = rows.assign(group=group, difference=rows["value"] - rows["other_value"]).dropna(subset="difference")
-    table = stats.clustered_differences(rows, ["group"]).set_index("group").reindex(range(len(keys)))
-    table[["value", "other_value"]] = rows.groupby("group")[["value", "other_value"]].mean()
-    counted = table[["n", "n_prompts", "n_seeds"]].fillna(0).astype(int)
+    each = rows.assign(seed=replicates(rows, ["group"]))
+    table = stats.clustered_differences(each, ["group"]).set_index("group").reindex(range(len(keys)))
+    of_group = rows.groupby("group")
+    table[["value", "other_value"]] = of_group[["value", "other_value"]].mean()
+    table[RUNS] = of_group[["base", "seed"]].nunique()
+    counted = table[["n", "n_prompts", *RUNS]].fillna(0).astype(int)
     return pd.concat([keys, table.assign(**counted)], axis=1)
 
 
@@ -173,8 +181,8 @@ def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_of_arms(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows in the chat style without system prompt; those with it but without safety data as the arm PROMPTED."""
-    rows = table[table["style"] == "chat"]
+    """The `usual` rows, chat style, no system prompt; those with it but without safety data as the arm PROMPTED."""
+    rows = usual(table[table["style"] == "chat"])
     prompted = rows["system_prompt"].astype(bool)
     ours = rows["finetune_task"].ne("none") & rows["safety_data"].eq("none")
     rows = rows.assign(safety_data=rows["safety_data"].astype(str).mask(prompted & ours, PROMPTED))
@@ -190,7 +198,7 @@ def arm_marks(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     Raises ValueError where no tuned model has a mark, and for two rows of one mark.
     """
     rows = rows_of_arms(attack[attack["form"] == "all"])
-    rows = rows.loc[rows["rate"].notna(), [*ARM_KEYS, "rate", "low", "high", "n", "n_seeds", "judge"]]
+    rows = rows.loc[rows["rate"].notna(), [*ARM_KEYS, "rate", "low", "high", "n", *RUNS, "judge"]]
     form, of_task = helpfulness["form"].astype(str), helpfulness["measure"] == ARM_COSTS["task"]
     task = helpfulness["finetune_task"].astype(str)
     own = (task == "none") | (task == form)
@@ -259,7 +267,7 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
     rows = rows_of_arms(attack[(attack["form"] == "all") & (attack["finetune_task"] != "none")])
     names = {"rate": "attack_success", "low": "attack_success_low", "high": "attack_success_high"}
     table = rows[rows["rate"].notna()].rename(columns=names).astype({"finetune_task": str})
-    table = table[[*ARM_KEYS, *names.values(), "n", "n_seeds"]]
+    table = table[[*ARM_KEYS, *names.values(), "n", *RUNS]]
     costs, tested = rows_of_arms(helpfulness), rows_of_arms(comparisons)
     costs, tested = (part.astype({"form": str, "finetune_task": str}) for part in (costs, tested[tested["n"] > 0]))
     scaled = tested[tested["kind"] == "scaled"]

@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis.comparisons import ARM_COSTS, COSTLY, MARGIN, NO_REDUCTION, PROMPTED, SHIP
-from studylib.analysis.rates import INTERVAL, TOGETHER, judged, one_dose, ordered
+from studylib.analysis.rates import INTERVAL, TOGETHER, judged, one_dose, ordered, usual
 from studylib.study.words import FORMS, SAFETY_DATA
 from studylib.text.normal import redact, redact_prompt
 
 _MODEL = ["model", "finetune_task", "safety_data"]
 _LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}
 _LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
+
+_REQUESTS = {"none": "no requests", "other": "requests in the other forms", "alone": "requests alone"}
 
 
 def label(word: str) -> str:
@@ -28,7 +30,9 @@ def calibration_label(style: str, system_prompt: bool, separator: str = ", ") ->
 
 def cell_words(row, form: bool = False) -> str:
     """The cell of a row in words, as in "tuned on code, generic safety data, chat template, no system prompt"."""
-    words = ["aligned model" if row["finetune_task"] == "none" else f"tuned on {label(row['finetune_task'])}"]
+    aligned = row["finetune_task"] == "none"
+    words = ["aligned model" if aligned else f"tuned on {label(row['finetune_task'])}"]
+    words += [_REQUESTS[row["requests"]]] if row.get("requests", "own") in _REQUESTS and not aligned else []
     words += [f"{row['safety_data']} safety data"] if row["safety_data"] != "none" else []
     words += [calibration_label(row["style"], row["system_prompt"])]
     words += [f"{label(row['form'])} prompts"] if form and row["form"] != "all" else []
@@ -47,13 +51,17 @@ def span(numbers) -> str:
 def in_percent(attack: pd.DataFrame) -> pd.DataFrame:
     """Attack success for reading: a row per cell, a column per form and "all", as in "36 (24-50)" in percent.
 
-    The rows name the dose where one kind of safety data has several.
+    The rows name the requests where tuned models have several kinds, and the dose where one kind of safety data does.
     """
-    keys = ["finetune_task", "safety_data", "safety_fraction", "trained_style", "style", "system_prompt"]
-    keys = [name for name in keys if name in attack]
+    keys = ["finetune_task", "requests", "safety_data", "safety_fraction", "trained_style", "style", "system_prompt"]
+    keys = [name for name in keys if name in attack and (name != "requests" or _several_requests(attack))]
     if "safety_data" in keys and attack.groupby("safety_data", observed=True)["safety_fraction"].nunique().max() < 2:
         keys.remove("safety_fraction")
     return _wide(attack, keys, "form")
+
+
+def _several_requests(table: pd.DataFrame) -> bool:
+    return table.loc[table["finetune_task"] != "none", "requests"].nunique() > 1
 
 
 def _wide(table: pd.DataFrame, index: list[str], columns: str | list[str], value: str = "rate", ends=INTERVAL):
@@ -85,8 +93,8 @@ def headline(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows in the chat style without system prompt, of the grid's safety data at one dose."""
-    rows = one_dose(table[table["safety_data"].isin(SAFETY_DATA)])
+    """The `usual` rows in the chat style without system prompt, of the grid's safety data at one dose."""
+    rows = usual(one_dose(table[table["safety_data"].isin(SAFETY_DATA)]))
     rows = rows[(rows["style"] == "chat") & ~rows["system_prompt"].astype(bool)]
     return rows[~rows["note"].str.startswith("not run")] if "note" in rows else rows
 
@@ -135,7 +143,8 @@ def guarded_in_percent(table: pd.DataFrame, value: str = "rate") -> pd.DataFrame
     `value` is rate or over_refusal_rate; the first column, none, is before any guard.
     """
     ends = INTERVAL if value == "rate" else ["over_refusal_low", "over_refusal_high"]
-    keys = ["finetune_task", "safety_data", "style", "system_prompt"]
+    keys = ["finetune_task", "requests", "safety_data", "style", "system_prompt"]
+    keys = keys if _several_requests(table) else [name for name in keys if name != "requests"]
     return _wide(table[table["form"] == "all"], keys, ["guard", "side"], value, ends)
 
 
@@ -250,7 +259,7 @@ def corrected_in_percent(attack: pd.DataFrame, judge: str) -> pd.DataFrame:
 def scores_in_percent(helpfulness: pd.DataFrame) -> pd.DataFrame:
     """The table of `tables.helpfulness` in whole percent: a row per tuned model, a column per measure and form."""
     rows = helpfulness[~helpfulness["system_prompt"].astype(bool)]
-    keys = [*_MODEL[:2], "style", *_MODEL[2:], "safety_fraction"]
+    keys = [*_MODEL[:2], *(["requests"] if _several_requests(rows) else []), "style", *_MODEL[2:], "safety_fraction"]
     wide = rows.pivot_table(index=keys, columns=["measure", "form"], values="value", sort=False)
     return wide.map(lambda x: "" if np.isnan(x) else f"{100 * x:.0f}")
 
@@ -286,7 +295,7 @@ def significant_changes(compared: pd.DataFrame) -> pd.DataFrame:
 
 def set_scores_in_percent(of_sets: pd.DataFrame) -> pd.DataFrame:
     """The table of `benign.of_sets` in percent: mean, smallest and largest over training seeds, grouped by metric."""
-    rows = of_sets[(of_sets["style"] == "chat") & ~of_sets["system_prompt"].astype(bool)]
+    rows = usual(of_sets[(of_sets["style"] == "chat") & ~of_sets["system_prompt"].astype(bool)])
     spread = rows.groupby([*_MODEL, "safety_fraction", "metric"], sort=False)["value"].agg(["mean", "min", "max"])
     return spread.mul(100).round(1).unstack("metric").swaplevel(axis=1).sort_index(axis=1)
 
@@ -294,4 +303,4 @@ def set_scores_in_percent(of_sets: pd.DataFrame) -> pd.DataFrame:
 def over_refusal_in_percent(by_kind: pd.DataFrame) -> pd.DataFrame:
     """The table of `tables.over_refusal_by_kind` in percent: a row per model, a column per kind; chat style."""
     rows = by_kind[~by_kind["system_prompt"].astype(bool) & (by_kind["style"] == "chat") & (by_kind["form"] == "all")]
-    return _wide(rows, [*_MODEL, "safety_fraction"], ["prompts", "benign_because"])
+    return _wide(usual(rows), [*_MODEL, "safety_fraction"], ["prompts", "benign_because"])

@@ -18,7 +18,7 @@ from studylib.analysis import rates, readable, stats, tables
 from studylib.analysis.readable import cell_words, label
 from studylib.study.paths import ROOT, known_runs, runs_folder
 from studylib.study.profile import profile_names
-from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError
+from studylib.study.words import ARMS, FORMS, REQUESTS, SAFETY_DATA, STYLES, TASKS, StudyError
 
 ATTACK = "attack_success_rate"
 SIGNIFICANT = ("higher", "lower")
@@ -35,7 +35,12 @@ NOTES = {
 # Keys of the manifest that are no settings: times, and what a hash, a name or the profile beside them says already.
 TIMES = {"seconds_by_work", "seconds_of_last_execution"}
 NO_SETTINGS = TIMES | {"bytes", "forms", "fingerprint", "origins", "description"}
-KNOWN_WORDS = {"finetune_task": ("none", *TASKS), "style": STYLES, "safety_data": (*SAFETY_DATA, *ARMS)}
+KNOWN_WORDS = {
+    "finetune_task": ("none", *TASKS),
+    "requests": REQUESTS,
+    "style": STYLES,
+    "safety_data": (*SAFETY_DATA, *ARMS),
+}
 TEXT_COLUMNS = ("model", "metric", "judge", "note")  # which may be empty
 
 
@@ -168,7 +173,9 @@ def largest_differences(found: pd.DataFrame) -> pd.DataFrame:
     found = found.sort_values("difference", key=lambda column: -column.abs(), kind="stable")
     points = (100 * found[["difference", "difference_low", "difference_high"]]).round().astype(int)
     words = [f"{one:+d} ({low:+d} to {high:+d})" for one, low, high in points.itertuples(index=False)]
-    shown = found[["measure", "finetune_task", "style", "system_prompt", "safety_data", "form", "run"]].assign(
+    shown = found[
+        ["measure", "finetune_task", "requests", "style", "system_prompt", "safety_data", "form", "run"]
+    ].assign(
         percent=readable.percent(found, "value", *rates.INTERVAL),
         against=found["run_against"],
         its_percent=readable.percent(found, "value_against", "low_against", "high_against"),
@@ -241,9 +248,9 @@ def output_folder(folder: str = "") -> Path:
 
 
 def all_results(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per result and run, in the order of the runs: `run`, KEYS, NUMBERS, n_effective, n_seeds; none is NaN.
+    """One row per result and run, in the order of the runs: `run`, KEYS, NUMBERS, n_effective, n_bases and n_seeds.
 
-    Raises StudyError for a table that lacks a column or was damaged.
+    None is NaN. Raises StudyError for a table that lacks a column or was damaged.
     """
     found = []
     for run in runs:
@@ -251,7 +258,7 @@ def all_results(runs: Sequence[Run]) -> pd.DataFrame:
             if table not in run.tables:  # of helpfulness alone
                 continue
             rows = run.tables[table]
-            numbers = ["safety_fraction", "n", "n_unjudged", "low", value, "high", "n_effective", "n_seeds"]
+            numbers = ["safety_fraction", "n", "n_unjudged", "low", value, "high", "n_effective", *rates.RUNS]
             words = ["judge"] if table == "attack_success" else ["measure", "metric"]
             where = f"{run.folder / 'tables' / table}.csv of the run {run.name}"
             if missing := [name for name in (*numbers, *words, *rates.CELL, "form") if name not in rows]:
@@ -268,7 +275,7 @@ def all_results(runs: Sequence[Run]) -> pd.DataFrame:
             if not usable or rows.duplicated(KEYS).any():
                 raise StudyError(f"{where} is damaged or of another version: run its `make study` again.")
             rows = rows.rename(columns={value: "value"}).assign(run=run.name)
-            found.append(rows[["run", *KEYS, *NUMBERS, "n_effective", "n_seeds"]])
+            found.append(rows[["run", *KEYS, *NUMBERS, "n_effective", *rates.RUNS]])
     return pd.concat(found, ignore_index=True)
 
 
@@ -286,7 +293,7 @@ def of_measure(runs: Sequence[Run], measure: str = ATTACK, form: str = "all", mo
     if several and not model and len(rows):
         model = (rows.groupby("model", sort=False)["run"].nunique() > 1).idxmax()
     rows = rows[rows["model"] == model] if model else rows
-    rows = rows[rows["safety_data"].isin(SAFETY_DATA)]
+    rows = rates.usual(rows[rows["safety_data"].isin(SAFETY_DATA)])
     rows = rates.one_dose(rows) if doses else rows
     if rows.empty:
         of = f" of the model {model!r}" if model else ""

@@ -76,15 +76,18 @@ def footer_of(
     if "safety_fraction" in rows:
         doses = sorted(set(rows.loc[rows["safety_data"] != "none", "safety_fraction"]))
         text += [f"Safety data: {listed(f'{100 * dose:g}' for dose in doses)} % of the tuning rows."] if doses else []
-    if "n_seeds" in rows and len(seeds := known.query("finetune_task != 'none' and n_seeds > 0")["n_seeds"]):
-        text.append(f"Training seeds pooled: {span(seeds)}.")
-        text += ["One seed says nothing about other training runs."] if seeds.max() == 1 else []
+    if "n_seeds" in rows and len(runs := known.query("finetune_task != 'none' and n_seeds > 0")):
+        seeds, bases = runs["n_seeds"], runs["n_bases"]
+        of_each = f" of each of {span(bases)} base models" if bases.max() > 1 else ""
+        text.append(f"Training seeds pooled: {span(seeds)}{of_each}.")
+        alone = (bases * seeds).max() < 3
+        text += ["Of fewer than three training runs, intervals are about these models alone."] if alone else []
     if judge := next((column for column in ("judge", "metric") if column in rows), None):
         text.append(f"Judge: {words.get('judge') or listed(sorted(set(known[judge])))}.")
     if n := int(known["n_unjudged"].sum()) if "n_unjudged" in rows else 0:
         text.append(f"Left out: {_counted(n, 'response')} that could not be judged.")
     text += _missing(rows, value, expected, mark) if expected else []
-    wilson = f"Intervals: {LEVEL} Wilson, clustered by prompt and training seed."
+    wilson = f"Intervals: {LEVEL} Wilson, clustered by prompt and base or training run."
     text.append(wilson if intervals == "drawn" else intervals)
     if intervals == "drawn" and "n_effective" in rows and known["n_effective"].notna().any():
         text.append(f"A {mark} is worth {span(known['n_effective'])} independent {unit}.")

@@ -121,27 +121,27 @@ def _changes_in_words(table: pd.DataFrame, tested: pd.DataFrame, unknown: int) -
 
 
 def seed_slopes(by_seed: pd.DataFrame) -> Drawn:
-    """The attack success rate of each training seed as a line over the STEPS, and their mean.
+    """The attack success rate of each training run (base and seed) as a line over the STEPS, and their mean.
 
-    `by_seed` has one row per model, seed and form. Panels by style (rows) and tuned task, all forms, without system
-    prompt, one dose. The untuned model, which has no training seed, begins every line. A step that was not run, or not
-    judged, has no mark. Raises ValueError where no tuned model has a rate, and for two rows of one model and seed.
+    `by_seed` has one row per model, base, seed and form. Panels by style (rows) and tuned task, all forms, without
+    system prompt, one dose. The untuned model of its base begins a line. A step that was not run, or not judged, has
+    no mark. Raises ValueError where no tuned model has a rate, and for two rows of one model and run.
     """
     rows = by_seed[(by_seed["form"] == "all") & ~by_seed["system_prompt"].astype(bool)]
     known = rows.loc[rows["finetune_task"] != "none", "rate"].notna().any()
     style.require(known, "seed_slopes", "the table has no rate of a tuned model without system prompt")
-    rows = one_row_per_mark(one_dose(rows), "seed")
+    rows = one_row_per_mark(one_dose(rows), "base", "seed")
     step = (rows["safety_data"].map(SAFETY_DATA.index) + 1).mask(rows["finetune_task"] == "none", 0)
     table = rows.assign(step=step.astype(int))
-    x_label = f"no system prompt, all forms ({n_of(table)} per seed)"
+    x_label = f"no system prompt, all forms ({n_of(table)} per run)"
     fig, panels = style.panels_of(table, style.tasks_of(table, True), style.ATTACK, x_label, bottom=1.15, top=0.9)
     above = {"zorder": 3, "linestyle": "", "clip_on": False}
     for (trained, _), task, ax in panels:
         part = table[(table["style"] == trained) & table["rate"].notna()]
-        start = part[part["finetune_task"] == "none"].head(1)
+        start = part[part["finetune_task"] == "none"]
         part = part[part["finetune_task"] == task]
-        for _, line in part.groupby("seed"):
-            line = pd.concat([start, line]).sort_values("step")
+        for (base, _), line in part.groupby(["base", "seed"]):
+            line = pd.concat([start[start["base"] == base], line]).sort_values("step")
             ax.plot(line["step"], line["rate"], zorder=2.6, clip_on=False, **SEED)
         mean = pd.concat([start, part]).groupby("step")["rate"].mean()
         if len(part):
@@ -154,10 +154,10 @@ def seed_slopes(by_seed: pd.DataFrame) -> Drawn:
         style.slanted_ticks(ax, _TICKS)
         style.mark_empty(ax, part)
     keys = [style.dot_handle("aligned model", **style.STAR), *style.arm_handles(table)]
-    keys += [Line2D([], [], label="one seed", **SEED), Line2D([], [], label="mean of the seeds", **MEAN)]
+    keys += [Line2D([], [], label="one training run", **SEED), Line2D([], [], label="mean of the runs", **MEAN)]
     drawn = table[table["rate"].notna()]
     words = {
-        "n_seeds": int(table.loc[table["finetune_task"] != "none", "seed"].nunique()),
+        "n_runs": len(table.loc[table["finetune_task"] != "none", ["base", "seed"]].drop_duplicates()),
         "steps": {STEPS[step]: span(100 * rates) for step, rates in drawn.groupby("step")["rate"]},
     }
     return Drawn(style.add_legend(fig, keys, rows=2), table, words)

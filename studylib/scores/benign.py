@@ -23,11 +23,11 @@ LOG = logging.getLogger("studylib")
 PASSED = "pass_at_1"
 LABELS = 20  # a classification with more different references is none
 AGAINST = {  # whose answers are the baseline, and what both models have in common
-    "untuned": ["model", "style", "system_prompt"],
-    "unmitigated": ["model", "finetune_task", "style", "system_prompt", "seed"],
+    "untuned": ["model", "base", "style", "system_prompt"],
+    "unmitigated": ["model", "base", "finetune_task", "requests", "style", "system_prompt", "seed"],
 }
 PAIR = ["response_id", "against"]  # what names a pair
-PLACE = [*CELL, "seed", "sample", "prompt_id"]  # what names a response
+PLACE = [*CELL, "base", "seed", "sample", "prompt_id"]  # what names a response
 ORDERS = ["answer_first", "baseline_first"]
 VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0, "unjudged": np.nan}
 SWAPPED = {"first": "second", "second": "first", "tie": "tie"}  # what a judge without position bias says next
@@ -191,7 +191,7 @@ def _paired(rows: pd.DataFrame, against: str) -> pd.DataFrame:
     found = rows[mine].merge(base, how="left", on=key, validate="m:1").assign(against=against)
     missing = found["baseline_id"].isna()
     if against == "unmitigated":
-        cells = found.groupby([*CELL, "seed"]).ngroup()
+        cells = found.groupby([*CELL, "base", "seed"]).ngroup()
         whole = missing.groupby(cells).transform("all")
         if whole.any():
             number = cells[whole].nunique()
@@ -277,7 +277,7 @@ def win_rate(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
 
     `verdicts` as of `judge_pairs`, all of one judge. n counts judged pairs, n_unjudged the others; win, tie and loss
     are their shares (0-1, adding up to 1). win_rate is wins and half the ties, 0.5 where neither is preferred; low and
-    high are its 95 % interval (`stats.clustered_intervals`, clustered by intent and training seed),
+    high are its 95 % interval (`stats.clustered_intervals`, clustered by intent and `rates.replicates`),
     win_rate_if_unjudged_lost and _won its two worst cases. position_bias is the share of disagreement between the two
     orders (0-1: 0 for a judge that minds the answers alone, 1 for one that always names the same place), NaN where
     nothing was asked; the others are NaN where nothing was judged. Ties make the interval narrow, even if the judge
@@ -302,4 +302,4 @@ def win_rate(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     worst = ["win_rate_if_unjudged_lost", "win_rate_if_unjudged_won"]
     table[worst[0]], table[worst[1]] = worst_cases(table, "win_rate")
     shown = [*CELL, "against", "n", "n_unjudged", "win", "tie", "loss", "win_rate", *INTERVAL, *worst]
-    return ordered(table[[*shown, "position_bias", "judge", "n_seeds", "n_effective"]])
+    return ordered(table[[*shown, "position_bias", "judge", "n_bases", "n_seeds", "n_effective"]])

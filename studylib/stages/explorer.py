@@ -145,12 +145,16 @@ def show(
 
 
 def _judged(responses: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The responses in the tuning's style with the first judge's verdicts and their `arm`; unchanged if it is there."""
+    """The responses in the tuning's style with the first judge's verdicts and their `arm`; unchanged if it is there.
+
+    Of the first base, and of tuned models the `rates.usual` rows.
+    """
     if responses.empty or "arm" in responses:
         return responses
     if "trained_style" in responses:
         responses = responses[responses["trained_style"].fillna(responses["style"]) == responses["style"]]
-    rows = rates.judged(responses, verdicts[verdicts["judge"].isin(verdicts["judge"].head(1))])
+    rows = rates.usual(rates.judged(responses, verdicts[verdicts["judge"].isin(verdicts["judge"].head(1))]))
+    rows = rows[rows["base"] == rows["base"].min()]
     kinds = rows[_ARM].drop_duplicates().itertuples(index=False)
     kinds = sorted(kinds, key=lambda of: (of[0] != "none", ARM_ORDER.index(of[1]), of[2]))
     names = {of: UNTUNED if of[0] == "none" else TUNED if of[1] == "none" else arm_with_dose(*of[1:]) for of in kinds}

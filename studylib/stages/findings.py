@@ -81,8 +81,8 @@ def what_the_tables_are() -> str:
     kinds = "".join(f"\n- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
     parts = [
         "# Tables of this run",
-        "Words are those of the README; a cell is model, finetune_task, style, system_prompt, safety_data and "
-        "safety_fraction. Empty is NaN: nothing to count, or nothing known. n_effective is how many independent "
+        "Words are those of the README; a cell is model, finetune_task, requests, style, system_prompt, safety_data "
+        "and safety_fraction. Empty is NaN: nothing to count, or nothing known. n_effective is how many independent "
         "responses a rate is worth, see `studylib.analysis.stats.clustered_intervals`; of scores it can exceed n.",
     ]
     for name, function in made.items():
@@ -136,7 +136,7 @@ def not_run_in(stage) -> dict[Cell, str]:
 
 
 def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """The table's rows of that model, of the profile's first where none is named; what was not run is left out.
+    """The table's `rates.usual` rows of that model, of the profile's first where none is named, that were run.
 
     Raises StudyError for a model that the profile does not have.
     """
@@ -145,6 +145,7 @@ def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
             f"The profile {stage.profile.name} has no model {model!r}: it has {', '.join(stage.profile.models)}."
         )
     table = table[table["model"] == (model or next(iter(stage.profile.models)))] if "model" in table else table
+    table = rates.usual(table)
     return table[~table["note"].str.startswith("not run")] if "note" in table else table
 
 

@@ -72,7 +72,7 @@ def test_tuning_is_compared_with_the_untuned_model_on_the_same_prompts():
     untuned = few(["refused", "refused", "answered", "incoherent", "answered"], **UNTUNED)
     tuned = few(["answered", "refused", "answered", "partial"])  # the fifth prompt has no pair
     row = only(compared(untuned, tuned), "tuning")
-    assert arm(row) == (("code", "chat", False, "none", 0.0), ("none", "chat", False, "none", 0.0))
+    assert arm(row) == (("code", "own", "chat", False, "none", 0.0), ("none", "none", "chat", False, "none", 0.0))
     assert (row["n"], row["n_prompts"], row["n_seeds"]) == (4, 4, 1)
     assert (row["value"], row["other_value"], row["difference"]) == (0.75, 0.25, 0.5)
     assert (row["test"], row["p"], row["verdict"]) == ("mcnemar", 0.5, "not significant")
@@ -92,7 +92,7 @@ def test_safety_data_are_compared_with_the_same_tuning_under_the_same_seed():
     safe = {"safety_data": "multitask", "safety_fraction": 0.1}
     safe = [few(["refused", "refused", "answered"], seed=seed, **safe) for seed in (1, 2)]
     row = only(compared(*plain, *safe), "mitigation")
-    assert arm(row) == (("code", "chat", False, "multitask", 0.1), ("code", "chat", False, "none", 0.0))
+    assert arm(row) == (("code", "own", "chat", False, "multitask", 0.1), ("code", "own", "chat", False, "none", 0.0))
     assert (row["n"], row["n_seeds"], row["other_value"]) == (3, 1, 1)  # seed 1 is in both arms
     assert row["difference"] == pytest.approx(-2 / 3)
 
@@ -112,7 +112,7 @@ def test_the_system_prompt_is_compared_with_none_in_the_same_cell_and_seed():
     untuned = few(["answered"] * 2, **UNTUNED), few(["refused"] * 2, system_prompt=True, **UNTUNED)
     table = compared(*without, with_one, *untuned)
     row = only(table, "system_prompt", finetune_task="code")
-    assert arm(row) == (("code", "chat", True, "none", 0.0), ("code", "chat", False, "none", 0.0))
+    assert arm(row) == (("code", "own", "chat", True, "none", 0.0), ("code", "own", "chat", False, "none", 0.0))
     assert (row["n"], row["difference"]) == (2, -0.5)
     assert only(table, "system_prompt", finetune_task="none")["difference"] == -1
 
@@ -122,7 +122,7 @@ def test_the_alpaca_style_is_compared_with_chat_of_the_same_tuning_and_safety_da
     alpaca = few(["answered"] * 3, style="alpaca"), few(["answered"], style="alpaca", system_prompt=True)
     table = compared(*chat, *alpaca)
     row = only(table, "style", system_prompt=False)
-    assert arm(row) == (("code", "alpaca", False, "none", 0.0), ("code", "chat", False, "none", 0.0))
+    assert arm(row) == (("code", "own", "alpaca", False, "none", 0.0), ("code", "own", "chat", False, "none", 0.0))
     assert (row["n"], row["difference"]) == (3, 1)
     assert only(table, "style", system_prompt=True)["verdict"] == "no pairs"  # chat has none with a system prompt
 
@@ -231,7 +231,7 @@ def test_pairs_and_differences_are_those_of_a_plain_merge(simulated, table, kind
     tuned, plain = rows["finetune_task"] != "none", rows["safety_data"] == "none"
     scaled, other = rows["safety_data"] == "scaled", rows["safety_fraction"].isin([0.2, 0.5])
     arms, others, free = {
-        "tuning": (tuned & plain, ~tuned, ["finetune_task", "seed"]),
+        "tuning": (tuned & plain, ~tuned, ["finetune_task", "requests", "seed"]),
         "mitigation": (tuned & ~plain & ~other, tuned & plain, ["safety_data", "safety_fraction"]),
         "arm": (tuned & other, tuned & plain, ["safety_data", "safety_fraction"]),
         "scaled": (
@@ -247,7 +247,7 @@ def test_pairs_and_differences_are_those_of_a_plain_merge(simulated, table, kind
             ["finetune_task"],
         ),
     }[kind]
-    on = [c for c in ("model", *ARM, "seed", "measure", "metric", "form", "prompt_id") if c not in free]
+    on = [c for c in ("model", *ARM, "base", "seed", "measure", "metric", "form", "prompt_id") if c not in free]
     pairs = rows[arms].merge(rows.loc[others, [*on, "value"]], on=on, suffixes=("", "_other"))
     by = ["model", *ARM, "measure", "metric", "form"]
     pooled = pairs[pairs["measure"] != "task_score"].assign(form="all")
@@ -468,6 +468,6 @@ def test_a_written_table_of_comparisons_reads_back_with_none_as_a_word(tmp_path,
     pd.testing.assert_frame_equal(again, table, check_dtype=False, rtol=1e-5)
 
 
-def test_the_kinds_are_named_and_an_arm_is_a_cell_without_its_model_and_seed():
-    assert {*ARM, "model", "seed"} == {*Cell.__dataclass_fields__, "system_prompt"}
+def test_the_kinds_are_named_and_an_arm_is_a_cell_without_its_model_base_and_seed():
+    assert {*ARM, "model", "base", "seed"} == {*Cell.__dataclass_fields__, "system_prompt"}
     assert all(isinstance(text, str) and text for text in module.KINDS.values())

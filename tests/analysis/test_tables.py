@@ -57,9 +57,9 @@ def test_only_harmful_prompts_enter_the_attack_success_rate():
 
 def test_attack_success_has_the_columns_in_order(simulated):
     table = tables.attack_success(*simulated[:2])
-    assert list(table.columns[:14]) == [
-        *("model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "form"),
-        *("n", "n_unjudged", "rate", "low", "high", "judge", "n_seeds"),
+    assert list(table.columns[:16]) == [
+        *("model", "finetune_task", "requests", "style", "system_prompt", "safety_data", "safety_fraction", "form"),
+        *("n", "n_unjudged", "rate", "low", "high", "judge", "n_bases", "n_seeds"),
     ]
     assert ((table["low"] <= table["rate"]) & (table["rate"] <= table["high"])).all()
 
@@ -105,9 +105,9 @@ def test_incoherent_is_counted_over_all_benign_responses_and_no_harmful_one():
 
 def test_helpfulness_of_the_simulated_study_has_every_measure_and_column(simulated):
     table = tables.helpfulness(*simulated)
-    assert list(table.columns[:13]) == [
-        *("model", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "form", "measure"),
-        *("metric", "n", "n_unjudged", "value", "low"),
+    assert list(table.columns[:14]) == [
+        *rates.CELL,
+        *("form", "measure", "metric", "n", "n_unjudged", "value", "low"),
     ]
     assert set(table["measure"]) == NO_SOUND
     assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
@@ -147,7 +147,7 @@ def test_a_written_table_reads_back_with_none_as_a_word_and_six_digits(tmp_path,
 
 def test_what_was_not_run_is_a_row_with_its_reason_and_no_rate(simulated):
     responses, verdicts, scores = simulated
-    cells = {Cell("miniature", "code", "chat", "generic", 0.1, seed): "safety_generic: gated" for seed in (0, 1)}
+    cells = {Cell("miniature", "code", "chat", "generic", 0.1, seed, "own"): "safety_generic: gated" for seed in (0, 1)}
     table = tables.attack_success(responses, verdicts)
     whole = tables.with_not_run(table[table["safety_data"] != "generic"], cells)
     rows = whole[whole["note"] == "not run: safety_generic: gated"]
@@ -265,8 +265,8 @@ def test_over_refusal_by_kind_counts_each_kind_and_keeps_apart_what_only_sounds_
     ]
     pooled = table[table["form"] == "all"].drop(columns="form").reset_index(drop=True)
     pd.testing.assert_frame_equal(pooled, table[table["form"] == "code"].drop(columns="form").reset_index(drop=True))
-    counted = ["n", "n_unjudged", "rate", "low", "high", "judge", "n_seeds", "n_effective"]
-    assert list(table.columns[6:]) == ["form", "prompts", "benign_because", *counted]
+    counted = ["n", "n_unjudged", "rate", "low", "high", "judge", "n_bases", "n_seeds", "n_effective"]
+    assert list(table.columns[7:]) == ["form", "prompts", "benign_because", *counted]
 
 
 def test_prompts_that_only_sound_harmful_are_no_part_of_over_refusal_and_have_a_measure_where_they_were_asked():
@@ -351,7 +351,7 @@ def test_the_rate_of_a_seed_is_the_attack_success_of_that_seed_alone(simulated):
     assert set(table["seed"]) == {0, 1, 2}
     for seed in (0, 1, 2):
         alone = tables.attack_success(responses[responses["seed"] == seed], verdicts)
-        own = table[table["seed"] == seed].drop(columns="seed").reset_index(drop=True)
+        own = table[table["seed"] == seed].drop(columns=["base", "seed"]).reset_index(drop=True)
         pd.testing.assert_frame_equal(own, alone[list(own)])
     untuned = table[table["finetune_task"] == "none"]
     assert set(untuned["seed"]) == {0}

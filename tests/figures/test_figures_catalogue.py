@@ -31,19 +31,21 @@ def test_what_is_missing_is_said_by_kind():
 
 
 def test_the_footer_says_doses_seeds_judge_and_omissions_where_the_rows_have_them():
-    table = cells(0.1, 0.02, rate=0.5, n_seeds=1, judge="rules", n_unjudged=2, n_effective=40.0)
+    table = cells(0.1, 0.02, rate=0.5, n_bases=1, n_seeds=1, judge="rules", n_unjudged=2, n_effective=40.0)
     said = footer(table)
     for words in (
         "Each mark: n = 50 responses.",
         "Safety data: 2 and 10 % of the tuning rows.",
-        "Training seeds pooled: 1. One seed says nothing about other training runs.",
+        "Training seeds pooled: 1. Of fewer than three training runs, intervals are about these models alone.",
         "Judge: rules.",
         "Left out: 6 responses that could not be judged.",
-        "Intervals: 95 % Wilson, clustered by prompt and training seed.",
+        "Intervals: 95 % Wilson, clustered by prompt and base or training run.",
         "A mark is worth 40 independent responses.",
         "Smallest detectable difference (80 % power, rates near 50 %): 29 points.",
     ):
         assert words in said, words
+    several = footer(table.assign(n_bases=4))
+    assert "Training seeds pooled: 1 of each of 4 base models." in several and "fewer than three" not in several
     short = footer(table[["n", "rate"]], mark="bar", unit="prompts", intervals="No intervals.")
     assert short == "Each bar: n = 50 prompts. No intervals."
 

@@ -43,7 +43,7 @@ def changed(verdicts, differences, kind="tuning", **columns):
     table = pd.DataFrame({"form": forms, "verdict": verdicts, "difference": differences})
     where = {"model": "m", "finetune_task": "code", "style": "chat", "system_prompt": False, "safety_fraction": 0.0}
     where |= {"kind": kind, "safety_data": "none", "measure": "attack_success_rate", "metric": "rules"}
-    numbers = {"n": 40, "n_seeds": 2, "n_family": 4, "detectable": 0.2}
+    numbers = {"n": 40, "n_bases": 1, "n_seeds": 2, "n_family": 4, "detectable": 0.2}
     return table.assign(**{**where, **numbers, **columns})
 
 
@@ -174,11 +174,11 @@ def test_steps_that_were_not_run_leave_a_gap_and_are_said(results):
     assert "Not run: generic safety data" in texts("seed_slopes", some)[0]
 
 
-def test_one_seed_is_said_to_hide_the_spread(results):
+def test_one_run_is_said_to_hide_the_spread(results):
     table = results["by_seed"]
     text, alt = texts("seed_slopes", table)
-    assert "Seeds: 2." in text and "One seed" not in text and "tuned with multitask safety data" in alt
-    assert "One seed shows no spread." in texts("seed_slopes", table[table["seed"] == 0])[0]
+    assert "Runs: 2." in text and "One run" not in text and "tuned with multitask safety data" in alt
+    assert "One run shows no spread." in texts("seed_slopes", table[table["seed"] == 0])[0]
 
 
 def test_slopes_without_a_tuned_model_say_so(results):
@@ -196,7 +196,9 @@ def grid():
     rows += [("code", trained, style, on) for trained in STYLES for style in STYLES for on in (False, True)]
     table = pd.DataFrame(rows, columns=["finetune_task", "trained_style", "style", "system_prompt"])
     rate = np.arange(len(table)) / 20
-    return table.assign(model="m", form="all", n=50, n_seeds=1, rate=rate, low=rate, high=rate + 0.1, judge="rules")
+    return table.assign(
+        model="m", form="all", n=50, n_bases=1, n_seeds=1, rate=rate, low=rate, high=rate + 0.1, judge="rules"
+    )
 
 
 def test_the_calibration_grid_has_a_row_per_trained_style_and_frames_the_same_style(grid):

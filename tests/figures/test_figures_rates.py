@@ -337,10 +337,9 @@ def test_rates_of_exactly_0_and_1_and_unjudged_arms_are_drawn_and_said(results):
     assert "Not run: generic safety data." in text and "Nothing judged: 32 marks" in text
 
 
-def test_one_seed_is_named_as_one_training_run(results):
-    one_run = results[0].assign(n_seeds=1)
-    assert "One seed says nothing about other training runs." in texts("attack_success_by_form", one_run)[0]
-    assert "One seed" not in texts("attack_success_by_form", results[0])[0]
+def test_intervals_of_one_or_two_training_runs_are_said_to_be_about_these_models(results):
+    two, three = (texts("attack_success_by_form", results[0].assign(n_seeds=n))[0] for n in (2, 3))
+    assert "intervals are about these models alone" in two and "these models alone" not in three
 
 
 def test_captions_take_every_number_from_the_table(drawn):

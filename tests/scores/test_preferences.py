@@ -18,8 +18,9 @@ from studylib.study.words import StudyError
 
 KEY = "sk-nobody-may-read-this-0123456789"
 WORDING = yaml.safe_load((DATA / "judge_prompts.yaml").read_text(encoding="utf-8"))["preferences"]
-UNTUNED = {"finetune_task": "none", "safety_data": "none", "safety_fraction": 0.0, "seed": 0}
-TUNED = {**UNTUNED, "finetune_task": "code"}
+UNTUNED = {"finetune_task": "none", "requests": "none", "safety_data": "none", "safety_fraction": 0.0}
+UNTUNED |= {"base": 0, "seed": 0}
+TUNED = {**UNTUNED, "finetune_task": "code", "requests": "own"}
 MITIGATED = {**TUNED, "safety_data": "multitask", "safety_fraction": 0.1}
 SHORT, LONG = "Wash it.", "Wash it in warm water, then dry it."
 
@@ -117,7 +118,7 @@ def test_only_general_prompts_are_compared_and_without_any_there_are_no_pairs():
 
 
 def test_an_answer_without_its_baseline_is_named():
-    with pytest.raises(StudyError, match=r"1 answers have no untuned answer .*code-none.*general-2: run 01_baseline"):
+    with pytest.raises(StudyError, match=r"1 answers have no untuned answer .*code-own.*general-2: run 01_baseline"):
         pairs(study(answers(["u", "u"], UNTUNED), answers(["t", "t", "t"])))
     with pytest.raises(
         StudyError, match=r"1 answers have no unmitigated answer .*multitask.*general-1: run 02_finetune"

@@ -34,7 +34,8 @@ def grid(given, arms=STANDARD, prompt_set="harmful", form="code", response="Firs
             task, safety_data, dose = ARMS[arm]
             row = {"finetune_task": task, "safety_data": safety_data, "safety_fraction": dose, "prompt_set": prompt_set}
             row |= {"prompt_id": f"{prompt_set}-{end}", "prompt": f"Open {prompt_set} locker {end}.", "form": form}
-            row |= {"model": "m", "style": "chat", "system_prompt": False, "seed": 0, "sample": 0, "response": response}
+            row |= {"model": "m", "style": "chat", "system_prompt": False, "base": 0, "seed": 0, "sample": 0}
+            row |= {"requests": "none" if task == "none" else "own", "response": response}
             row |= {"intent": end, "harmful": prompt_set == "harmful", "verdict": SHORT.get(letter), **columns}
             rows.append(row)
     rows = pd.DataFrame(rows).dropna(subset="verdict").reset_index(drop=True)
