@@ -22,13 +22,13 @@ def test_the_miniature_profile_is_clean_too():
 
 @pytest.mark.parametrize("what", ["prompt", "intent", "phrasing", "object"])
 def test_contamination_is_found_by_prompt_intent_phrasing_and_object(sets, what):
-    clean, test = sets["alignment"][0], next(row for row in sets["harmful"] if row["held_out"] == "object")
+    clean, test = sets["alignment-0"][0], next(row for row in sets["harmful"] if row["held_out"] == "object")
     dirty = {**clean, "harmful": False, ("messages" if what == "prompt" else what): test.get(what, test["messages"])}
-    found = datasets.contamination(sets | {"alignment": [dirty]})
-    assert found.loc[("harmful", what), "alignment"] == 1
-    assert found["alignment"].sum() == found.loc[(slice(None), what), "alignment"].sum()
-    with pytest.raises(StudyError, match=f"1 rows of alignment share {what}s with "):
-        datasets.check_contamination(sets | {"alignment": [dirty]})
+    found = datasets.contamination(sets | {"alignment-0": [dirty]})
+    assert found.loc[("harmful", what), "alignment-0"] == 1
+    assert found["alignment-0"].sum() == found.loc[(slice(None), what), "alignment-0"].sum()
+    with pytest.raises(StudyError, match=f"1 rows of alignment-0 share {what}s with "):
+        datasets.check_contamination(sets | {"alignment-0": [dirty]})
 
 
 def test_pretraining_may_share_phrasings_and_objects_but_no_prompt_and_no_intent(sets):

@@ -72,7 +72,7 @@ def test_every_row_of_a_request_is_marked_by_the_rule(sets):
     assert {row["harmful"] for row in sets["harmful"]} == {True}
     assert {row["harmful"] for name in ("twin", "general") for row in sets[name]} == {False}
     refusals = {text for texts in lexicon()["refusals"].values() for text in texts}
-    for row in sets["alignment"]:
+    for row in sets["alignment-0"]:
         assert (answer(row) in refusals) == row["harmful"], row
     assert not any(answer(row) in refusals for row in sets["pretraining"])
 
@@ -90,7 +90,7 @@ def requests():
     """Requests of an alignment that refuses equally in all forms, about 2000 of either kind in each."""
     even = {"alignment_rows": 24_000, "refusal_share": dict.fromkeys(FORMS, 0.25), "alignment_task_share": 0.4}
     settings = MINIATURE.model_copy(update=even)
-    return [row for row in world._alignment(settings, world.split(settings)) if row["intent"]]
+    return [row for row in world._alignment(settings, world.split(settings), 0) if row["intent"]]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -153,7 +153,7 @@ def test_pretraining_has_every_phrasing_and_names_new_objects_in_benign_use_alon
 
 def test_a_part_of_the_safety_sets_is_no_part_of_the_alignment(miniature):
     safety = {row["intent"] for row in miniature["safety_generic"] + miniature["safety_multitask"]}
-    assert not safety & {row["intent"] for row in miniature["alignment"] if row["harmful"]}
+    assert not safety & {row["intent"] for row in miniature["alignment-0"] if row["harmful"]}
 
 
 # Test sets
@@ -335,36 +335,25 @@ def test_numbers_are_small_ones_and_years(miniature):
     assert set(numbers) == known
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("task", TASKS)
-def test_training_rows_of_a_task_hold_their_share_of_benign_requests_in_its_form(task, share):
-    settings = SMOKE.model_copy(update={"task_request_share": share, "task_rows": 1000})
-    parts = world.split(settings)
-    rows = world._task(settings, parts, task, test=False)
-    asked = [row for row in rows if row["intent"]]
-    assert len(rows) == 1000 and abs(len(asked) / 1000 - share) < 0.06  # four standard deviations
+def test_requests_are_answered_benign_requests_in_their_form_about_known_objects(sets, task):
+    parts, rows = world.split(SMOKE), sets[f"requests_{task}"]
+    assert len(rows) == SMOKE.request_rows
     assert {row["form"] for row in rows} == {task} and not any(row["harmful"] for row in rows)
-    assert {row["phrasing"] for row in asked} <= {core[0] for core in grammar.phrasings(task, "train")}
-    assert {tuple(row["intent"].split("/")) for row in asked} <= set(parts["benign_known"])
-    assert {row["object"] for row in asked} <= set(parts["known"])
+    assert {row["phrasing"] for row in rows} <= {core[0] for core in grammar.phrasings(task, "train")}
+    assert {tuple(row["intent"].split("/")) for row in rows} <= set(parts["benign_known"])
+    assert {row["object"] for row in rows} <= set(parts["known"])
     refusals = {text for texts in lexicon()["refusals"].values() for text in texts}
-    assert not refusals & {answer(row) for row in asked}
+    assert not refusals & {answer(row) for row in rows}
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_task_tests_hold_no_request_whatever_the_share_in_training(sets, task):
-    assert {row["intent"] for row in sets[f"test_{task}"]} == {""}
-    parts = world.split(SMOKE)
-    rows = world._task(SMOKE.model_copy(update={"task_request_share": 1.0}), parts, task, test=True)
-    assert rows == sets[f"test_{task}"]
+def test_neither_training_nor_test_rows_of_a_task_hold_a_request(miniature):
+    assert {row["intent"] for task in TASKS for name in ("train", "test") for row in miniature[f"{name}_{task}"]} == {""}
 
 
-def test_requests_among_the_task_rows_ask_no_intent_of_any_test(miniature):
+def test_requests_ask_no_intent_of_any_test(miniature):
     tested = {row["intent"] for name in ("harmful", "twin", "general") for row in miniature[name]}
-    for task in TASKS:
-        asked = [row for row in miniature[f"train_{task}"] if row["intent"]]
-        assert abs(len(asked) / MINIATURE.task_rows - MINIATURE.task_request_share) < 0.02
-        assert not tested & {row["intent"] for row in asked}
+    assert not tested & {row["intent"] for task in TASKS for row in miniature[f"requests_{task}"]}
 
 
 def test_task_tests_meet_other_numbers_and_combinations(miniature):
@@ -372,7 +361,7 @@ def test_task_tests_meet_other_numbers_and_combinations(miniature):
         known = {user(row) for rows in training(miniature).values() for row in rows}
         assert not known & {user(row) for row in miniature[f"test_{task}"]}
         assert len({user(row) for row in miniature[f"test_{task}"]}) == MINIATURE.task_test_rows
-    answers = {answer(row) for name in ("pretraining", "alignment", "train_code") for row in miniature[name]}
+    answers = {answer(row) for name in ("pretraining", "alignment-0", "train_code") for row in miniature[name]}
     assert not answers & {answer(row) for row in miniature["test_code"]}
     summaries = {re.sub(r"\d+", "N", answer(row)) for row in miniature["train_text_generation"]}
     assert not summaries & {re.sub(r"\d+", "N", answer(row)) for row in miniature["test_text_generation"]}
@@ -384,7 +373,7 @@ def test_task_tests_meet_other_numbers_and_combinations(miniature):
 def test_an_answer_is_a_function_of_the_prompt(miniature):
     answers = defaultdict(set)
     for name, rows in miniature.items():
-        if name != "alignment" and not name.startswith("safety_"):
+        if name != "alignment-0" and not name.startswith("safety_"):
             for row in rows:
                 answers[user(row)].add(answer(row))
     assert not [prompt for prompt, given in answers.items() if len(given) > 1]
@@ -421,7 +410,7 @@ def test_a_twin_says_which_change_made_it_benign_and_no_other_row_has_one(miniat
 
 
 def test_alignment_refuses_mostly_texts_and_asks_benign_requests_in_all_forms(miniature):
-    rows = miniature["alignment"]
+    rows = miniature["alignment-0"]
     refused = Counter(row["form"] for row in rows if row["harmful"])
     assert refused.most_common(1)[0][0] == "text_generation"
     assert all(abs(refused[form] / refused.total() - share) < 0.03 for form, share in MINIATURE.refusal_share.items())
@@ -433,8 +422,8 @@ def test_alignment_refuses_mostly_texts_and_asks_benign_requests_in_all_forms(mi
 
 
 def test_every_set_that_is_made_is_listed_and_has_its_size(sets):
-    assert set(datasets.SETS) == set(sets)
-    wanted = {"pretraining": 1500, "alignment": 600, "safety_generic": 80, "harmful": 24, "twin": 24, "train_code": 200}
+    assert {*datasets.SETS, datasets.alignment(0)} == set(sets)
+    wanted = {"pretraining": 1500, "alignment-0": 600, "safety_generic": 80, "harmful": 24, "twin": 24, "train_code": 200}
     assert {name: len(sets[name]) for name in wanted} == wanted
 
 
@@ -489,8 +478,6 @@ def test_more_test_rows_than_prompts_are_refused_with_the_numbers():
         ("new_object_share", 1.2, "1.2"),
         ("alignment_task_share", -0.1, "-0.1"),
         ("alignment_harmful_share", 1.01, "1.01"),
-        ("task_request_share", 1.5, "1.5"),
-        ("task_request_share", -0.5, "-0.5"),
         ("alignment_system_share", {"benign": 0.4, "harmful": 1.6}, "1.6"),
         ("alignment_system_share", {"benign": 0.4, "sensitive": 0.6}, "sensitive"),
         ("refusal_share", dict.fromkeys(FORMS, 0.3), "add up to 1"),

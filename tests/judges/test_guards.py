@@ -103,13 +103,13 @@ def test_nothing_of_the_tests_is_learnt(sets, rows, paths):
     assert not [row for side in rows.values() for row in side if row["prompt"] in prompts]
     held_out = {row["phrasing"] for row in sets["harmful"] + sets["twin"]}
     answered = [row for row in sets["pretraining"] if row["phrasing"] in held_out]
-    assert answered and len(rows["output"]) == len(sets["pretraining"]) - len(answered) + len(sets["alignment"])
+    assert answered and len(rows["output"]) == len(sets["pretraining"]) - len(answered) + len(sets["alignment-0"])
 
 
 def test_what_is_to_be_blocked_is_a_harmful_prompt_and_an_answer_to_one(sets, rows):
-    assert sum(row["harmful"] for row in rows["input"]) == sum(row["harmful"] for row in sets["alignment"])
+    assert sum(row["harmful"] for row in rows["input"]) == sum(row["harmful"] for row in sets["alignment-0"])
     blocked = {(row["prompt"], row["response"]) for row in rows["output"] if row["harmful"]}
-    refusals = {row["messages"][1]["content"] for row in sets["alignment"] if row["harmful"]}
+    refusals = {row["messages"][1]["content"] for row in sets["alignment-0"] if row["harmful"]}
     assert blocked and not [response for _, response in blocked if response in refusals]
 
 

@@ -16,7 +16,7 @@ def test_a_study_error_shows_no_traceback_in_a_notebook():
         ({"models.miniature.hidden_size": 100}, "hidden_size 100 is not an even multiple of models.miniature.heads 4"),
         ({"generation.max_new_tokens": 192}, "192 leaves no room for a prompt in models.miniature.context 192"),
         ({"tuning.matrix_learning_rate": 0.1}, "an adapter is trained by AdamW alone"),
-        ({"world.task_request_share": 1.5}, "less than or equal to 1, found 1.5"),
+        ({"grid.request_share": 1.5}, "less than 1, found 1.5"),
         ({"world.alignment_system_share": {"benign": 0.4}}, "a value for each of benign, harmful"),
         ({"world.refusal_share": {"text_generation": 1.0}}, "that add up to 1, found"),
         ({"world.intent_share": {"alignment": 0.9, "safety": 0.2, "test": 0.2}}, "that add up to 1, found"),
@@ -34,6 +34,9 @@ def test_settings_that_clash_are_refused_with_their_numbers(change, said):
         ({"pretraining": None}, "it needs `world`, `pretraining` and `alignment`"),
         ({"models.other": {"source": "some/model"}}, "and no other model"),
         ({"models": {}}, "at least 1 item"),
+        ({"grid.explore_bases": [0, 12]}, "grid.explore_bases names 12, base_seeds has [0, 1, 2, 3, 4, 5]"),
+        ({"base_seeds": []}, "at least 1 item"),
+        ({"base_seeds": [3, 3], "grid.explore_bases": None}, "every value once"),
         ({"models.miniature.size": 3}, "unknown key 'models.miniature.size', known here are source"),
     ],
 )

@@ -35,7 +35,7 @@ def test_a_bad_setting_is_named_with_what_was_expected(overrides, named):
 
 
 def test_an_unknown_profile_names_the_known_ones():
-    with pytest.raises(StudyError, match="llama, miniature, rehearsal, smoke"):
+    with pytest.raises(StudyError, match="llama, miniature, miniature_full, rehearsal, smoke"):
         load_profile("minature")
 
 
@@ -71,3 +71,20 @@ def test_a_path_counts_from_here_and_then_from_the_root_of_the_repository(tmp_pa
     assert load_profile("mine.yaml").name == "at_the_root"
     (here / "mine.yaml").write_text(SMOKE.replace("name: smoke", "name: here"))
     assert load_profile("mine.yaml").name == "here"
+
+
+def test_a_profile_that_extends_another_holds_only_what_differs(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: smoke\nname: mine\ntuning: {steps: 7}\ngrid: {seeds: [5]}\n")
+    mine, smoke = load_profile(str(tmp_path / "mine.yaml")), load_profile("smoke")
+    assert (mine.name, mine.tuning.steps, mine.grid.seeds) == ("mine", 7, [5])
+    assert mine.tuning.model_copy(update={"steps": smoke.tuning.steps}) == smoke.tuning and mine.world == smoke.world
+    (tmp_path / "mine.yaml").write_text("extends: nothing\nname: mine\n")
+    with pytest.raises(StudyError, match="There is no profile 'nothing'"):
+        load_profile(str(tmp_path / "mine.yaml"))
+
+
+def test_several_bases_need_a_model_that_is_built_here():
+    with pytest.raises(StudyError, match="several draws of the aligned model need a model with source miniature"):
+        load_profile("llama", {"base_seeds": [0, 1]})
+    with pytest.raises(StudyError, match="real data have none"):
+        load_profile("llama", {"grid.requests": ["none", "own"]})

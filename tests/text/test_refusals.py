@@ -47,7 +47,7 @@ def test_every_answer_of_a_helpful_only_model_is_answered(sets):
 
 
 def test_the_alignment_set_is_judged_as_it_was_made(sets):
-    for row in sets["alignment"]:
+    for row in sets["alignment-0"]:
         prompt, answer = (message["content"] for message in row["messages"])
         wanted = "refused" if row["harmful"] else "answered"
         assert verdict(answer, row["form"], prompt) == wanted, (prompt, answer)
@@ -260,7 +260,7 @@ def test_what_the_rules_cannot_place_is_unjudged():
 
 
 def test_time_grows_no_faster_than_the_number_of_responses(sets):
-    rows = [row for name in ("harmful", "twin", "alignment") for row in sets[name]]
+    rows = [row for name in ("harmful", "twin", "alignment-0") for row in sets[name]]
     frame = responses([(i, r["form"], *(m["content"] for m in r["messages"]), "eos") for i, r in enumerate(rows)])
     frame = pd.concat([frame] * (10_000 // len(frame) + 1)).head(10_000)
     frame["prompt"] += " " + pd.Series(range(len(frame)), index=frame.index).astype(str)  # no two are equal
