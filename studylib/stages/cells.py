@@ -126,8 +126,10 @@ class Runner:
                 return folder
             base = self.base
             with self.clock("training"), replaced(folder) as aside:
+                started = time.monotonic()
                 losses = base.tune(self.tuning_parts(cell), self.profile.lora, cell.seed, aside, cell.name)
                 note = {"fingerprint": wanted, "cell": asdict(cell), "loss": losses}
+                note["seconds"] = round(time.monotonic() - started, 2)
                 write_text(aside / "study.json", json.dumps(note, indent=1))
         return folder
 

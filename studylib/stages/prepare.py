@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -312,10 +313,12 @@ def _build(paths: RunPaths, profile: Profile, name: str, recipe: Recipe, threads
         model = engine.open_model(aside, profile.miniature.model_copy(update={"quantization": "none"}), recipe.settings)
         kind = "aligned" if recipe.before else "helpful_only"
         features = prompts.encode_mixed(model.tokenizer, rows, **calibrated_by(profile, kind))
+        started = time.monotonic()
         losses = model.train(features, recipe.settings, recipe.seed, name)
+        seconds = round(time.monotonic() - started, 2)
         model.save(aside)
         card = {"fingerprint": recipe.fingerprint, **_weights(aside), "parameters": model.n_parameters}
-        card |= {"vocabulary": len(model.tokenizer), "loss": losses}
+        card |= {"vocabulary": len(model.tokenizer), "seconds": seconds, "loss": losses}
         write_text(aside / "study.json", json.dumps(card, indent=1) + "\n")
 
 
