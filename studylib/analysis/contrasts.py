@@ -18,12 +18,12 @@ from studylib.analysis.stats import CONFIDENCE, codes
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.profile import Name, Profile, Settings, explain
-from studylib.study.words import ARMS, SAFETY_DATA, STYLES, TASKS, StudyError
+from studylib.study.words import ARMS, REQUESTS, SAFETY_DATA, STYLES, TASKS, StudyError
 
 J = "j"  # share of harmful prompts refused minus that of their benign twins: 2 x balanced_accuracy - 1
 PLANNED = (*(measure for measure in MEASURES if measure not in ("task_score", "balanced_accuracy")), J)
-REQUESTS = ("none", "own", "other", "alone")
 DRAWS = 2000  # of the Multi-Bootstrap
+_ABSENT = "no setting of the profile"
 _PLACE = ["model", "question", "metric", "contrast"]
 _COLUMNS = [*_PLACE, "measure", "direction", "margin", "n_bases", "n_seeds", "n_intents", "value", "other_value"]
 _COLUMNS += ["difference", "se", "df", "low", "high", "p", "p_holm", "boot_low", "boot_high", "p_beyond"]
@@ -93,19 +93,16 @@ def differences(plan: Plan, profile: Profile) -> list[str]:
     """How the profile differs from the plan, a clause each, without a stop; empty where its run is confirmatory."""
     if profile.name not in plan.profiles:
         return [f"the plan is for {', '.join(plan.profiles)}, not for {profile.name}"]
-    n, found = len(_bases(profile)), []
+    n, found = len(profile.base_seeds), []
     if n < plan.bases_at_least:
         found.append(f"{n} base{'s' * (n != 1)}, the plan asks for at least {plan.bases_at_least}")
     settings = profile.model_dump()
     for key, frozen in plan.frozen.items():
-        *sections, last = key.split(".")
-        section = settings
-        for name in sections:
-            section = section.get(name) or {} if isinstance(section, dict) else {}
-        if last not in section:
-            found.append(f"{key} is no setting of the profile, the plan freezes {frozen}")
-        elif section[last] != frozen:
-            found.append(f"{key} is {section[last]}, the plan freezes {frozen}")
+        value = settings
+        for name in key.split("."):
+            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value != frozen:
+            found.append(f"{key} is {value}, the plan freezes {frozen}")
     return found
 
 
@@ -125,8 +122,8 @@ def check_profile(plan: Plan, profile: Profile) -> None:
             tuned = arm.finetune_task is None
             known = {
                 "style": (plan.asked.style, grid.styles),
-                "requests": (arm.requests, getattr(grid, "requests", ("none", "own"))),
-                "safety_data": (arm.safety_data, ["none", *grid.safety_data, *arms]),
+                "requests": (arm.requests, grid.requests),
+                "safety_data": (arm.safety_data, [*grid.safety_data, *arms]),
                 "safety_fraction": (arm.safety_fraction, doses),
             }
             asked = [("task", task, grid.tasks) for task in question.contrasts if tuned]
@@ -137,15 +134,11 @@ def check_profile(plan: Plan, profile: Profile) -> None:
             f"Profile {profile.name} lacks cells of the plan: {', '.join(dict.fromkeys(missing))}. Add them to its "
             "grid, or change data/plan.yaml before the run."
         )
-    if len(_bases(profile)) < 2:
+    if len(profile.base_seeds) < 2:
         raise StudyError(
-            f"Profile {profile.name} has {len(_bases(profile))} base, and contrasts are tested between bases: give "
+            f"Profile {profile.name} has {len(profile.base_seeds)} base, and contrasts are tested between bases: give "
             f"base_seeds at least {plan.bases_at_least} numbers."
         )
-
-
-def _bases(profile: Profile) -> list[int]:
-    return getattr(profile, "base_seeds", [0])
 
 
 def paired(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
