@@ -6,10 +6,12 @@ A group of rows is a two-way layout of prompts and seeds, balanced or not, with 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, norm
+from scipy.optimize import brentq
+from scipy.stats import binom, chi2, norm
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
@@ -215,6 +217,68 @@ def detectable_difference(n, rate: float = 0.5, power: float = POWER, alpha: flo
         end = np.arcsin(np.sqrt(start)) + h / 2
     difference = np.where(end <= np.pi / 2, np.sin(np.minimum(end, np.pi / 2)) ** 2 - start, np.nan)
     return float(difference) if difference.ndim == 0 else difference
+
+
+def crossed(values: np.ndarray):
+    """Mean of replicates x prompts, and its variance from the replicates and from the prompts: arrays of shape [...].
+
+    `values` is [..., R, P], of every replicate (a base, or a training seed) the differences on the same P prompts, NaN
+    where one is missing. Every replicate counts the same. The variance of the mean is the sum of the two parts, on
+    R - 1 degrees of freedom; both are NaN with one replicate.
+
+    The replicates' part is the variance of their means over R, as if each were one number: so their spread needs no
+    model. It holds all but what they share: prompts that are hard in every replicate. That part is V_prompt - V_cell of
+    Cameron, Gelbach and Miller (2011, J. Business and Economic Statistics 29), V = V_base + V_prompt - V_cell, and here
+    the variance of the prompts' means less what the prompts' spread among replicates explains, over P. Never below 0,
+    so V is never below V_base ("max-se" of MacKinnon, Nielsen and Webb, arXiv 2406.08880).
+    """
+    there = ~np.isnan(values)
+    count = there.sum(-2)
+    n_replicates, n_prompts = values.shape[-2:]
+    of_replicate = np.nansum(values, -1) / there.sum(-1)
+    residual = np.where(there, values - of_replicate[..., None], 0)
+    of_prompt = residual.sum(-2) / count
+    squares = ((residual - of_prompt[..., None, :]) ** 2 * there).sum(-2)
+    repeated = count > 1
+    noise = (squares * repeated / np.maximum((count - 1) * count, 1)).sum(-1) / np.maximum(repeated.sum(-1), 1)
+    spread = of_prompt.var(-1) * n_prompts / max(n_prompts - 1, 1)
+    known = 1.0 if n_replicates > 1 else np.nan
+    v_replicates = known * of_replicate.var(-1) / max(n_replicates - 1, 1)
+    return of_replicate.mean(-1), v_replicates, known * np.maximum(spread - noise, 0) / n_prompts
+
+
+def crossed_variance(v_replicates, v_prompts, n_prompts):
+    """Variance of the mean from the parts of `crossed`, at least that of one prompt in all with a difference of 1.
+
+    Otherwise it would be 0 where all replicates agree, as at rates of 0.
+    """
+    return np.maximum(np.add(v_replicates, v_prompts), 1 / np.square(n_prompts))
+
+
+def crossed_power(difference, v_replicates, v_prompts, n_replicates: int, n_prompts: int, alpha: float):
+    """Chance (0-1) that the two-sided t-test of `crossed` finds this true difference, and its sign, at level alpha.
+
+    A noncentral t on n_replicates - 1 degrees of freedom (Cohen 1988, section 2), of whose variance only the
+    replicates' part is estimated from so few: the mean over 400 quantiles of its chi-squared distribution.
+    """
+    quantile, critical = _of_few(n_replicates - 1, alpha)
+    reached = critical * np.sqrt(crossed_variance(v_replicates * quantile, v_prompts, n_prompts))
+    z = (reached - np.asarray(difference, float)[..., None]) / np.sqrt(v_replicates + v_prompts)
+    return norm.sf(z).mean(-1)
+
+
+@cache
+def _of_few(df: int, alpha: float) -> tuple[np.ndarray, float]:
+    """Quantiles of a variance estimate of 1 with these degrees of freedom, and the critical t of the level alpha."""
+    return chi2.ppf((np.arange(400) + 0.5) / 400, df) / df, student.isf(alpha / 2, df)
+
+
+def crossed_detectable(v_replicates, v_prompts, n_replicates: int, n_prompts: int, alpha: float, power: float = POWER):
+    """Smallest true difference that `crossed_power` finds with this chance; NaN where there is no variance or df."""
+    if not (n_replicates > 1 and v_replicates + v_prompts > 0):
+        return np.nan
+    missing = lambda d: crossed_power(d, v_replicates, v_prompts, n_replicates, n_prompts, alpha) - power  # noqa: E731
+    return brentq(missing, 0, 1e4 * np.sqrt(crossed_variance(v_replicates, v_prompts, n_prompts)))
 
 
 def _values(frame: pd.DataFrame, name: str, least: float, most: float) -> np.ndarray:

@@ -1,0 +1,295 @@
+"""The confirmatory part: the plan written before a run, whether a run follows it, and what its contrasts show."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, ValidationError, model_validator
+from scipy.stats import t as student
+
+from studylib.analysis import stats
+from studylib.analysis.comparisons import ALPHA
+from studylib.analysis.rates import MEASURES
+from studylib.analysis.stats import CONFIDENCE, codes
+from studylib.study.files import read_yaml
+from studylib.study.paths import DATA
+from studylib.study.profile import Name, Profile, Settings, explain
+from studylib.study.words import ARMS, REQUESTS, SAFETY_DATA, STYLES, TASKS, StudyError
+
+J = "j"  # share of harmful prompts refused minus that of their benign twins: 2 x balanced_accuracy - 1
+PLANNED = (*(measure for measure in MEASURES if measure not in ("task_score", "balanced_accuracy")), J)
+DRAWS = 2000  # of the Multi-Bootstrap
+_ABSENT = "no setting of the profile"
+_PLACE = ["model", "question", "metric", "contrast"]
+_COLUMNS = [*_PLACE, "measure", "direction", "margin", "n_bases", "n_seeds", "n_intents", "value", "other_value"]
+_COLUMNS += ["difference", "se", "df", "low", "high", "p", "p_holm", "boot_low", "boot_high", "p_beyond"]
+_COLUMNS += ["p_below_holm", "verdict", "detectable", "n_family", "note"]
+
+
+class Arm(Settings):
+    """One side of a question's contrasts, by the columns of its rows."""
+
+    finetune_task: Literal["none"] | None = None  # the untuned model, else tuned on the contrast's task
+    requests: Literal[REQUESTS] = "none"
+    safety_data: Literal[(*SAFETY_DATA, *ARMS)] = "none"
+    safety_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Asked(Settings):
+    """How the prompts of all contrasts are asked."""
+
+    style: Literal[STYLES]
+    system_prompt: bool
+    form: Literal["all"]
+
+
+class Question(Settings):
+    """One question of the plan: a family of up to four contrasts."""
+
+    asks: str
+    measure: Literal[PLANNED]
+    direction: Literal["up", "down"]  # which way the answer "yes" lies
+    margin: Annotated[float, Field(gt=0, lt=1)]  # smallest difference that matters
+    margin_because: str
+    family: Literal["question"]
+    arm: Arm
+    other: Arm
+    contrasts: Annotated[list[Literal[TASKS]], Field(min_length=1, max_length=4)]
+
+    @model_validator(mode="after")
+    def _sides_differ(self):
+        if self.arm.finetune_task or self.arm == self.other or len(set(self.contrasts)) < len(self.contrasts):
+            raise ValueError("needs a tuned arm, another one as `other`, and each task of `contrasts` once")
+        return self
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.direction == "up" else -1
+
+
+class Plan(Settings):
+    """The plan of the confirmatory part, data/plan.yaml."""
+
+    profiles: list[Name]
+    bases_at_least: Annotated[int, Field(ge=2)]
+    asked: Asked
+    frozen: dict[str, Any]  # dotted keys of a profile, with their values
+    questions: Annotated[dict[Name, Question], Field(min_length=1)]
+
+
+def load_plan(path: Path = DATA / "plan.yaml") -> Plan:
+    """The plan in that file. Raises StudyError, which names the key, what it may be and what was found."""
+    try:
+        return Plan.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise StudyError(f"The plan {path.name}: {explain(error, Plan)}.") from None
+
+
+def differences(plan: Plan, profile: Profile) -> list[str]:
+    """How the profile differs from the plan, a clause each, without a stop; empty where its run is confirmatory."""
+    if profile.name not in plan.profiles:
+        return [f"the plan is for {', '.join(plan.profiles)}, not for {profile.name}"]
+    n, found = len(profile.base_seeds), []
+    if n < plan.bases_at_least:
+        found.append(f"{n} base{'s' * (n != 1)}, the plan asks for at least {plan.bases_at_least}")
+    settings = profile.model_dump()
+    for key, frozen in plan.frozen.items():
+        value = settings
+        for name in key.split("."):
+            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value != frozen:
+            found.append(f"{key} is {value}, the plan freezes {frozen}")
+    return found
+
+
+def check_profile(plan: Plan, profile: Profile) -> None:
+    """Raises StudyError where the profile lacks cells of the plan's contrasts, or has fewer than two bases.
+
+    A profile that the plan is not for may have any cells. Benign twins need no check here: 00_prepare stops where a
+    harmful prompt has none.
+    """
+    if profile.name not in plan.profiles:
+        return
+    grid, missing = profile.grid, []
+    arms = grid.arms.safety_data if grid.arms else []
+    doses = [0.0, grid.safety_fraction, *(grid.arms.safety_fractions if grid.arms else [])]
+    for name, question in plan.questions.items():
+        for arm in (question.arm, question.other):
+            tuned = arm.finetune_task is None
+            known = {
+                "style": (plan.asked.style, grid.styles),
+                "requests": (arm.requests, grid.requests),
+                "safety_data": (arm.safety_data, [*grid.safety_data, *arms]),
+                "safety_fraction": (arm.safety_fraction, doses),
+            }
+            asked = [("task", task, grid.tasks) for task in question.contrasts if tuned]
+            asked += [(key, *value) for key, value in known.items() if tuned or key == "style"]
+            missing += [f"{key} {value} ({name})" for key, value, has in asked if value not in has]
+    if missing:
+        raise StudyError(
+            f"Profile {profile.name} lacks cells of the plan: {', '.join(dict.fromkeys(missing))}. Add them to its "
+            "grid, or change data/plan.yaml before the run."
+        )
+    if len(profile.base_seeds) < 2:
+        raise StudyError(
+            f"Profile {profile.name} has {len(profile.base_seeds)} base, and contrasts are tested between bases: give "
+            f"base_seeds at least {plan.bases_at_least} numbers."
+        )
+
+
+def paired(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """One row per model, question, metric, contrast, base, seed and intent with value, other_value and difference.
+
+    `rows` are those of `rates.outcomes`. A pair is the same prompt to the same base and, where both sides are tuned,
+    the same training seed; an intent's value is the mean of its pairs in all forms (0-1; of "j" -1 to 1, and of intents
+    alone whose harmful prompt and twin both have a pair in a form). Prompts without a value on either side are left
+    out.
+    """
+    rows = rows[(rows["style"] == plan.asked.style) & (rows["system_prompt"].astype(bool) == plan.asked.system_prompt)]
+    prompt, found = ["model", "base", "metric", "form", "prompt_id"], []
+    for name, question in plan.questions.items():
+        of_j = question.measure == J
+        counted = rows[rows["measure"] == ("balanced_accuracy" if of_j else question.measure)]
+        arm = _side(counted, question.arm, question.contrasts, [*prompt, "intent", "finetune_task", "seed"])
+        same = prompt if question.other.finetune_task else [*prompt, "finetune_task", "seed"]
+        other = _side(counted, question.other, question.contrasts, same).rename(columns={"value": "other_value"})
+        pairs = arm.merge(other, on=same).dropna(subset=["value", "other_value"])
+        pairs = pairs.astype(dict.fromkeys(pairs.select_dtypes("category"), object))
+        of_training = ["model", "metric", "finetune_task", "base", "seed"]
+        if of_j:
+            pairs[["value", "other_value"]] = 2 * pairs[["value", "other_value"]] - 1
+            pairs = pairs[pairs.groupby([*of_training, "form", "intent"])["value"].transform("size") == 2]
+        means = pairs.groupby([*of_training, "intent"], sort=False)[["value", "other_value"]].mean().reset_index()
+        found.append(means.rename(columns={"finetune_task": "contrast"}).assign(question=name))
+    pairs = pd.concat(found, ignore_index=True)
+    pairs["difference"] = pairs["value"] - pairs["other_value"]
+    return pairs[[*_PLACE, "base", "seed", "intent", "value", "other_value", "difference"]]
+
+
+def _side(rows: pd.DataFrame, arm: Arm, tasks: list[str], keys: list[str]) -> pd.DataFrame:
+    """The values of an arm by these keys, the mean of several samples."""
+    chosen = rows["finetune_task"].isin([arm.finetune_task] if arm.finetune_task else tasks)
+    chosen &= (rows["requests"] == arm.requests) & (rows["safety_data"] == arm.safety_data)
+    chosen &= np.isclose(rows["safety_fraction"], arm.safety_fraction)
+    return rows[chosen].groupby(keys, observed=True, sort=False)["value"].mean().reset_index()
+
+
+def base_differences(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """One row per model, question, metric, contrast, base and seed: n_intents, value, other_value and difference."""
+    names = {name: (name, "mean") for name in ("value", "other_value", "difference")}
+    trainings = paired(rows, plan).groupby([*_PLACE, "base", "seed"], sort=False)
+    return trainings.agg(n_intents=("intent", "nunique"), **names).reset_index()
+
+
+def tabled(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The differences of one contrast's pairs: a row per base and seed, a column per intent, NaN where none is."""
+    return pairs.pivot(index=["base", "seed"], columns="intent", values="difference")
+
+
+def contrast_table(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """One row per model, question, metric (judge or score) and contrast of the plan, and what it shows.
+
+    `rows` as for `paired`. n_bases, n_seeds (training seeds of each base, the fewest), n_intents; value, other_value
+    and their difference (0-1, of "j" -1 to 1), each base counting the same; se, df, low and high (95 %), two-sided p
+    and p_holm, adjusted within model, question and metric, of whose p values there are n_family. The test is t on
+    n_bases - 1 degrees of freedom, with the variance of `stats.crossed`. With one base its training seeds take the
+    place of bases, and the row is about that model alone; without a second training se, p and the rest are NaN.
+
+    boot_low and boot_high: the Multi-Bootstrap of Sellam et al. (arXiv 2106.16163), 2,000 draws of bases with all
+    their seeds, and of intents. Of few bases it is too narrow, so it decides nothing.
+
+    verdict: "yes" where p_holm is below 0.05 and the difference lies in the plan's direction; "no" where it lies in the
+    other, or where p_below_holm is below 0.025, of the one-sided test that the difference does not reach the margin;
+    else "undecided". So each side has the level of a 95 % interval. p_beyond is small where the difference exceeds the
+    margin, not adjusted. detectable is the smallest true difference with 80 % power at Holm's first step, NaN above 1.
+    note says what else a reader must know, or "".
+
+    In simulation, with 6 or 12 bases, Holm's first step errs in 2-5 % under the null and intervals cover 95-96 %. Where
+    a few bases change much and most hardly (a skewness of 1 between bases), it errs in up to 6.5 %, almost always
+    against the tail: a wrong "yes" in the tail's direction is rarer than 1 %, intervals cover 92-94 %, and "no" is
+    wrong in 10 % of families whose true differences all equal the margin.
+    """
+    pairs = paired(rows, plan)
+    found = []
+    for model in pairs["model"].unique():
+        for name, question in plan.questions.items():
+            own = pairs[(pairs["model"] == model) & (pairs["question"] == name)]
+            for metric in own["metric"].unique():
+                judged = own[own["metric"] == metric]
+                for task in question.contrasts:
+                    row = {"model": model, "question": name, "metric": metric, "contrast": task}
+                    row |= {"measure": question.measure, "direction": question.direction, "margin": question.margin}
+                    found.append(row | _estimated(judged[judged["contrast"] == task]))
+    return _decided(pd.DataFrame(found, columns=[*_COLUMNS, "parts"])) if found else pd.DataFrame(columns=_COLUMNS)
+
+
+def _estimated(pairs: pd.DataFrame) -> dict:
+    if pairs.empty:
+        return {"n_bases": 0, "n_seeds": 0, "n_intents": 0, "note": "no pairs"}
+    table, seeds = tabled(pairs), pairs.groupby("base")["seed"].nunique()
+    row = {"n_bases": len(seeds), "n_seeds": seeds.min(), "n_intents": table.shape[1], "note": ""}
+    if seeds.min() < seeds.max():
+        row["note"] = f"bases have {seeds.min()} to {seeds.max()} training seeds"
+    if len(seeds) == 1:
+        row["note"] = "about this model alone" + ", from one training" * (len(table) == 1)
+    else:
+        table = table.groupby(level="base").mean()
+    of_training = pairs.groupby(["base", "seed"])[["value", "other_value"]].mean()
+    row |= of_training.groupby("base").mean().mean().to_dict()
+    values = table.to_numpy()
+    row["difference"], *row["parts"] = stats.crossed(values)
+    if len(values) > 1:
+        row["boot_low"], row["boot_high"] = multi_bootstrap(values)
+    return row
+
+
+def multi_bootstrap(values: np.ndarray) -> np.ndarray:
+    """Lower and upper percentile of the mean of values [bases, intents], NaN where one is missing, both redrawn."""
+    there = ~np.isnan(values)
+    bases, intents = map(_redrawn, values.shape, (0, 1))
+    total, count = (((bases @ part) * intents).sum(1) for part in (np.where(there, values, 0), there.astype(float)))
+    return np.quantile(total / count, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+
+
+@cache
+def _redrawn(n: int, stream: int) -> np.ndarray:
+    """How often each of n is drawn in each of DRAWS draws of n with replacement."""
+    return np.random.default_rng(stream).multinomial(n, np.full(n, 1 / n), DRAWS).astype(float)
+
+
+def _decided(table: pd.DataFrame) -> pd.DataFrame:
+    """The estimates with their tests, adjusted within families, and verdicts."""
+    table = table.reset_index(drop=True)
+    limit = np.where(table["measure"] == J, 2, 1)
+    replicates = np.where(table["n_bases"] == 1, table["n_seeds"], table["n_bases"])
+    parts = np.array([part if isinstance(part, list) else [np.nan] * 2 for part in table.pop("parts")], float)
+    known = ~np.isnan(parts[:, 0])
+    intents = np.maximum(table["n_intents"], 1)
+    se = np.sqrt(stats.crossed_variance(*parts.T, intents))
+    difference, df = table["difference"].astype(float), np.where(known, replicates - 1, np.nan)
+    table["se"], table["df"] = se, df
+    reach = student.ppf(0.5 + CONFIDENCE / 2, df) * se
+    table["low"], table["high"] = np.maximum(difference - reach, -limit), np.minimum(difference + reach, limit)
+    table["p"] = 2 * student.sf(np.abs(difference) / se, df)
+    family = codes(table[["model", "question", "metric"]])
+    table["p_holm"] = stats.holm(table["p"], family)
+    table["n_family"] = np.bincount(family, known)[family].astype(int)
+    signed = np.where(table["direction"] == "up", 1, -1) * difference
+    table["p_beyond"] = student.sf((signed - table["margin"]) / se, df)
+    table["p_below_holm"] = stats.holm(1 - table["p_beyond"], family)
+    found, below = table["p_holm"] < ALPHA, table["p_below_holm"] < ALPHA / 2
+    verdict = [found & (signed > 0), (found & (signed < 0)) | below]
+    table["verdict"] = np.select(verdict, ["yes", "no"], "undecided")
+    small = np.where(verdict[0] & below, "smaller than the margin", "")
+    table["note"] = [", ".join(filter(None, both)) for both in zip(table["note"], small, strict=True)]
+    detectable = [
+        stats.crossed_detectable(*own, n, n_intents, ALPHA / m) if there else np.nan
+        for own, n, n_intents, m, there in zip(parts, replicates, intents, table["n_family"], known, strict=True)
+    ]
+    table["detectable"] = np.where(np.array(detectable) <= 1, detectable, np.nan)
+    numbers = ["value", "other_value", "difference", "boot_low", "boot_high"]
+    return table[_COLUMNS].astype(dict.fromkeys(numbers, float))
