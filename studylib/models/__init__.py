@@ -8,5 +8,6 @@ PUBLIC = {
     "hub": "check_source generate generate_ids gpu_memory load load_tokenizer padded",
     "prompts": "ALPACA calibrations encode_example encode_mixed encode_prompt encode_row fingerprint template",
     "selfcheck": "require_self_check self_check",
+    "training": "Checkpoint",
 }
 __getattr__, __dir__, __all__ = public(__name__, PUBLIC)

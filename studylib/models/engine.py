@@ -53,12 +53,15 @@ class PlainLlama:
     tokenizer: object
 
     def train(
-        self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None
+        self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None, checkpoint=None
     ) -> list[dict]:
-        """The loss curve of a training of all weights, in place; `after_step(steps done, model)` looks on."""
+        """The loss curve of a training of all weights, in place; `after_step(steps done, model)` looks on.
+
+        With a `training.Checkpoint`, which no other model takes, a killed training goes on where it was.
+        """
         look = after_step and torch.no_grad()(lambda step: after_step(step, self))
         leaves = small_llama.tensors(self.weights)
-        return training.fit(leaves, lambda: self.weights, self.shape, features, settings, seed, label, look)
+        return training.fit(leaves, lambda: self.weights, self.shape, features, settings, seed, label, look, checkpoint)
 
     def tune(self, parts: list, lora: LoraSettings, seed: int, folder: Path, label: str, after_step=None) -> list[dict]:
         """The loss curve of a LoRA tuning, on the parts (features and settings) in turn, and its adapter in the folder.
@@ -130,7 +133,10 @@ class TransformersModel:
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
 
-    def train(self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None):
+    def train(
+        self, features: list[dict], settings: TrainSettings, seed: int, label: str, after_step=None, checkpoint=None
+    ):
+        """As `PlainLlama.train`, but always from the beginning: the checkpoint is not used."""
         self.model.requires_grad_(True)
         look = after_step and (lambda step: after_step(step, self))
         losses = training.fit_with_trainer(

@@ -9,12 +9,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from studylib.models import small_llama
-from studylib.study.files import progress
+from studylib.study.files import aside, progress
 from studylib.study.profile import TrainSettings
 from studylib.study.words import StudyError
 
@@ -58,6 +61,39 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * factor
 
 
+class Checkpoint(NamedTuple):
+    """A file with the state of a training under way, from which the same training goes on after it was killed.
+
+    `fingerprint` stands for all that the training is made of: weights, rows, settings, seed. The file of another one,
+    or a damaged one, is not used.
+    """
+
+    path: Path
+    fingerprint: str
+    seconds: float = 30.0  # between two writes; 0: after every step
+
+    def read(self, label: str) -> dict | None:
+        """What `write` was last given; None, with a line in the log where there is a file, if that is of no use."""
+        if not self.path.is_file():
+            return None
+        try:
+            if damaged := ZipFile(self.path).testzip():  # torch does not look at the sums
+                raise BadZipFile(damaged)
+            state = torch.load(self.path, weights_only=True)
+            if state["fingerprint"] == self.fingerprint:
+                return state
+            why = "it is of another training"
+        except Exception as error:  # which one depends on where the file is damaged
+            why = f"it cannot be read, {type(error).__name__}"
+        LOG.warning("%s: begins anew, without %s: %s", label, self.path.name, why)
+        return None
+
+    def write(self, **state) -> None:
+        """Replaces the file, whole or not at all."""
+        with aside(self.path) as part:
+            torch.save({"fingerprint": self.fingerprint, **state}, part)
+
+
 def fit(
     leaves: list[torch.Tensor],
     weights_of: Callable[[], dict],
@@ -67,20 +103,31 @@ def fit(
     seed: int,
     label: str,
     after_step: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[dict]:
     """Trains the leaves in place for `settings.steps` steps; the loss curve as {step, loss} rows.
 
     `weights_of()` gives the model's weights as a function of the leaves, `features` come from prompts.encode_example.
-    The loss is averaged over the answer tokens of a whole batch, whatever its micro-batches.
+    The loss is averaged over the answer tokens of a whole batch, whatever its micro-batches. With a checkpoint, a call
+    that goes on after another was stopped ends with the same bits; the file is removed at the end.
     """
     for leaf in leaves:
         leaf.requires_grad_(True)
     optimizers = _optimizers(leaves, weights_of(), settings)
     micro, every = settings.micro_batch_size or settings.batch_size, max(1, settings.steps // 20)
-    curve, losses, started = [], [], time.monotonic()
+    first, curve, losses, started = 0, [], [], time.monotonic()
+    if state := checkpoint and checkpoint.read(label):
+        first, curve, losses = state["step"], state["curve"], state["losses"]
+        for leaf, value in zip(leaves, state["leaves"], strict=True):
+            leaf.detach().copy_(value)
+        for optimizer, its in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its)
+        LOG.info("%s: goes on after step %d", label, first)
     keys = [_key(row["input_ids"]) for row in features]
-    drawn = islice(batches(keys, settings.batch_size, seed), settings.steps)
-    for step, batch in enumerate(steps := progress(drawn, label, settings.steps, "steps")):
+    drawn = islice(batches(keys, settings.batch_size, seed), first, settings.steps)
+    steps, written = progress(drawn, label, settings.steps, "steps"), started
+    steps.n = steps.initial = first
+    for step, batch in enumerate(steps, first):
         n_tokens = sum(label != -100 for i in batch for label in features[i]["labels"][1:])
         weights = weights_of()
         # the products that make weights from leaves are differentiated once a step, not once a micro-batch
@@ -105,10 +152,16 @@ def fit(
             losses = []
         if after_step:
             after_step(step + 1)
+        if checkpoint and time.monotonic() - written >= checkpoint.seconds:
+            now = {"step": step + 1, "curve": curve, "losses": losses, "leaves": [leaf.detach() for leaf in leaves]}
+            checkpoint.write(**now, optimizers=[optimizer.state_dict() for optimizer in optimizers])
+            written = time.monotonic()
         steps.set_postfix_str(f"loss {total:.3f}", refresh=False)
     for leaf in leaves:
         leaf.requires_grad_(False)
-    LOG.info("%s: trained %d steps in %.0f s", label, settings.steps, time.monotonic() - started)
+    if checkpoint:
+        checkpoint.path.unlink(missing_ok=True)
+    LOG.info("%s: trained %d steps in %.0f s", label, settings.steps - first, time.monotonic() - started)
     return curve
 
 

@@ -296,7 +296,7 @@ def _is_built(paths: RunPaths, name: str, recipe: Recipe) -> bool:
 
 def _build(paths: RunPaths, profile: Profile, name: str, recipe: Recipe, threads: int) -> None:
     """Trains the model of that name and puts its folder, with its card as `study.json`, into place."""
-    from studylib.models import building, engine
+    from studylib.models import building, engine, training
 
     engine.use_threads(threads)  # the last digits depend on their number
     folder, rows = paths.model(name), datasets.load(paths, recipe.data)
@@ -314,7 +314,9 @@ def _build(paths: RunPaths, profile: Profile, name: str, recipe: Recipe, threads
         kind = "aligned" if recipe.before else "helpful_only"
         features = prompts.encode_mixed(model.tokenizer, rows, **calibrated_by(profile, kind))
         started = time.monotonic()
-        losses = model.train(features, recipe.settings, recipe.seed, name)
+        # beside the folder that is being made, which begins empty
+        under_way = training.Checkpoint(folder.with_name(f".{name}.checkpoint"), recipe.fingerprint)
+        losses = model.train(features, recipe.settings, recipe.seed, name, checkpoint=under_way)
         seconds = round(time.monotonic() - started, 2)
         model.save(aside)
         card = {"fingerprint": recipe.fingerprint, **_weights(aside), "parameters": model.n_parameters}

@@ -1,4 +1,9 @@
 import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -139,6 +144,111 @@ def test_the_learning_rate_is_that_of_transformers(schedule, warmup):
 def test_steps_alone_decide_how_long_it_takes():
     losses, _ = fitted(features("train_code", 8), {"steps": 7})
     assert losses[-1]["step"] == 7  # seven times through the rows
+
+
+# A training that goes on
+
+WITH_MUON = {"steps": 9, "micro_batch_size": 4, "matrix_learning_rate": 0.02, "weight_decay": 0.1, "warmup_ratio": 0.3}
+
+
+def fit_on(path, rows, changed=WITH_MUON, stop=0, fingerprint="this one", seconds=0.0):
+    """The curve and weights of a training with a checkpoint; stopped by an error after that step, the step alone."""
+
+    def look(step):
+        if step == stop:
+            raise InterruptedError
+
+    weights, shape = base()
+    under_way = training.Checkpoint(path, fingerprint, seconds)
+    leaves = small_llama.tensors(weights)
+    try:
+        curve = training.fit(leaves, lambda: weights, shape, rows, settings(**changed), 3, "test", look, under_way)
+    except InterruptedError:
+        return None
+    return curve, leaves
+
+
+def same(one, other):
+    return one[0] == other[0] and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
+@pytest.mark.parametrize("changed", [WITH_MUON, {"steps": 50, "batch_size": 4}])  # a curve of every step; of every 2nd
+@pytest.mark.parametrize("stop", [1, 2, 6])
+def test_a_stopped_training_goes_on_to_the_bits_of_one_that_was_not_stopped(tmp_path, stop, changed, caplog):
+    rows, path = features("train_code", 20), tmp_path / "state"
+    whole = fitted(rows, changed, seed=3)
+    with caplog.at_level(logging.INFO, "studylib"):
+        assert fit_on(path, rows, changed, stop) is None and fit_on(path, rows, changed, stop + 2) is None
+        assert same(fit_on(path, rows, changed), whole)
+    # the step whose look failed is not kept
+    assert [f"goes on after step {done}" in caplog.text for done in (stop - 1, stop, stop + 1)] == [
+        stop > 1,
+        False,
+        True,
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_changes_nothing_and_is_written_no_oftener_than_asked(tmp_path, monkeypatch):
+    rows, written = features("train_code", 20), []
+    write = training.Checkpoint.write
+    monkeypatch.setattr(training.Checkpoint, "write", lambda self, **state: written.append(write(self, **state)))
+    assert same(fit_on(tmp_path / "state", rows, seconds=1e6), fitted(rows, WITH_MUON, seed=3)) and not written
+    fit_on(tmp_path / "state", rows)
+    assert len(written) == WITH_MUON["steps"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"",
+        lambda raw: raw[:-100],
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :],
+        lambda raw: b"not a checkpoint",
+        None,
+    ],
+)
+def test_a_damaged_checkpoint_or_that_of_another_training_is_not_used_and_said_in_a_line(tmp_path, damage, caplog):
+    rows, path = features("train_code", 20), tmp_path / "state"
+    fit_on(path, rows, stop=4, fingerprint="this one" if damage else "another")
+    if damage:
+        path.write_bytes(damage(path.read_bytes()))
+    with caplog.at_level(logging.WARNING, "studylib"):
+        assert same(fit_on(path, rows), fitted(rows, WITH_MUON, seed=3))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("test: begins anew, without state: ") and not path.exists()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_training as t
+def look(step):
+    if step == 5:
+        print("there", flush=True)
+        __import__("time").sleep(60)
+weights, shape = t.base()
+under_way = t.training.Checkpoint(Path(sys.argv[2]), "this one", 0.0)
+rows, chosen = t.features("train_code", 20), t.settings(**t.WITH_MUON)
+t.training.fit(t.small_llama.tensors(weights), lambda: weights, shape, rows, chosen, 3, "test", look, under_way)
+"""
+
+
+def test_a_killed_training_goes_on_in_another_process_to_the_same_bits(tmp_path, caplog):
+    rows, path = features("train_code", 20), tmp_path / "state"
+    folder = Path(__file__).parent
+    known = os.pathsep.join([str(folder.parent), str(folder.parents[1])])
+    environment = os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILLED, str(folder), str(path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"there\n"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    with caplog.at_level(logging.INFO, "studylib"):
+        assert same(fit_on(path, rows), fitted(rows, WITH_MUON, seed=3))
+    assert "goes on after step 4" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_one_can_look_at_the_model_after_every_step():
