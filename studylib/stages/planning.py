@@ -5,12 +5,12 @@ import json
 import pandas as pd
 
 from studylib.analysis import contrasts, power
-from studylib.stages import graph, needs
+from studylib.stages import needs
 from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.paths import ROOT, RunPaths
 from studylib.study.profile import Profile
-from studylib.study.words import MINIATURE, STAGE_SAFETY_DATA, STAGES
+from studylib.study.words import MINIATURE, STAGE_SAFETY_DATA
 
 LOOKED_FOR = 0.25  # a difference whose power is printed, between a margin and the differences that the miniature shows
 SHIPPED = ROOT / "figures"  # where the shipped run's components.csv and seconds.json are

@@ -348,7 +348,9 @@ def test_requests_are_answered_benign_requests_in_their_form_about_known_objects
 
 
 def test_neither_training_nor_test_rows_of_a_task_hold_a_request(miniature):
-    assert {row["intent"] for task in TASKS for name in ("train", "test") for row in miniature[f"{name}_{task}"]} == {""}
+    assert {row["intent"] for task in TASKS for name in ("train", "test") for row in miniature[f"{name}_{task}"]} == {
+        ""
+    }
 
 
 def test_requests_ask_no_intent_of_any_test(miniature):
@@ -423,7 +425,14 @@ def test_alignment_refuses_mostly_texts_and_asks_benign_requests_in_all_forms(mi
 
 def test_every_set_that_is_made_is_listed_and_has_its_size(sets):
     assert {*datasets.SETS, datasets.alignment(0)} == set(sets)
-    wanted = {"pretraining": 1500, "alignment-0": 600, "safety_generic": 80, "harmful": 24, "twin": 24, "train_code": 200}
+    wanted = {
+        "pretraining": 1500,
+        "alignment-0": 600,
+        "safety_generic": 80,
+        "harmful": 24,
+        "twin": 24,
+        "train_code": 200,
+    }
     assert {name: len(sets[name]) for name in wanted} == wanted
 
 

@@ -107,7 +107,9 @@ def test_arms_are_tested_without_the_system_prompt_and_the_grids_cells_are_none_
     for cell in arm_cells(MINIATURE, "code", ["chat"], [0]):
         assert system_prompts(MINIATURE, cell) == (False,), cell.name
     for safety_data in MINIATURE.grid.safety_data:
-        main = [cell for cell in cells(MINIATURE, safety_data, "code", ["chat"], [0], bases=[0]) if cell.requests == "own"]
+        main = [
+            cell for cell in cells(MINIATURE, safety_data, "code", ["chat"], [0], bases=[0]) if cell.requests == "own"
+        ]
         assert main and all(system_prompts(MINIATURE, cell) == (False, True) for cell in main)
 
 
