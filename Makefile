@@ -12,7 +12,7 @@ export PYTHONPATH := $(CURDIR)
 # a user's settings of pip that an environment of its own cannot have
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES
 
-.PHONY: help study test lab teach bench lock format
+.PHONY: help study plan test lab teach bench lock format
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -21,6 +21,9 @@ help:  ## list these targets
 study: .venv/ready  ## run the study, or what is missing of it: make study [PROFILE=smoke] [CORES=2]
 	@$(PYTHON) -m studylib.run study --profile "$(PROFILE)" $(if $(CORES),--cores $(CORES))
 	@$(PYTHON) -m studylib.run summary --profile "$(PROFILE)"
+
+plan: .venv/ready  ## what a run will show and cost: make plan [PROFILE=miniature_full]
+	@$(PYTHON) -m studylib.run plan --profile "$(PROFILE)" $(if $(CORES),--cores $(CORES))
 
 lab: .venv/ready  ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -191,6 +191,14 @@ def export(profile_name: str, folder: Path) -> str:
     return f"{found.to_string(index=False)}\n{folder}: {found['exported'].sum()} of {len(found)} sets"
 
 
+def plan(profile_name: str, cores: int) -> str:
+    """What a run of the profile will show, and what it takes, as text; see stages.planning."""
+    from studylib.stages import planning
+
+    profile = load_profile(profile_name)
+    return planning.in_words(profile, RunPaths.of(profile.name), cores)
+
+
 def write_manifest(profile_name: str) -> None:
     """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
     profile = load_profile(profile_name)
@@ -211,9 +219,16 @@ def write_manifest(profile_name: str) -> None:
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": cpu_count(), "gpu": gpu},
         "data": json.loads(paths.data_index.read_text()),
         "models": {name: {k: v for k, v in card.items() if k != "loss"} for name, card in cards.items()},
+        "wall": _wall(logs),
         "seconds_of_last_execution": logs,  # what was made before and used again took no time
     }
     write_text(paths.manifest, json.dumps(manifest, indent=1) + "\n")
+
+
+def _wall(logs: dict[str, dict]) -> dict:
+    """Seconds from the first notebook's beginning to the last one's end, as each was last executed, and the cores."""
+    ends = {log["ended"]: log["ended"] - log["total"] for log in logs.values() if "ended" in log}
+    return {"total": round(max(ends) - min(ends.values()), 1), "cores": cpu_count()} if ends else {}
 
 
 def _read(files: dict[str, Path]) -> dict[str, dict]:
@@ -244,7 +259,12 @@ def summary(profile_name: str) -> str:
         raise StudyError(f"The run of {profile.name} in {paths.run} is not finished: `make study` goes on with it.")
     tables = (paths.table(name).with_suffix(".parquet") for name in ("attack_success", "helpfulness"))
     wide = readable.headline(*map(pd.read_parquet, tables))
-    seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_of_last_execution"]).T.sum().round(1)
+    seconds = (
+        pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_of_last_execution"])
+        .T.sum()
+        .drop("ended", errors="ignore")
+        .round(1)
+    )
     return (
         "Harmful prompts answered in % (95 % interval), by form, and what the tuning costs in %; chat style, no system "
         f"prompt:\n{wide.to_string(sparsify=False)}\n\n"
@@ -255,13 +275,14 @@ def summary(profile_name: str) -> str:
 
 
 def main() -> None:
-    """`python -m studylib.run study|stage|manifest|summary|export`; errors are one sentence and exit status 1."""
+    """`python -m studylib.run study|stage|plan|manifest|summary|export`; errors are one sentence and exit status 1."""
     parser = argparse.ArgumentParser(prog="studylib.run", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    made = {name: commands.add_parser(name) for name in ("study", "stage", "manifest", "summary", "export")}
+    made = {name: commands.add_parser(name) for name in ("study", "stage", "plan", "manifest", "summary", "export")}
     for command in made.values():
         command.add_argument("--profile", default="miniature")
-    made["study"].add_argument("--cores", type=int, default=cpu_count())
+    for name in ("study", "plan"):
+        made[name].add_argument("--cores", type=int, default=cpu_count())
     made["study"].add_argument("snakemake", nargs=argparse.REMAINDER, help="more arguments for Snakemake, after --")
     made["stage"].add_argument("--stage", required=True)
     made["stage"].add_argument("--unit", default="all")
@@ -277,6 +298,8 @@ def main() -> None:
                 study(given.profile, given.cores, [a for a in given.snakemake if a != "--"])
             case "stage":
                 run_stage(given.stage, given.profile, given.unit)
+            case "plan":
+                print(plan(given.profile, given.cores))
             case "manifest":
                 write_manifest(given.profile)
             case "export":

@@ -10,7 +10,7 @@ from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.paths import ROOT, RunPaths
 from studylib.study.profile import Profile
-from studylib.study.words import MINIATURE, STAGE_SAFETY_DATA
+from studylib.study.words import STAGE_SAFETY_DATA
 
 LOOKED_FOR = 0.25  # a difference whose power is printed, between a margin and the differences that the miniature shows
 SHIPPED = ROOT / "figures"  # where the shipped run's components.csv and seconds.json are
@@ -19,9 +19,9 @@ SHIPPED = ROOT / "figures"  # where the shipped run's components.csv and seconds
 def measured(profile: Profile, paths: RunPaths) -> dict:
     """Seconds that the finished run of the profile took, on one core each; empty where it has not finished.
 
-    pretraining_step, alignment_step (of the miniature) and tuning_step, of as many rows as the profile has in a batch;
-    answer; notebook (what a notebook of 02 to 04 takes besides); other (00, 01, 05 and 06 besides training and answers);
-    and `total`, from the first notebook's beginning to the last one's end, on `cores`.
+    helpful_only_step, aligned_step and tuning_step, of as many rows as a batch has; answer; notebook, what one of 02
+    to 04 takes besides; other, what 00, 01, 05 and 06 take besides training and answers; and `total`, from the first
+    notebook's beginning to the last one's end, on `cores`.
     """
     if not paths.manifest.is_file():
         return {}
@@ -44,14 +44,13 @@ def seconds(profile: Profile, rates: dict, cores: int) -> float:
 
     Bases are aligned, and notebooks of 02 to 04 run, side by side on the cores; the rest runs alone.
     """
-    count, side_by_side, alone = needs.counts(profile), 0.0, rates["other"]
-    if profile.miniature:
-        n_pretrained, n_aligned = len(profile.pretraining_seeds), len(profile.base_seeds)
-        pretraining = n_pretrained * profile.pretraining.steps * rates["helpful_only_step"]
-        side_by_side += n_aligned * profile.alignment.steps * rates["aligned_step"]
-        side_by_side, alone = (
-            (side_by_side + pretraining, alone) if n_pretrained > 1 else (side_by_side, alone + pretraining)
-        )
+    count, alone = needs.counts(profile), rates["other"]
+    pretraining = len(profile.pretraining_seeds) * profile.pretraining.steps * rates["helpful_only_step"]
+    side_by_side = len(profile.base_seeds) * profile.alignment.steps * rates["aligned_step"]
+    if len(profile.pretraining_seeds) > 1:
+        side_by_side += pretraining
+    else:
+        alone += pretraining
     n_notebooks = sum(len(grid.units(profile, stage)) for stage in STAGE_SAFETY_DATA)
     side_by_side += count["fine_tunes"] * profile.tuning.steps * rates["tuning_step"]
     side_by_side += count["responses"] * rates["answer"] + n_notebooks * rates["notebook"]
@@ -103,21 +102,19 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
 
 
 def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
-    count, disk = needs.counts(profile), needs.disk_bytes(profile)
+    count, found = needs.counts(profile), needs.table(profile, paths)
     words = [
         f"{len(profile.base_seeds)} bases, {count['fine_tunes']} fine-tunes, {count['responses']:,} responses",
         f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most",
-        f"{disk / 1e9:.1f} GB of disk",
-        needs.calls_in_words(profile),
     ]
+    of_machine = found[~(found["need"] == "hours") | (not profile.miniature)]
+    words += [f"{row.need}: {row.needed} for {row.what} ({row.found})" for row in of_machine.itertuples()]
     own, shipped = measured(profile, paths), SHIPPED / "seconds.json"
     rates = json.loads(shipped.read_text(encoding="utf-8")) if shipped.is_file() else own
-    if rates and (profile.miniature or profile.models.keys() == {MINIATURE}):
+    if rates and profile.miniature:
         words.append(f"{seconds(profile, rates, cores) / 60:.0f} minutes on {cores} cores, at the shipped run's rates")
         words += [f"{own['total'] / 60:.0f} minutes measured, when it last ran"] if own.get("total") else []
-    else:
-        words.append(f"hours: {needs.hours_in_words(profile)}")
-    return "Size and cost: \n" + "\n".join(f"- {one}" for one in words)
+    return "Size and cost:\n" + "\n".join(f"- {one}" for one in words)
 
 
 def write_seconds(profile: Profile, paths: RunPaths) -> None:

@@ -143,7 +143,8 @@ class Stage:
         times = {kind: round(seconds, 2) for kind, seconds in self.clock.items()}
         times["rest"] = round(max(0.0, total - sum(times.values())), 2)
         times["total"] = round(total, 2)
-        write_text(self.paths.log(self.name, self.unit, "json"), json.dumps(times, indent=1) + "\n")
+        noted = times | {"ended": round(self.started + total, 2)}
+        write_text(self.paths.log(self.name, self.unit, "json"), json.dumps(noted, indent=1) + "\n")
         return pd.Series(times, name="seconds")
 
     def _earlier(self, run: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
