@@ -8,8 +8,8 @@ PUBLIC = {
     "findings": "figure judges_of tables_of what_the_run_was write_page",
     "graph": "built_models check_models check_parameters check_prerequisites check_space",
     "judging": "Sheet against choose user_labels",
-    "laboratory": "Laboratory baseline_gap dose_response erosion refusal_along",
-    "needs": "large require table",
+    "laboratory": "Laboratory baseline_gap dose_response erosion refusal_along request_response",
+    "needs": "counts large require table",
     "prepare": "calibrations data dialogues losses models_of register requirements self_check",
     "stage": "begin finished_responses one_batch",
 }

@@ -108,7 +108,7 @@ def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
         f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most",
     ]
     of_machine = found[~(found["need"] == "hours") | (not profile.miniature)]
-    words += [f"{row.need}: {row.needed} for {row.what} ({row.found})" for row in of_machine.itertuples()]
+    words += [f"{row.need}: {row.needed} for {row.what}" + f" ({row.found})" * bool(row.found) for row in of_machine.itertuples()]
     own, shipped = measured(profile, paths), SHIPPED / "seconds.json"
     rates = json.loads(shipped.read_text(encoding="utf-8")) if shipped.is_file() else own
     if rates and profile.miniature:
