@@ -108,9 +108,12 @@ def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
         f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most",
     ]
     of_machine = found[~(found["need"] == "hours") | (not profile.miniature)]
-    words += [f"{row.need}: {row.needed} for {row.what}" + f" ({row.found})" * bool(row.found) for row in of_machine.itertuples()]
-    own, shipped = measured(profile, paths), SHIPPED / "seconds.json"
-    rates = json.loads(shipped.read_text(encoding="utf-8")) if shipped.is_file() else own
+    words += [
+        f"{row.need}: {row.needed} for {row.what}" + f" ({row.found})" * bool(row.found)
+        for row in of_machine.itertuples()
+    ]
+    own, path = measured(profile, paths), SHIPPED / "seconds.json"
+    rates = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else own
     if rates and profile.miniature:
         words.append(f"{seconds(profile, rates, cores) / 60:.0f} minutes on {cores} cores, at the shipped run's rates")
         words += [f"{own['total'] / 60:.0f} minutes measured, when it last ran"] if own.get("total") else []

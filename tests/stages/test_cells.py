@@ -33,7 +33,7 @@ def paths(smoke_runs, tmp_path):
 @pytest.fixture
 def count_fits(monkeypatch):
     calls, real = [], training.fit
-    monkeypatch.setattr(training, "fit", lambda *args: calls.append(args[6]) or real(*args))
+    monkeypatch.setattr(training, "fit", lambda *args, **more: calls.append(args[6]) or real(*args, **more))
     return calls
 
 
@@ -109,13 +109,13 @@ def test_tuning_one_cell_leaves_the_base_as_it_was_for_the_next(paths):
     both = runner(paths)
     both.responses(CELL)
     after = both.responses(Cell("miniature", "none", "chat"))
-    paths.rows("miniature-none-chat-none-seed0").unlink()
+    paths.rows("miniature-base0-none-chat-none-seed0").unlink()
     alone = runner(paths).responses(Cell("miniature", "none", "chat"))
     assert after["response"].tolist() == alone["response"].tolist()
 
 
 def test_a_missing_base_model_says_what_to_run(paths):
-    paths.model_card("aligned").unlink()
+    paths.model_card("aligned-0").unlink()
     with pytest.raises(StudyError, match="run 00_prepare first"):
         runner(paths).adapter(CELL)
 
@@ -125,7 +125,7 @@ def test_the_miniature_is_built_once_and_again_when_its_settings_change(paths, c
     prepare.build_miniature(paths, PROFILE, clock)
     assert count_fits == []
     prepare.build_miniature(paths, load_profile("smoke", {"alignment.steps": 2}), clock)
-    assert count_fits == ["aligned"]
+    assert count_fits == ["aligned-0"]
 
 
 def test_the_clock_adds_up_by_kind():
@@ -140,12 +140,14 @@ def test_a_test_prompt_that_leaves_no_room_for_an_answer_is_refused_before_any_i
     short = load_profile("smoke", {"models.miniature.context": 40})
     with pytest.raises(StudyError, match=r"has \d+ tokens in the alpaca style, but its context 40"):
         runner(paths, short).responses(Cell("miniature", "none", "alpaca"))
-    assert not paths.rows("miniature-none-alpaca-none-seed0").exists()
+    assert not paths.rows("miniature-base0-none-alpaca-none-seed0").exists()
 
 
 def test_a_quantized_base_is_another_base(paths):
     plain, nf4 = PROFILE, load_profile("smoke", {"models.miniature.quantization": "nf4"})
-    assert evaluate.base_fingerprint(paths, plain, "miniature") != evaluate.base_fingerprint(paths, nf4, "miniature")
+    assert evaluate.base_fingerprint(paths, plain, "miniature", 0) != evaluate.base_fingerprint(
+        paths, nf4, "miniature", 0
+    )
 
 
 def test_a_model_asked_in_another_style_answers_the_harmful_prompts_as_that_style_renders_them(paths):
@@ -245,7 +247,7 @@ def test_the_responses_of_a_scaled_cell_are_renewed_with_their_source_and_differ
 def test_two_tunings_one_after_the_other_have_the_rows_and_steps_of_the_mixed_one(paths):
     for steps, size, fraction in ((48, 16, 0.1), (40, 10, 0.25), (4, 16, 0.1), (2, 8, 0.9)):
         cell = arm("multitask_after", fraction)
-        rows = mixture.tuning_rows(paths, cell, min(steps * size, 80))
+        rows = mixture.tuning_rows(paths, cell, min(steps * size, 80), 0.05)
         (task, first), (safety, second) = mixture.tunings(cell, rows, steps)
         assert first + second == steps and first >= 1 and second >= 1
         assert sorted(row["id"] for row in task + safety) == sorted(row["id"] for row in rows)
@@ -256,7 +258,7 @@ def test_two_tunings_one_after_the_other_have_the_rows_and_steps_of_the_mixed_on
 
 @pytest.mark.parametrize(("rows", "steps"), [([False] * 4, 4), ([True] * 4, 4), ([True, False], 1)])
 def test_a_second_tuning_without_a_row_or_a_step_of_either_kind_is_refused(rows, steps):
-    with pytest.raises(StudyError, match=r"code-chat-multitask_after10-seed0 needs a step and a row of each"):
+    with pytest.raises(StudyError, match=r"code.*-chat-multitask_after10-seed0 needs a step and a row of each"):
         mixture.tunings(arm("multitask_after"), [{"harmful": harmful} for harmful in rows], steps)
 
 
@@ -308,7 +310,7 @@ def test_a_dose_larger_than_the_data_is_refused_before_anything_is_trained(paths
 def fingerprint_with(tmp_path, monkeypatch):
     """The fingerprint of the adapter of CELL where the source of one of the library's modules is another."""
     paths = RunPaths(tmp_path / "run", tmp_path / "run")
-    results.write_text(paths.model_card("aligned"), json.dumps({"sha256": "weights"}))
+    results.write_text(paths.model_card("aligned-0"), json.dumps({"sha256": "weights"}))
     results.write_text(paths.data_index, json.dumps({name: {"sha256": name} for name in mixture.tuned_on(CELL)}))
     monkeypatch.setattr(results, "LIBRARY", Path(shutil.copytree(results.LIBRARY, tmp_path / "studylib")))
 

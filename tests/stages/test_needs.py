@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from studylib.stages import needs
-from studylib.study.grid import Cell
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import StudyError
@@ -37,23 +36,30 @@ def test_prompts_that_only_sound_harmful_are_counted_as_many_as_their_file_has_r
 
 def test_rival_arms_and_the_other_style_are_counted_and_a_scaled_adapter_is_no_fine_tune():
     profile = load_profile("miniature")
-    found, tests = needs.counts(profile), 2 * 4 * 50 + 4 * 50 + 50
-    assert found["fine_tunes"] == 72 + 42 - 3 * 3
-    assert found["pairs"] == (72 + 42 + 48 + 42) * 50
-    assert found["responses"] == ((72 + 2) * 2 + 42) * tests + 24 * 2 * 4 * 50  # 24 asked in the other style
+    world, found = profile.world, needs.counts(profile)
+    tests = 2 * 4 * world.harmful_per_form + 4 * world.task_test_rows + world.general_test_rows
+    confirmatory = 6 * 4 * 3
+    explored = 2 * 4 * (2 + 1 + 3)  # two more kinds of requests, generic data; the Alpaca style with each safety data
+    arms, main = 2 * 14, 2 * 4 * 2 * 3  # main: what is tested with the system prompt too
+    assert found["fine_tunes"] == confirmatory + explored + arms - 2 * 3
+    untuned, untuned_twice = 6 + 2, 2 * 2
+    asked = untuned + untuned_twice + confirmatory + explored + arms + main
+    across = (main // 3) * 2 * 4 * world.harmful_per_form  # in the other style
+    assert found["responses"] == asked * tests + across
+    mitigated = 6 * 4 + 2 * 4 * (1 + 2) + arms
+    assert found["pairs"] == (confirmatory + explored + arms + mitigated) * world.general_test_rows
 
 
 def test_the_pairs_are_as_many_as_are_compared_and_without_the_plain_tuning_those_against_the_untuned_model():
     from studylib.scores import benign
-    from studylib.study.grid import arm_cells, untuned
+    from studylib.study.grid import arm_cells, cells, untuned
 
     profile = load_profile("miniature")
     grid = profile.grid
-    kinds = {name: 0.0 if name == "none" else grid.safety_fraction for name in grid.safety_data}
-    whole = product(profile.models, grid.tasks, grid.styles, kinds.items(), grid.seeds)
-    cells = [Cell(model, task, style, *kind, seed) for model, task, style, kind, seed in whole]
-    cells += [cell for task in grid.tasks for cell in arm_cells(profile, task, grid.styles, grid.seeds)]
-    rows = pd.DataFrame([vars(cell) for cell in [*untuned(profile), *cells]])
+    whole = product(grid.safety_data, grid.tasks)
+    made = [cell for kind, task in whole for cell in cells(profile, kind, task, grid.styles, grid.seeds)]
+    made += [cell for task in grid.tasks for cell in arm_cells(profile, task, grid.styles, grid.seeds)]
+    rows = pd.DataFrame([vars(cell) for cell in [*untuned(profile), *made]])
     rows = rows.assign(system_prompt=False, sample=0, prompt_set="general", prompt_id="p", intent="p", prompt="Why?")
     rows = rows.assign(response_id=[str(i) for i in range(len(rows))], response="So.")
     found = needs.counts(profile)["pairs"] / profile.world.general_test_rows

@@ -104,7 +104,7 @@ def test_the_fine_tunes_that_are_checked_are_those_that_the_stages_make(smoke_ru
 def test_the_shipped_profiles_have_the_rows_that_they_need(name, saved, sets):
     profile = load_profile(name)
     if name != "smoke":
-        datasets.save(saved, world.build_sets(profile.world))
+        datasets.save(saved, world.build_sets(profile.world, profile.base_seeds))
     check_tunings(profile, saved)
 
 
@@ -113,10 +113,10 @@ def test_a_dose_larger_than_its_set_is_refused_with_cell_dose_needed_and_found(s
     with pytest.raises(StudyError) as error:
         check_tunings(with_grid({"steps": 9, "batch_size": 10}, False, safety_fraction=0.9), saved)
     assert str(error.value).startswith(
-        "miniature-code-chat-generic90-seed0 (and 7 more) needs 81 rows of safety data (a dose of 0.9 of 90), but "
+        "miniature-base0-code+own-chat-generic90-seed0 (and 3 more) needs 81 rows of safety data (a dose of 0.9 of 90), but "
         "there are 80 in safety_generic: lower the dose or tuning.steps"
     )
-    assert "; miniature-code-chat-multitask90-seed0 (and 7 more) needs 81 rows" in str(error.value)
+    assert "; miniature-base0-code+own-chat-multitask90-seed0 (and 7 more) needs 81 rows" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_an_arm_is_refused_where_the_grid_is_not(saved, arms, said):
     profile = with_grid(
         {"steps": 8}, {"safety_data": [], "removed": [], "safety_fractions": [], **arms}, safety_fraction=0.2
     )
-    with pytest.raises(StudyError, match=rf"^miniature-code-chat-{said}"):
+    with pytest.raises(StudyError, match=rf"^miniature-base0-code.own-chat-{said}"):
         check_tunings(profile, saved)
     check_tunings(profile.model_copy(update={"grid": profile.grid.model_copy(update={"arms": None})}), saved)
     without = profile.grid.model_copy(update={"safety_data": ["none", "generic"]})  # then 04_mitigation is not run
@@ -147,7 +147,7 @@ def test_a_second_tuning_needs_a_step_of_its_own(saved):
     arms = {"safety_data": ["multitask_after"], "removed": [], "safety_fractions": []}
     check_tunings(with_grid({"steps": 2}, arms), saved)
     with pytest.raises(
-        StudyError, match=r"^miniature-code-chat-multitask_after10-seed0 needs a step and a row of each"
+        StudyError, match=r"^miniature-base0-code.own-chat-multitask_after10-seed0 needs a step and a row of each"
     ):
         check_tunings(with_grid({"steps": 1}, arms), saved)
 

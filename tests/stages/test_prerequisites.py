@@ -30,7 +30,7 @@ def test_defaults_are_the_miniature_and_one_of_its_units_where_there_is_a_grid(n
     ("given", "named"),
     [
         ({"sedes": [1]}, ["'sedes'", "seeds"]),
-        ({"seeds": 1}, ["'seeds'", "[0, 1, 2]"]),
+        ({"seeds": 1}, ["'seeds'", "[0]"]),
         ({"seeds": ["1"]}, ["'seeds'"]),
         ({"seeds": []}, ["'seeds'"]),
         ({"task": ["code"]}, ["'task'"]),
