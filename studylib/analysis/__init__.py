@@ -4,8 +4,8 @@ from studylib import public
 
 PUBLIC = {
     "agreement": "ALL compare matrix with_corrected with_ids",
-    "claims": "PUBLISHED_PROMPTS PUBLISHED_SHARE check_claims claims_in_words deviations paper_vs_ours "
-    "published_counts",
+    "claims": "PUBLISHED_PROMPTS PUBLISHED_SHARE check_claims choices choices_page claims_in_words deviations "
+    "paper_vs_ours published_counts",
     "comparisons": "ARM_ORDER KINDS arm_marks compare_arms pareto_front which_to_ship",
     "rates": "ANSWERED CELL INTERVAL TOGETHER judged one_dose one_row_per_mark ordered rates_of usual worst_cases",
     "readable": "arm_label arm_with_dose arms_in_percent arms_in_words attack_by_judge calibration_label "

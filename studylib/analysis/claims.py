@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -319,6 +320,39 @@ def published_counts(path=DATA / "published" / "gemma_answered_counts.csv") -> p
 def deviations() -> pd.DataFrame:
     """What this study does otherwise than the paper: columns about, paper, here, why, where ("" is everywhere)."""
     return pd.DataFrame(read_yaml(DATA / "deviations.yaml")["deviations"])[["about", "paper", "here", "why", "where"]]
+
+
+def choices() -> pd.DataFrame:
+    """The settings that matter, and could decide a claim: columns knob, value, tried, seen, why, decides (or "")."""
+    columns = ["knob", "value", "tried", "seen", "why", "decides"]
+    rows = pd.DataFrame(read_yaml(DATA / "choices.yaml")["choices"])[columns]
+    return rows.assign(value=rows["value"].map(_plain))
+
+
+def choices_page() -> str:
+    """`choices` as Markdown, which is docs/choices.md."""
+    parts = [
+        "# Choices",
+        "The settings of the miniature that matter: the values tried, what was seen, why each is what it is, and which "
+        "claim it could decide. Where a setting decides a claim by itself, the claim is built in: a run shows the "
+        "setting at work, it is no finding. Written from [data/choices.yaml](../data/choices.yaml).",
+    ]
+    for row in choices().to_dict("records"):
+        parts.append(f"## {row.pop('knob')}: {row.pop('value')}")
+        parts.append("\n".join(_filled(f"- {name.capitalize()}: {words}.") for name, words in row.items() if words))
+    return "\n\n".join(part if part.startswith("- ") else _filled(part) for part in parts) + "\n"
+
+
+def _filled(text: str) -> str:
+    return fill(
+        text, 120, subsequent_indent="  " * text.startswith("- "), break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _plain(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def paper_vs_ours(

@@ -50,6 +50,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         "by_seed": tables.by_seed(rows),
         "verdict_shares": tables.verdict_shares(rows),
         "deviations": claims.deviations(),
+        "choices": claims.choices(),
     }
     if stage.paths.data("twin").is_file():  # a run may be handed on without its data
         found["over_refusal_by_kind"] = tables.over_refusal_by_kind(rows, None, sets.kinds(stage.paths))
@@ -78,6 +79,7 @@ def what_the_tables_are() -> str:
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
     made |= {"attack_success_by_judge": judging.corrected}
     made |= {"claims": claims.check_claims, "paper_vs_ours": claims.paper_vs_ours, "deviations": claims.deviations}
+    made |= {"choices": claims.choices}
     kinds = "".join(f"\n- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
     parts = [
         "# Tables of this run",
@@ -203,8 +205,8 @@ def write_page(stage, found: dict[str, pd.DataFrame], about: str) -> None:
 
     `findings.md` in the run's folder has attack success and costs by tuned model, each claim with its verdict, and
     links to the figures that were drawn. `docs/findings.md` is the same page with links from one folder down, as docs/
-    of the repository. `tables/headline.json` has the numbers of the first table, see `readable.headline_numbers`.
-    `about` is `what_the_run_was`.
+    of the repository; `docs/choices.md` is `claims.choices_page`. `tables/headline.json` has the numbers of the first
+    table, see `readable.headline_numbers`. `about` is `what_the_run_was`.
     """
     list_figures(stage)
     template = Template((DATA / "findings.md.jinja").read_text(encoding="utf-8"))
@@ -221,6 +223,7 @@ def write_page(stage, found: dict[str, pd.DataFrame], about: str) -> None:
     for path, figures in (("findings.md", "figures"), ("docs/findings.md", "../figures")):
         text = template.render(run=about, models=models, drawn=drawn, figures=figures)
         write_text(stage.paths.run / path, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    write_text(stage.paths.run / "docs/choices.md", claims.choices_page())
     numbers = readable.headline_numbers(found["attack_success"], found["helpfulness"])
     write_text(stage.paths.table("headline").with_suffix(".json"), json.dumps(numbers, indent=1) + "\n")
 
