@@ -113,8 +113,8 @@ def test_a_dose_larger_than_its_set_is_refused_with_cell_dose_needed_and_found(s
     with pytest.raises(StudyError) as error:
         check_tunings(with_grid({"steps": 9, "batch_size": 10}, False, safety_fraction=0.9), saved)
     assert str(error.value).startswith(
-        "miniature-base0-code+own-chat-generic90-seed0 (and 3 more) needs 81 rows of safety data (a dose of 0.9 of 90), but "
-        "there are 80 in safety_generic: lower the dose or tuning.steps"
+        "miniature-base0-code+own-chat-generic90-seed0 (and 3 more) needs 81 rows of safety data (a dose of 0.9 of 90), "
+        "but there are 80 in safety_generic: lower the dose or tuning.steps"
     )
     assert "; miniature-base0-code+own-chat-multitask90-seed0 (and 7 more) needs 81 rows" in str(error.value)
 
@@ -162,7 +162,7 @@ def test_cells_whose_sets_are_absent_are_not_run_and_not_refused(sets, tmp_path)
     datasets.save(paths, some, absent={"safety_multitask": "offline"})
     with pytest.raises(
         StudyError,
-        match=r"^miniature-code-chat-none-seed0 \(and 7 more\) needs rows of its task, but train_code is empty",
+        match=r"^miniature-base0-code-chat-none-seed0 \(and 8 more\) needs rows of its task, but train_code is empty",
     ):
         check_tunings(profile, paths)
 
@@ -171,7 +171,7 @@ def test_the_data_step_of_generated_data_ends_with_that_check(tmp_path):
     small = load_profile("smoke", {"world.safety_rows": 5})
     now = Stage("00_prepare", "all", small, RunPaths(tmp_path, tmp_path), [])
     with pytest.raises(
-        StudyError, match=r"miniature-code-chat-generic10-seed0 \(and 7 more\) needs 6 rows .* there are 5"
+        StudyError, match=r"miniature-base0-code.own-chat-generic10-seed0 \(and 3 more\) needs 6 rows .* there are 5"
     ):
         prepare.data(now)
 
