@@ -132,10 +132,13 @@ def _end(said: str = "") -> None:
 
 def study(profile_name: str, cores: int, arguments: list[str]) -> None:
     """Replaces this process by Snakemake on the profile's run; a lock that a killed run left is removed first."""
+    from studylib.analysis import contrasts  # only now: each notebook run is started from this module too
+
     profile = load_profile(profile_name)
     graph.check_models(profile)
     paths = RunPaths.of(profile.name)
     check_needs(profile, paths)
+    contrasts.check_profile(contrasts.load_plan(), profile)
     run = paths.run
     graph.check_space(run, profile.execution.min_free_gb)
     run.mkdir(parents=True, exist_ok=True)

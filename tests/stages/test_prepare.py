@@ -113,8 +113,8 @@ def test_a_dose_larger_than_its_set_is_refused_with_cell_dose_needed_and_found(s
     with pytest.raises(StudyError) as error:
         check_tunings(with_grid({"steps": 9, "batch_size": 10}, False, safety_fraction=0.9), saved)
     assert str(error.value).startswith(
-        "miniature-base0-code+own-chat-generic90-seed0 (and 3 more) needs 81 rows of safety data (a dose of 0.9 of 90), "
-        "but there are 80 in safety_generic: lower the dose or tuning.steps"
+        "miniature-base0-code+own-chat-generic90-seed0 (and 3 more) needs 81 rows of safety data "
+        "(a dose of 0.9 of 90), but there are 80 in safety_generic: lower the dose or tuning.steps"
     )
     assert "; miniature-base0-code+own-chat-multitask90-seed0 (and 7 more) needs 81 rows" in str(error.value)
 
