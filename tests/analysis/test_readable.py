@@ -141,8 +141,8 @@ def test_the_headline_has_a_row_per_tuned_model_and_the_numbers_are_those_that_i
     costs = tables.helpfulness(*simulated)
     shown, numbers = readable.headline(attack, costs), readable.headline_numbers(attack, costs)
     assert shown.index.names == ["finetune_task", "safety_data"] and shown.index.is_unique
-    costs = ["twins refused", "general refused", "general score", "task score"]
-    assert list(shown)[-7:] == ["all", "J", "AUC", *costs]
+    named = ["twins refused", "general refused", "general score", "task score"]
+    assert list(shown)[-7:] == ["all", "J", "AUC", *named]
     for row in numbers:
         cell = shown.loc[(row["finetune_task"], row["safety_data"])]
         if row["measure"] == "attack_success_rate":
@@ -152,6 +152,7 @@ def test_the_headline_has_a_row_per_tuned_model_and_the_numbers_are_those_that_i
     assert {row["measure"] for row in numbers} == {
         "attack_success_rate",
         "over_refusal_rate",
+        "general_refusal_rate",
         "general_score",
         "task_score",
     }

@@ -31,12 +31,8 @@ def simulated(models: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
     ]
     columns = ["finetune_task", "requests", "style", "system_prompt", "safety_data", "safety_fraction", "seed"]
     cells = pd.DataFrame(cells, columns=columns).assign(base=0)
-    prompts = [
-        (s, f, f"{s.replace('twin', 'harmful')}{i}", f"{s}-{f}-{i}")
-        for s in ("harmful", "twin", "task")
-        for f in FORMS
-        for i in range(PROMPTS[s])
-    ]
+    intent = {"harmful": "harm", "twin": "harm", "task": "task"}  # a twin has its harmful prompt's
+    prompts = [(s, f, f"{intent[s]}{i}", f"{s}-{f}-{i}") for s in intent for f in FORMS for i in range(PROMPTS[s])]
     prompts += [("general", "text_generation", f"general{i}", f"general{i}") for i in range(PROMPTS["general"])]
     prompts = pd.DataFrame(prompts, columns=["prompt_set", "form", "intent", "prompt_id"])
     words = ["finetune_task", "requests", "style", "safety_data"]
