@@ -304,7 +304,7 @@ CLAIMS = {  # by name, in the order of data/claims.yaml
     "generic": _generic,
     "multitask_reduces": _multitask_reduces,
     "helpfulness_kept": _without_loss("task_score", "general_score"),
-    "over_refusal_kept": _without_loss("over_refusal_rate"),
+    "over_refusal_kept": _without_loss("over_refusal_rate", "general_refusal_rate"),
 }
 
 

@@ -77,19 +77,27 @@ def _wide(table: pd.DataFrame, index: list[str], columns: str | list[str], value
 def headline(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     """Attack success by form with intervals, and its costs, in percent: a row per tuned model; see `headline_rows`.
 
-    `twins refused` is over-refusal in all forms, `task score` that of the task that the model was tuned on; "-" where
-    nothing is known. Raises ValueError where there is no such row.
+    `J` is harmful prompts refused less twins refused, in points, `AUC` as in `tables.discrimination` (0-1). `twins
+    refused` is over-refusal in all forms, `general score` that of the general prompts not refused, `task score` that of
+    the task that the model was tuned on; "-" where nothing is known. Raises ValueError where there is no such row.
     """
     attack, helpfulness = headline_rows(attack), headline_rows(helpfulness)
     wide = in_percent(attack).reset_index(["style", "system_prompt"], drop=True)
     tasks = helpfulness["form"].astype(str) == helpfulness["finetune_task"].astype(str)
     shown = {
         "twins refused": (helpfulness["measure"] == "over_refusal_rate") & (helpfulness["form"] == "all"),
+        "general refused": (helpfulness["measure"] == "general_refusal_rate") & (helpfulness["form"] == "all"),
         "general score": (helpfulness["measure"] == "general_score") & (helpfulness["form"] == "all"),
         "task score": (helpfulness["measure"] == "task_score") & tasks,
     }
     costs = {name: helpfulness[rows].set_index(list(wide.index.names))["value"] for name, rows in shown.items()}
-    return wide.join(pd.DataFrame(costs).map(_whole_percent)).rename_axis(columns=None)
+    whole = attack[attack["form"] == "all"].set_index(list(wide.index.names))
+    separates = {
+        "J": percent(whole, "j", "j_low", "j_high"),
+        "AUC": whole["auc"].map("{:.2f}".format).replace("nan", "-"),
+    }
+    costs = pd.DataFrame(costs).map(_whole_percent)
+    return wide.join(pd.DataFrame(separates)).join(costs).rename_axis(columns=None)
 
 
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -315,7 +315,7 @@ def _note(row: dict, runs: dict[str, Run]) -> str:
         if pair[0] != pair[1] and none not in pair:
             said.append(text.format(*pair))
     tests = [f"test_{form}" for form in (FORMS if row["form"] == "all" else (row["form"],))]
-    sets = {ATTACK: ["harmful"], "general_score": ["general"], "task_score": tests}
+    sets = {ATTACK: ["harmful"], "general_refusal_rate": ["general"], "general_score": ["general"], "task_score": tests}
     sets |= {"incoherent_rate": ["twin", "general", *tests]}
     one, other = (_hashes(runs[row[key]], sets.get(row["measure"], ["twin"])) for key in ("run", "run_against"))
     if not (any(one) and any(other)):

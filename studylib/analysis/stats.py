@@ -41,13 +41,18 @@ def wilson(successes, n, confidence: float = CONFIDENCE):
 
 
 def clustered_intervals(
-    frame: pd.DataFrame, by: Sequence[str] = (), outcome: str = "answered", confidence: float = CONFIDENCE
+    frame: pd.DataFrame,
+    by: Sequence[str] = (),
+    outcome: str = "answered",
+    confidence: float = CONFIDENCE,
+    ends: tuple[float, float] = (0, 1),
 ) -> pd.DataFrame:
     """One row per group of `by` (one in all when it is empty) with the mean outcome and its interval.
 
     `frame` has one row per response: `prompt_id`, `seed`, the columns of `by` and `outcome`, bool or in 0-1. The result
     has the columns of `by`, in order of first appearance, then n (rows), n_prompts, n_seeds, n_effective, df, rate,
     low, high (0-1), none of them NaN. Raises ValueError for an outcome outside 0-1 or a missing one, prompt_id or seed.
+    `ends` are other ends of the outcomes, whose mean has to lie in 0-1 all the same.
 
     Rows that share a prompt or a training seed are not independent, so the interval is Wilson's at an effective sample
     size: n_effective = rate (1 - rate) / variance of the mean, as Franco et al. (2019, J. Survey Statistics and
@@ -72,7 +77,7 @@ def clustered_intervals(
     differ fivefold down to 0.86. For graded scores n_effective may exceed n, as they spread less.
     """
     by = list(by)
-    value = _values(frame, outcome, 0, 1)
+    value = _values(frame, outcome, *ends)
     columns = ["n", "n_prompts", "n_seeds", "n_effective", "df", "rate", "low", "high"]
     if frame.empty:
         return frame[by].reindex(columns=[*by, *columns])
@@ -81,7 +86,7 @@ def clustered_intervals(
     n, n_prompts, n_seeds = sizes
     df = _satterthwaite(variance, (v_seed, n_seeds - 1))
     n_effective = n / (n + 2 * n / n_prompts) * centre * (1 - centre) / variance
-    rate = total / n
+    rate = np.clip(total / n, 0, 1)
     z = norm.ppf(0.5 + confidence / 2)
     worth = n_effective * (z / student.ppf(0.5 + confidence / 2, df)) ** 2
     low, high = wilson(rate * worth, worth, confidence)

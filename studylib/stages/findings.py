@@ -45,6 +45,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     found = {
         "attack_success": tables.with_not_run(attack, not_run),
         "helpfulness": tables.with_untested(cost, missing),
+        "discrimination": tables.with_not_run(tables.discrimination(rows), not_run),
         "answered_share": tables.with_not_run(share, not_run),
         "comparisons": comparisons.compare_arms(rows, None, scored),
         "by_seed": tables.by_seed(rows),
@@ -72,8 +73,8 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
 
 def what_the_tables_are() -> str:
     """Markdown: what each table of the run is and what its columns mean, as its function says."""
-    names = ("attack_success", "helpfulness", "answered_share", "over_refusal_by_kind", "by_seed", "calibration_grid")
-    made = {name: getattr(tables, name) for name in (*names, "verdict_shares")}
+    names = ("attack_success", "discrimination", "helpfulness", "answered_share", "over_refusal_by_kind", "by_seed")
+    made = {name: getattr(tables, name) for name in (*names, "calibration_grid", "verdict_shares")}
     made |= {"set_scores": benign.of_sets, "win_rates": benign.win_rate, "comparisons": comparisons.compare_arms}
     made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}

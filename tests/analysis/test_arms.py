@@ -37,7 +37,7 @@ def one(table, safety_data, fraction=0.1, task="code"):
 
 def told(**columns):
     """A row of which_to_ship before its verdict: reduces attack success, shown to cost nothing."""
-    costs = ("over_refusal", "general", "task")
+    costs = ("over_refusal", "general_refusal", "general", "task")
     verdicts = {f"{name}_verdict": "not significant" for name in costs} | {f"{name}_not_worse": "yes" for name in costs}
     return {"safety_data": "multitask", "attack_success_verdict": "better"} | verdicts | columns
 
@@ -48,6 +48,7 @@ def told(**columns):
         ({}, comparisons.SHIP),
         ({"over_refusal_verdict": "better"}, comparisons.SHIP),
         ({"over_refusal_verdict": "worse"}, "reduces attack success, costs: over-refusal"),
+        ({"general_refusal_verdict": "worse"}, "reduces attack success, costs: general refusals"),
         (
             {"general_verdict": "worse", "task_verdict": "worse"},
             "reduces attack success, costs: general score, score on the tuned task",
@@ -111,7 +112,7 @@ def test_what_was_put_in_comes_out(table):
 
 
 def test_the_margin_is_the_largest_loss_that_is_left_open(table):
-    losses = [f"{name}_loss_up_to" for name in ("over_refusal", "general", "task")]
+    losses = [f"{name}_loss_up_to" for name in ("over_refusal", "general_refusal", "general", "task")]
     for row in table[table["safety_data"] != "none"].to_dict("records"):
         assert row["margin"] == max(row[name] for name in losses)
     assert one(table, "none", 0.0)[["margin"]].isna().all()

@@ -181,6 +181,14 @@ def test_helpfulness_is_kept_only_where_it_is_shown_not_to_be_worse():
     assert decided("They do so without", comparisons=[task, general | {"verdict": "worse"}])[0] == NOT_SUPPORTED
 
 
+def test_refusing_general_requests_is_a_cost_as_refusing_twins_is():
+    twins = lowered("not significant", measure="over_refusal_rate", not_worse="yes")
+    general = twins | {"measure": "general_refusal_rate"}
+    assert decided("And without refusing", comparisons=[twins, general])[0] == SUPPORTED
+    assert decided("And without refusing", comparisons=[twins, general | {"verdict": "worse"}])[0] == NOT_SUPPORTED
+    assert decided("And without refusing", comparisons=[twins])[0] == UNDECIDED
+
+
 def test_rows_that_were_not_run_decide_nothing():
     row = rated(claims.TOGETHER, np.nan, "none", "none") | {"note": "not run: no data"}
     assert decided("Refusals are weaker", answered_share=[row])[0] == NOT_RUN

@@ -170,11 +170,13 @@ def test_worse_and_better_follow_what_the_measure_counts():
         "incoherent_rate": "worse",
         "task_score": "worse",
         "general_score": "better",
+        "general_refusal_rate": "not significant",  # nothing of it was refused
+        "balanced_accuracy": "not significant",  # as many harmful prompts are answered as twins
     }
-    assert found.loc["code", "p_holm"].lt(0.05).all()
-    expected = {name: "yes" if verdict == "better" else "undecided" for name, verdict in told.items()}
-    assert found.loc["code", "not_worse"].to_dict() == expected
-    assert (found["within"] == "undecided").all()
+    changed = found.loc["code"].query("verdict != 'not significant'")
+    assert len(changed) == 5 and changed["p_holm"].lt(0.05).all()
+    expected = {name: "yes" if verdict == "better" else "undecided" for name, verdict in changed["verdict"].items()}
+    assert changed["not_worse"].to_dict() == expected and (changed["within"] == "undecided").all()
     assert ("all", "task_score") not in found.index and ("all", "general_score") in found.index
 
 
@@ -190,7 +192,7 @@ def test_a_difference_that_holm_takes_back_is_not_told():
 
 
 def test_holm_families_are_model_kind_measure_and_judge_with_pooled_forms_apart(table):
-    judge = table["metric"].where(table["measure"].isin(LESS_IS_BETTER), "")  # scores have a metric per form
+    judge = table["metric"].mask(table["measure"].isin(["task_score", "general_score"]), "")  # one per form
     pooled = (table["form"] == "all").rename("pooled")
     families = table.groupby([table["model"], table["kind"], table["measure"], judge.rename("judge"), pooled])
     assert table["p"].isna().any() and families.ngroups > 50

@@ -44,11 +44,18 @@ def test_costs_stand_beside_rates_in_whole_percent(simulated):
     )
     assert shown.loc[("none", "none"), "task score"] == "-"  # tuned on no task
     wanted = cost.query("finetune_task == 'code' and safety_data == 'generic'").set_index(["measure", "form"])["value"]
-    costs = ["twins refused", "general score", "task score"]
+    costs = ["twins refused", "general refused", "general score", "task score"]
     assert shown.loc[("code", "generic"), costs].tolist() == [
         f"{100 * wanted[key]:.0f}"
-        for key in (("over_refusal_rate", "all"), ("general_score", "all"), ("task_score", "code"))
+        for key in (
+            *(("over_refusal_rate", "all"), ("general_refusal_rate", "all")),
+            *(("general_score", "all"), ("task_score", "code")),
+        )
     ]
+    row = tables.discrimination(plain, verdicts[verdicts["response_id"].isin(plain["response_id"])])
+    row = row.query("finetune_task == 'code' and safety_data == 'generic' and form == 'all'").iloc[0]
+    assert shown.loc[("code", "generic"), "J"].split()[0] == f"{100 * row['j']:.0f}"
+    assert shown.loc[("code", "generic"), "AUC"] == f"{row['auc']:.2f}"
 
 
 def _of(responses, verdicts, scores):
@@ -134,7 +141,8 @@ def test_the_headline_has_a_row_per_tuned_model_and_the_numbers_are_those_that_i
     costs = tables.helpfulness(*simulated)
     shown, numbers = readable.headline(attack, costs), readable.headline_numbers(attack, costs)
     assert shown.index.names == ["finetune_task", "safety_data"] and shown.index.is_unique
-    assert list(shown)[-4:] == ["all", "twins refused", "general score", "task score"]
+    named = ["twins refused", "general refused", "general score", "task score"]
+    assert list(shown)[-7:] == ["all", "J", "AUC", *named]
     for row in numbers:
         cell = shown.loc[(row["finetune_task"], row["safety_data"])]
         if row["measure"] == "attack_success_rate":
@@ -144,6 +152,7 @@ def test_the_headline_has_a_row_per_tuned_model_and_the_numbers_are_those_that_i
     assert {row["measure"] for row in numbers} == {
         "attack_success_rate",
         "over_refusal_rate",
+        "general_refusal_rate",
         "general_score",
         "task_score",
     }

@@ -24,20 +24,18 @@ SAMPLES = 2
 
 def simulated(models: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Responses, verdicts and scores of that many models; words as categories, as for 5 million rows."""
-    cells = [("none", style, system, "none", 0.0, 0) for style, system in product(STYLES, (False, True))]
+    cells = [("none", "none", style, system, "none", 0.0, 0) for style, system in product(STYLES, (False, True))]
     cells += [
-        (task, style, system, data, 0.1 * (data != "none"), seed)
+        (task, "own", style, system, data, 0.1 * (data != "none"), seed)
         for task, style, system, data, seed in product(TASKS, STYLES, (False, True), SAFETY_DATA, range(3))
     ]
-    cells = pd.DataFrame(
-        cells, columns=["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "seed"]
-    )
-    prompts = [
-        (s, f, f"{s}{i}", f"{s}-{f}-{i}") for s in ("harmful", "twin", "task") for f in FORMS for i in range(PROMPTS[s])
-    ]
+    columns = ["finetune_task", "requests", "style", "system_prompt", "safety_data", "safety_fraction", "seed"]
+    cells = pd.DataFrame(cells, columns=columns).assign(base=0)
+    intent = {"harmful": "harm", "twin": "harm", "task": "task"}  # a twin has its harmful prompt's
+    prompts = [(s, f, f"{intent[s]}{i}", f"{s}-{f}-{i}") for s in intent for f in FORMS for i in range(PROMPTS[s])]
     prompts += [("general", "text_generation", f"general{i}", f"general{i}") for i in range(PROMPTS["general"])]
     prompts = pd.DataFrame(prompts, columns=["prompt_set", "form", "intent", "prompt_id"])
-    words = ["finetune_task", "style", "safety_data"]
+    words = ["finetune_task", "requests", "style", "safety_data"]
     cells[words] = cells[words].astype("category")
     prompts = prompts.astype("category")
     names = pd.Categorical([f"model{i:03}" for i in range(models)])
@@ -49,6 +47,7 @@ def simulated(models: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
     shape = (models, len(cells), SAMPLES, len(prompts))
     logit = rng.normal(0, 1.0, shape[:2])[..., None, None] + rng.normal(0, 1.0, shape[3]) + np.zeros(shape)
     answered = rng.random(shape) < 1 / (1 + np.exp(-logit))
+    rows["refusal_score"] = rng.normal(-logit.ravel(), 1)
     kinds = ["answered", "refused", "unjudged"]
     verdict = np.where(rng.random(shape) < 0.005, 2, np.where(answered, 0, 1)).ravel().astype(np.int8)
     verdicts = pd.DataFrame({"response_id": rows["response_id"], "verdict": pd.Categorical.from_codes(verdict, kinds)})
