@@ -83,18 +83,18 @@ def discrimination(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None
     return ordered(table[[*by, "n", "n_unjudged", "refused_harmful", "refused_twins", *DISCRIMINATION, *RUNS]])
 
 
-def by_seed(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per cell, base, training seed, form and judge: the attack success rate of one fine-tune; "all" pools.
+def by_run(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per cell, base, training seed, measure and judge, all forms together: what one fine-tune does.
 
-    n, n_unjudged, rate, low and high as in `attack_success`; the interval is for that one fine-tune on other prompts.
+    `measure` is attack_success_rate or over_refusal_rate, value (0-1) its mean over the n judged responses, NaN where
+    none was judged; n_unjudged stand beside it. Raises ValueError as `judged` does.
     """
-    rows = _attacks(responses, verdicts)
-    run = {"model_base": "base", "training": "seed"}  # columns of their own, as bases and seeds are also clusters
-    rows = rows.assign(**{name: rows[of] for name, of in run.items()})
-    table = rates_of(rows, [*CELL, *run, "form", "judge"])
-    table = table.drop(columns=RUNS).rename(columns=run)
-    columns = [*CELL, "base", "seed", "form", "n", "n_unjudged", "rate", *INTERVAL, "judge"]
-    return ordered(table[columns])
+    rows = outcomes(responses, verdicts, measures=("attack_success_rate", "over_refusal_rate"))
+    rows = rows.rename(columns={"metric": "judge"}).astype({"measure": str, "judge": str})
+    by = [*CELL, "base", "seed", "measure", "judge"]
+    asked = rows.assign(unjudged=rows["value"].isna()).groupby(by, sort=False, observed=True)
+    table = asked.agg(n=("value", "count"), n_unjudged=("unjudged", "sum"), value=("value", "mean")).reset_index()
+    return ordered(table)[[*by[:-1], "n", "n_unjudged", "value", "judge"]]
 
 
 def calibration_grid(

@@ -18,10 +18,11 @@ SIGNIFICANT = ("worse", "better")  # verdicts of a comparison
 UNTESTED = ("no pairs", "too few")
 CHANGE = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}  # red is worse; the same scale in every figure
 HATCHED = {"facecolor": "#F7F7F7", "edgecolor": "#C4C4C4", "hatch": "/////", "linewidth": 0}
-SEED = {"color": "#777777", "linewidth": 0.6, "marker": ".", "markersize": 3}
+RUN = {"color": "#777777", "linewidth": 0.6, "marker": ".", "markersize": 3}
 MEAN = {"color": style.INK, "linewidth": 1.2}
-STEPS = ("untuned", "tuned", "tuned with generic safety data", "tuned with multitask safety data")  # of the slopes
-_TICKS = ("untuned", "tuned", "tuned + generic", "tuned + multitask")
+STEPS = ("untuned", "task rows alone", "+ a few requests", "+ multitask data")
+STEP_MEASURES = ("attack_success_rate", "over_refusal_rate")
+LABELLED = {"ha": "center", "size": "x-small", "zorder": 4}
 
 
 def erosion_heatmap(comparisons: pd.DataFrame) -> Drawn:
@@ -120,51 +121,61 @@ def _changes_in_words(table: pd.DataFrame, tested: pd.DataFrame, unknown: int) -
     }
 
 
-def seed_slopes(by_seed: pd.DataFrame) -> Drawn:
-    """The attack success rate of each training run (base and seed) as a line over the STEPS, and their mean.
+def what_each_step_adds(by_run: pd.DataFrame) -> Drawn:
+    """Attack success and over-refusal of each training run (base and seed) over STEPS, and their mean.
 
-    `by_seed` has one row per model, base, seed and form. Panels by style (rows) and tuned task, all forms, without
-    system prompt, one dose. The untuned model of its base begins a line. A step that was not run, or not judged, has
-    no mark. Raises ValueError where no tuned model has a rate, and for two rows of one model and run.
+    `by_run` has one row per model, base, seed and measure. Panels by measure (rows) and tuned task; the first style,
+    all forms, without system prompt, one dose. The untuned model, which has no training seed, begins every line of its
+    base. A step that was not run, or not judged, has no mark. Raises ValueError where no tuned model has a rate, and
+    for two rows of one model, base and seed.
     """
-    rows = by_seed[(by_seed["form"] == "all") & ~by_seed["system_prompt"].astype(bool)]
-    known = rows.loc[rows["finetune_task"] != "none", "rate"].notna().any()
-    style.require(known, "seed_slopes", "the table has no rate of a tuned model without system prompt")
-    rows = one_row_per_mark(one_dose(rows), "base", "seed")
-    step = (rows["safety_data"].map(SAFETY_DATA.index) + 1).mask(rows["finetune_task"] == "none", 0)
-    table = rows.assign(step=step.astype(int))
-    x_label = f"no system prompt, all forms ({n_of(table)} per run)"
-    fig, panels = style.panels_of(table, style.tasks_of(table, True), style.ATTACK, x_label, bottom=1.15, top=0.9)
-    above = {"zorder": 3, "linestyle": "", "clip_on": False}
-    for (trained, _), task, ax in panels:
-        part = table[(table["style"] == trained) & table["rate"].notna()]
-        start = part[part["finetune_task"] == "none"]
-        part = part[part["finetune_task"] == task]
+    rows = by_run[~by_run["system_prompt"].astype(bool) & by_run["requests"].isin(["none", "own"])]
+    rows = rows[rows["safety_data"].isin(["none", "multitask"])]
+    tuned = rows["finetune_task"] != "none"
+    style.require(rows.loc[tuned, "value"].notna().any(), "what_each_step_adds", "no tuned model has a rate")
+    rows = rows[rows["style"] == next(one for one in STYLES if one in set(rows["style"]))]
+    repaired = rows["safety_data"] == "multitask"
+    steps = (rows["finetune_task"] == "none", ~repaired & (rows["requests"] == "none"), ~repaired)
+    table = one_dose(rows).assign(form="all", step=np.select(steps, range(3), 3))
+    one_row_per_mark(table, "measure", "requests", "base", "seed")
+    tasks, measures = style.tasks_of(table, True), [one for one in STEP_MEASURES if one in set(table["measure"])]
+    fig, axes = style.new_figure(len(measures), len(tasks), 1.6, right=0.3, bottom=1.25, top=0.8)
+    for (row, column), ax in np.ndenumerate(axes):
+        part = table[(table["measure"] == measures[row]) & table["value"].notna()]
+        start, part = part[part["finetune_task"] == "none"], part[part["finetune_task"] == tasks[column]]
         for (base, _), line in part.groupby(["base", "seed"]):
             line = pd.concat([start[start["base"] == base], line]).sort_values("step")
-            ax.plot(line["step"], line["rate"], zorder=2.6, clip_on=False, **SEED)
-        mean = pd.concat([start, part]).groupby("step")["rate"].mean()
-        if len(part):
-            ax.plot(mean.index, mean, zorder=2.8, **MEAN)
-        for arm in part["safety_data"].unique():
-            place = SAFETY_DATA.index(arm) + 1
-            ax.plot(place, mean[place], markersize=4.5, **style.arm_look(arm), **above)
-        if len(start):
-            ax.plot(0, mean[0], **style.STAR, **above)
-        style.slanted_ticks(ax, _TICKS)
+            ax.plot(line["step"], line["value"], zorder=2.6, clip_on=False, **RUN)
+        mean = pd.concat([start, part]).groupby("step")["value"].mean()
+        ax.plot(mean.index, mean, zorder=2.8, **MEAN)
+        for step, value in mean.items():
+            ax.annotate(f"{100 * value:.0f}", (step, value), (0, 4), textcoords="offset points", **LABELLED)
+        ax.set(**style.UNIT_AXIS)
+        style.slanted_ticks(ax, STEPS)
         style.mark_empty(ax, part)
-    keys = [style.dot_handle("aligned model", **style.STAR), *style.arm_handles(table)]
-    keys += [Line2D([], [], label="one training run", **SEED), Line2D([], [], label="mean of the runs", **MEAN)]
-    drawn = table[table["rate"].notna()]
-    words = {
-        "n_runs": len(table.loc[table["finetune_task"] != "none", ["base", "seed"]].drop_duplicates()),
-        "steps": {STEPS[step]: span(100 * rates) for step, rates in drawn.groupby("step")["rate"]},
-    }
-    return Drawn(style.add_legend(fig, keys, rows=2), table, words)
+        if not row:
+            ax.set_title(f"tuned on\n{label(tasks[column])}", size="medium")
+    style.title_rows(axes, [label(measure) for measure in measures])
+    style.outer_labels(fig, "% of prompts", f"no system prompt, all forms ({n_of(table)} per run)")
+    keys = [Line2D([], [], label="one training run", **RUN), Line2D([], [], label="mean of the runs", **MEAN)]
+    return Drawn(style.add_legend(fig, keys), table, _steps_in_words(table))
+
+
+def _steps_in_words(table: pd.DataFrame) -> dict:
+    """How many bases and runs, and by how many points each step changes each measure, the mean over tasks and bases."""
+    known = table[table["value"].notna()]
+    of_base = known.groupby(["measure", "step", "finetune_task", "base"])["value"].mean()
+    means = of_base.groupby(["measure", "step"]).mean()
+    there = {measure: means[measure].sort_index() for measure in STEP_MEASURES if measure in means.index.levels[0]}
+    named = {measure: of.rename(dict(enumerate(STEPS))) for measure, of in there.items()}
+    changes = {measure: of.diff().dropna().map(points).to_dict() for measure, of in named.items()}
+    runs = known.loc[known["step"] > 0, ["base", "seed"]].drop_duplicates()
+    values = {measure: (100 * of).map("{:.0f}".format).to_dict() for measure, of in named.items()}
+    return {"n_bases": runs["base"].nunique(), "n_runs": len(runs), "changes": changes, "values": values}
 
 
 FIGURES = {  # each figure's function and the tables it draws from
+    "what_each_step_adds": (what_each_step_adds, "by_run"),
     "erosion_heatmap": (erosion_heatmap, "comparisons"),
     "repair_heatmap": (repair_heatmap, "comparisons"),
-    "seed_slopes": (seed_slopes, "by_seed"),
 }

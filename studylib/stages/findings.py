@@ -22,6 +22,7 @@ from studylib.study.grid import Cell
 from studylib.study.paths import DATA
 from studylib.study.words import ARMS, STAGE_SAFETY_DATA, StudyError
 
+OF_REQUESTS = ("what_each_step_adds",)
 OF_ARMS = ("arms_plane", "transfer_matrix")
 OF_ALL_MODELS = ("judge_agreement", "published_counts")
 BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
@@ -48,7 +49,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         "discrimination": tables.with_not_run(tables.discrimination(rows), not_run),
         "answered_share": tables.with_not_run(share, not_run),
         "comparisons": comparisons.compare_arms(rows, None, scored),
-        "by_seed": tables.by_seed(rows),
+        "by_run": tables.by_run(rows),
         "verdict_shares": tables.verdict_shares(rows),
         "deviations": claims.deviations(),
         "choices": claims.choices(),
@@ -73,7 +74,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
 
 def what_the_tables_are() -> str:
     """Markdown: what each table of the run is and what its columns mean, as its function says."""
-    names = ("attack_success", "discrimination", "helpfulness", "answered_share", "over_refusal_by_kind", "by_seed")
+    names = ("attack_success", "discrimination", "helpfulness", "answered_share", "over_refusal_by_kind", "by_run")
     made = {name: getattr(tables, name) for name in (*names, "calibration_grid", "verdict_shares")}
     made |= {"set_scores": benign.of_sets, "win_rates": benign.win_rate, "comparisons": comparisons.compare_arms}
     made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
@@ -139,7 +140,7 @@ def not_run_in(stage) -> dict[Cell, str]:
 
 
 def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """The table's `rates.usual` rows of that model, of the profile's first where none is named, that were run.
+    """The table's rows of that model, of the profile's first where none is named, that were run.
 
     Raises StudyError for a model that the profile does not have.
     """
@@ -148,7 +149,6 @@ def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:
             f"The profile {stage.profile.name} has no model {model!r}: it has {', '.join(stage.profile.models)}."
         )
     table = table[table["model"] == (model or next(iter(stage.profile.models)))] if "model" in table else table
-    table = rates.usual(table)
     return table[~table["note"].str.startswith("not run")] if "note" in table else table
 
 
@@ -163,6 +163,8 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
     frames = [found[table] for table in shown]
     if name not in OF_ALL_MODELS:
         frames = [of_model(stage, frame, model) for frame in frames]
+    if name not in OF_REQUESTS:
+        frames = [rates.usual(frame) for frame in frames]
     if name not in OF_ARMS:
         frames = [rows[~rows["safety_data"].isin(ARMS)] if "safety_data" in rows else rows for rows in frames]
     try:

@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 from studylib.analysis import rates, readable, tables
 from studylib.analysis.comparisons import compare_arms
+from studylib.analysis.rates import CELL
 from studylib.analysis.stats import wilson
 from studylib.study.grid import Cell
 from studylib.study.words import FORMS, VERDICTS
@@ -468,25 +469,25 @@ def test_verdict_shares_of_unjudged_and_of_no_responses_say_so():
     assert empty.empty and list(empty) == list(tables.verdict_shares(responses, verdicts))
 
 
-def test_the_rate_of_a_seed_is_the_attack_success_of_that_seed_alone(simulated):
+def test_the_rate_of_a_run_is_that_of_its_base_and_seed_alone(simulated):
     responses, verdicts, _ = simulated
-    table = tables.by_seed(responses, verdicts)
-    assert set(table["seed"]) == {0, 1, 2}
+    table = tables.by_run(responses, verdicts)
+    attack = table[table["measure"] == "attack_success_rate"]
+    assert set(attack["seed"]) == {0, 1, 2} and set(table["measure"]) == {"attack_success_rate", "over_refusal_rate"}
     for seed in (0, 1, 2):
-        alone = tables.attack_success(responses[responses["seed"] == seed], verdicts)
-        own = table[table["seed"] == seed].drop(columns=["base", "seed"]).reset_index(drop=True)
-        pd.testing.assert_frame_equal(own, alone[list(own)])
-    untuned = table[table["finetune_task"] == "none"]
-    assert set(untuned["seed"]) == {0}
+        alone = tables.attack_success(responses[responses["seed"] == seed], verdicts).query("form == 'all'")
+        own = attack[attack["seed"] == seed].rename(columns={"value": "rate"})
+        pd.testing.assert_frame_equal(
+            own[[*CELL, "n", "rate"]].reset_index(drop=True), alone[[*CELL, "n", "rate"]].reset_index(drop=True)
+        )
 
 
-def test_a_seed_of_which_nothing_was_judged_keeps_its_row():
-    table = tables.by_seed(*joined(few(["answered", "refused"]), few(["unjudged"] * 2, seed=1)))
-    row = table[(table["seed"] == 1) & (table["form"] == "code")].iloc[0]
-    assert (row["n"], row["n_unjudged"]) == (0, 2) and np.isnan([row["rate"], row["low"], row["high"]]).all()
-    assert list(zip(table["form"], table["seed"], strict=True)) == [("code", 0), ("code", 1), ("all", 0), ("all", 1)]
+def test_a_run_of_which_nothing_was_judged_keeps_its_row():
+    table = tables.by_run(*joined(few(["answered", "refused"]), few(["unjudged"] * 2, seed=1)))
+    row = table[table["seed"] == 1].iloc[0]
+    assert (row["n"], row["n_unjudged"]) == (0, 2) and np.isnan(row["value"])
     responses, verdicts = few(["answered"])
-    empty = tables.by_seed(responses.iloc[:0], verdicts)
+    empty = tables.by_run(responses.iloc[:0], verdicts)
     assert empty.empty and list(empty) == list(table)
 
 

@@ -10,7 +10,7 @@ from frames import study
 from studylib.analysis import comparisons, rates, tables
 from studylib.analysis.readable import calibration_label
 from studylib.figures import changes, style
-from studylib.study.words import FORMS, SAFETY_DATA, STYLES
+from studylib.study.words import FORMS, STYLES
 
 mpl.use("Agg")
 
@@ -23,10 +23,18 @@ def results():
     rows = rates.judged(*frames[:2])
     return {
         "comparisons": comparisons.compare_arms(rows),
-        "by_seed": tables.by_seed(rows),
+        "by_run": tables.by_run(rows),
         "attack": tables.attack_success(rows),
         "helpfulness": tables.helpfulness(rows, None, frames[2]),
     }
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """The table of runs of a small study on three bases, with and without requests."""
+    asked = {"tasks": ("code", "translation"), "n_prompts": 12, "seeds": (0,), "bases": (0, 1, 2)}
+    frames = study(np.random.default_rng(0), requests=("none", "own"), **asked)
+    return tables.by_run(rates.judged(*frames[:2]))
 
 
 def pick(table, **wanted):
@@ -138,55 +146,68 @@ def lines_of(ax, colour):
     return [line for line in ax.lines if line.get_color() == colour and len(line.get_xdata()) > 1]
 
 
-def test_each_seed_is_a_thin_line_from_the_untuned_model_and_the_mean_a_thick_one(results):
-    table = results["by_seed"]
-    fig = figure("seed_slopes", table)
-    axes = np.reshape(fig.axes, (2, 2))
-    where = {"form": "all", "style": "alpaca", "system_prompt": False}
-    start = pick(table, finetune_task="none", **where)["rate"]
-    seeds = [
-        [
-            start,
-            *(
-                pick(table, finetune_task="translation", safety_data=arm, seed=seed, **where)["rate"]
-                for arm in SAFETY_DATA
-            ),
+def cell(**wanted):
+    return {"style": "chat", "system_prompt": False, "measure": "attack_success_rate"} | wanted
+
+
+def test_each_run_is_a_thin_line_from_its_base_over_the_steps_and_the_mean_a_thick_one(steps):
+    axes = np.reshape(figure("what_each_step_adds", steps).axes, (2, 2))
+    kinds = [("none", "none"), ("own", "none"), ("own", "multitask")]
+    kinds = [dict(zip(("requests", "safety_data"), kind, strict=True)) for kind in kinds]
+    for row, measure in enumerate(("attack_success_rate", "over_refusal_rate")):
+        runs = [
+            [pick(steps, finetune_task="none", base=base, **cell(measure=measure))["value"]]
+            + [
+                pick(
+                    steps,
+                    finetune_task="code",
+                    requests=requests,
+                    safety_data=safety,
+                    base=base,
+                    **cell(measure=measure),
+                )["value"]
+                for requests, safety in kinds
+            ]
+            for base in (0, 1, 2)
         ]
-        for seed in (0, 1)
+        thin = lines_of(axes[row, 0], changes.RUN["color"])
+        assert [list(line.get_ydata()) for line in thin] == runs
+        (thick,) = lines_of(axes[row, 0], style.INK)
+        assert list(thick.get_ydata()) == pytest.approx(np.mean(runs, axis=0))
+        shown = [text.get_text() for text in axes[row, 0].texts]
+        assert shown == [f"{100 * value:.0f}" for value in np.mean(runs, axis=0)]
+
+
+def test_the_finding_is_the_mean_change_of_each_step_over_tasks_and_bases(steps):
+    text, alt = texts("what_each_step_adds", steps)
+    attack = steps[(steps["measure"] == "attack_success_rate") & (steps["style"] == "chat") & ~steps["system_prompt"]]
+    means = [
+        attack.query(f"{task} and requests == '{requests}' and safety_data == '{safety}'")["value"].mean()
+        for task, requests, safety in (
+            ("finetune_task == 'none'", "none", "none"),
+            ("finetune_task != 'none'", "none", "none"),
+            ("finetune_task != 'none'", "own", "none"),
+            ("finetune_task != 'none'", "own", "multitask"),
+        )
     ]
-    thin = lines_of(axes[1, 1], changes.SEED["color"])
-    assert [list(line.get_ydata()) for line in thin] == seeds
-    assert [list(line.get_xdata()) for line in thin] == [[0, 1, 2, 3]] * 2
-    (thick,) = lines_of(axes[1, 1], style.INK)
-    assert (
-        thick.get_ydata() == pytest.approx(np.mean(seeds, axis=0)) and thick.get_linewidth() > thin[0].get_linewidth()
-    )
+    first = changes.points(means[1] - means[0])
+    assert text.startswith(f"Attack success changes by {first} points (task rows alone), ")
+    assert "Bases: 3, runs: 3." in text and f"untuned {100 * means[0]:.0f}" in alt
 
 
-def test_steps_that_were_not_run_leave_a_gap_and_are_said(results):
-    table = results["by_seed"]
-    some = table[
-        ~((table["finetune_task"] == "none") & (table["style"] == "chat")) & (table["safety_data"] != "generic")
-    ]
-    axes = np.reshape(figure("seed_slopes", some).axes, (2, 2))
-    assert {tuple(line.get_xdata()) for line in lines_of(axes[0, 0], changes.SEED["color"])} == {(1, 3)}
-    assert {tuple(line.get_xdata()) for line in lines_of(axes[1, 0], changes.SEED["color"])} == {(0, 1, 3)}
-    assert "Not run: generic safety data" in texts("seed_slopes", some)[0]
+def test_steps_that_were_not_run_leave_a_gap_and_one_run_is_said_to_hide_the_spread(steps):
+    some = steps[(steps["requests"] != "own") | (steps["safety_data"] != "none")]
+    some = some[some["base"] == 0]
+    axes = np.reshape(figure("what_each_step_adds", some).axes, (2, 2))
+    assert {tuple(line.get_xdata()) for line in lines_of(axes[0, 0], changes.RUN["color"])} == {(0, 1, 3)}
+    assert "One run shows no spread." in texts("what_each_step_adds", some)[0]
 
 
-def test_one_run_is_said_to_hide_the_spread(results):
-    table = results["by_seed"]
-    text, alt = texts("seed_slopes", table)
-    assert "Runs: 2." in text and "One run" not in text and "tuned with multitask safety data" in alt
-    assert "One run shows no spread." in texts("seed_slopes", table[table["seed"] == 0])[0]
-
-
-def test_slopes_without_a_tuned_model_say_so(results):
-    table = results["by_seed"]
-    unjudged = table.assign(rate=np.nan)
-    for empty in (table.iloc[:0], table[table["finetune_task"] == "none"], table[table["system_prompt"]], unjudged):
-        with pytest.raises(ValueError, match="seed_slopes has nothing to draw"):
-            figure("seed_slopes", empty)
+def test_steps_without_a_tuned_model_say_so(steps):
+    unjudged = steps.assign(value=np.nan)
+    for empty in (steps.iloc[:0], steps[steps["finetune_task"] == "none"], steps[steps["system_prompt"]], unjudged):
+        with pytest.raises(ValueError, match="what_each_step_adds has nothing to draw"):
+            figure("what_each_step_adds", empty)
 
 
 @pytest.fixture
@@ -235,7 +256,7 @@ def test_every_figure_of_change_fits_the_page_and_keeps_its_words_inside(results
         figure("erosion_heatmap", changed(["worse"], [0.4])),  # one row is lower than its scale
         figure("calibration_grid", grid[:1]),
         figure("erosion_heatmap", results["comparisons"]),
-        figure("seed_slopes", results["by_seed"]),
+        figure("what_each_step_adds", results["by_run"]),
         figure("safety_vs_helpfulness", results["attack"], results["helpfulness"]),
         figure("calibration_grid", grid),
     ]

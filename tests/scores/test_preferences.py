@@ -371,8 +371,8 @@ def test_under_faults_every_pair_ends_with_the_right_verdict_or_a_reason_and_the
 def table_of(*cells):
     """Pairs and verdicts without a judge, of cells as (answers of verdicts by seed, what else the cell has)."""
     found, given = [], []
-    for number, (by_seed, more) in enumerate(cells):
-        for seed, words in enumerate(by_seed):
+    for number, (by_run, more) in enumerate(cells):
+        for seed, words in enumerate(by_run):
             cell = TUNED | {"model": "m", "style": "chat", "system_prompt": False, "against": "untuned"} | more
             ids = [f"{number}/{seed}/{i}" for i in range(len(words))]
             rows = pd.DataFrame({"response_id": ids, "prompt_id": [str(i) for i in range(len(words))]})

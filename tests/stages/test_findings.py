@@ -188,7 +188,7 @@ def test_every_table_is_written_as_csv_and_parquet(whole, tmp_path, monkeypatch)
     stage = run_of(whole, tmp_path, monkeypatch)
     found = made(stage)
     names = {path.stem for path in (tmp_path / "tables").glob("*.csv")}
-    assert names == set(found) - {"published"} >= {"comparisons", "claims", "calibration_grid", "by_seed"}
+    assert names == set(found) - {"published"} >= {"comparisons", "claims", "calibration_grid", "by_run"}
     for name in names:
         again = pd.read_csv(tmp_path / "tables" / f"{name}.csv", keep_default_na=False)
         assert len(again) == len(pd.read_parquet(tmp_path / "tables" / f"{name}.parquet")) == len(found[name])
