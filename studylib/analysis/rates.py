@@ -237,19 +237,20 @@ def replicates(rows: pd.DataFrame, by: Sequence[str]) -> np.ndarray:
     return found
 
 
-def rates_of(rows: pd.DataFrame, by: list[str], pooled: bool = True, ends=(0, 1)) -> pd.DataFrame:
+def rates_of(rows: pd.DataFrame, by: list[str], pooled: bool = True, ends=(0, 1), means=()) -> pd.DataFrame:
     """One row per group: n_unjudged (a value that is NaN), n_bases and n_seeds of all rows; of the others n, rate, ...
 
     The interval, low to high, is clustered by intent and by `replicates`; n_seeds counts the training seeds of a base.
     What has `left_out` is not unjudged. With `pooled` the groups without regard to the form follow, as form "all",
-    except those of task_score. `ends` as of `stats.clustered_intervals`.
+    except those of task_score. `ends` as of `stats.clustered_intervals`; `means` are columns whose mean is wanted too.
     """
     # one intent is asked in every form: four prompts of it are not four independent pieces of evidence
-    slim = rows[[*by, "base", "seed", "value"]].assign(prompt_id=rows["intent"])
+    slim = rows[[*by, "base", "seed", "value", *means]].assign(prompt_id=rows["intent"])
     keys = slim[by].astype(object) if slim.empty else slim[by]
     unjudged = slim["value"].isna() & ~rows["left_out"] if "left_out" in rows else slim["value"].isna()
     asked = slim.assign(unjudged=unjudged).groupby(list(keys), sort=False, observed=True)
     counted = {"n_unjudged": ("unjudged", "sum"), "n_bases": ("base", "nunique"), "n_seeds": ("seed", "nunique")}
+    counted |= {name: (name, "mean") for name in means}
     asked, known = asked.agg(**counted).reset_index(), slim[slim["value"].notna()]
     rates = clustered_intervals(known.assign(seed=replicates(known, by)), by, "value", ends=ends)
     rates = rates.drop(columns=["n_seeds", "n_prompts", "df"])
@@ -257,7 +258,7 @@ def rates_of(rows: pd.DataFrame, by: list[str], pooled: bool = True, ends=(0, 1)
     table = table.assign(n=table["n"].fillna(0).astype(int))
     if pooled and len(rows):
         of_all = rows[rows["measure"] != "task_score"] if "measure" in rows else rows
-        rest = rates_of(of_all, [name for name in by if name != "form"], False, ends)
+        rest = rates_of(of_all, [name for name in by if name != "form"], False, ends, means)
         table = pd.concat([table, rest.assign(form="all")], ignore_index=True)
     return table
 
