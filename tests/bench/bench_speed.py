@@ -6,13 +6,17 @@ matrix products: of W weights in the layers' matrices, a token costs 2 W operati
 answer token those of the last layer's second half and of the vocabulary; attention costs 4 d per layer and pair of a
 token and one not after it (of T tokens: T (T + 1) / 2), three times in training. Under LoRA, 2 W backward instead of 4.
 
-Takes about four minutes. Uses the aligned model of runs/miniature where there is one, else trains one first, so that
+Then the levers of a training, one by one, each beside one thread in the same rounds: threads and how they wait, two
+trainings side by side, bf16, sizes of the micro-batches, adapters stacked into one batched product.
+
+Takes about eight minutes. Uses the aligned model of runs/miniature where there is one, else trains one first, so that
 answers have realistic lengths. `--quick` runs everything once and small, to see whether it works.
 """
 
 import logging
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,10 +26,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from studylib.data import sets as datasets
 from studylib.data import world
 from studylib.models import building, engine, hub, prompts, small_llama, training
+from studylib.stages.cells import aligned
 from studylib.stages.prepare import build_miniature, calibrated_by
 from studylib.study.files import Clock
 from studylib.study.paths import RunPaths
@@ -36,6 +42,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 QUICK = "--quick" in sys.argv[1:]
 ROUNDS = 1 if QUICK else 3
 PROFILE = load_profile("miniature")
+OF_THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def seconds(work: Callable) -> float:
@@ -159,7 +166,7 @@ def trl_trainer(folder: Path, tokenizer, rows: list[dict], batch: int, checkpoin
 
 def base_training(sets: dict, tokenizer, rate: float) -> None:
     """The pre-training's steps."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     settings = PROFILE.pretraining.model_copy(update={"steps": 2 if QUICK else 12})
     rows = sets["pretraining"][: settings.steps * settings.batch_size]
     features = prompts.encode_mixed(tokenizer, rows, **calibrated_by(PROFILE, "helpful_only"))
@@ -176,9 +183,112 @@ def base_training(sets: dict, tokenizer, rate: float) -> None:
         "plain PyTorch loop over transformers (AdamW)": lambda: plain_loop(model, features, settings),
     }
     goal = "goal: 35 % of the matrix-product rate"
-    rates = compare("Base training, 2 threads", "tokens", dict.fromkeys(sides, n_tokens), sides, goal)
+    rates = compare("Base training, 1 thread", "tokens", dict.fromkeys(sides, n_tokens), sides, goal)
     share = needed(weights, features, 2) / n_tokens * rates["this project (Muon)"] / rate
     print(f"  share of the fp32 matrix-product rate in needed operations   {100 * share:.0f} %", flush=True)
+
+
+def levers(scratch: Path, sets: dict, tokenizer) -> None:
+    """The steps of the pre-training in processes of their own, as one would set them up."""
+    settings = PROFILE.pretraining.model_copy(update={"steps": 2 if QUICK else 8})
+    rows = sets["pretraining"][: settings.steps * settings.batch_size]
+    features = prompts.encode_mixed(tokenizer, rows, **calibrated_by(PROFILE, "helpful_only"))
+    model = building.build_model(PROFILE.miniature, tokenizer, 0)
+    torch.save((features, model.state_dict(), model.config.to_dict(), settings.model_dump()), scratch / "steps")
+    two, passive = {"threads": 2}, {"OMP_WAIT_POLICY": "passive"}
+    sides = {
+        "one thread": {},
+        "two threads, waiting as by default": two,
+        "two threads, passive, no spin": two | passive | {"GOMP_SPINCOUNT": "0"},
+        "two threads, passive, 10,000 spins": two | passive | {"GOMP_SPINCOUNT": "10000"},
+        "two trainings at a time, one thread each": {"processes": 2},
+        **{f"one thread, micro-batches of {size}": {"micro": size} for size in (8, 32, 64)},
+    }
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        sides["one thread, bf16 autocast"] = {"dtype": "bfloat16"}
+    else:
+        print("\nbf16 is not measured: this processor does not multiply in it")
+    n_tokens = sum(len(row["input_ids"]) for row in features)
+    running = {name: _started(scratch, **side) for name, side in sides.items()}
+    rounds = [
+        {name: len(its) * n_tokens / seconds(partial(_all_go, its)) for name, its in running.items()}
+        for _ in range(ROUNDS)
+    ]
+    for one in (one for its in running.values() for one in its):
+        one.communicate()  # closes its input, at which it ends
+    print("\nLevers of a training, in tokens/s of all processes together, and the ratio to one thread")
+    for name in sides:
+        ratios = [one[name] / one["one thread"] for one in rounds]
+        spread = " - ".join(f"{of(ratios):.2f}" for of in (min, statistics.median, max))
+        print(f"  {name:<45} {statistics.median(one[name] for one in rounds):7.0f}   {spread}", flush=True)
+
+
+def _started(scratch: Path, processes=1, threads=1, micro=16, dtype="float32", **environment) -> list:
+    """Processes that take the steps whenever they are told to, warmed up."""
+    command = [sys.executable, __file__, "--steps", scratch / "steps", str(threads), str(micro), dtype]
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_THREADS}
+    ends = dict(zip(("stdin", "stdout", "stderr"), (subprocess.PIPE, subprocess.PIPE, subprocess.DEVNULL), strict=True))
+    running = [subprocess.Popen(command, text=True, env=inherited | environment, **ends) for _ in range(processes)]
+    assert all(one.stdout.readline() == "ready\n" for one in running)
+    return running
+
+
+def _all_go(running: list[subprocess.Popen]) -> None:
+    for one in running:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    assert all(one.stdout.readline() == "done\n" for one in running)
+
+
+def take_steps(file: str, threads: str, micro: str, dtype: str) -> None:
+    """One of those processes: a step to warm up, then all steps at each word from the parent."""
+    torch.set_num_threads(int(threads))
+    features, state, config, settings = torch.load(file)
+    weights, shape = small_llama.fuse(state, tied=True), small_llama.shape_of(config)
+    chosen = TrainSettings(**settings | {"micro_batch_size": int(micro)})
+
+    def train(chosen: TrainSettings) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            training.fit(small_llama.tensors(weights), lambda: weights, shape, features, chosen, 0, "bench")
+
+    train(chosen.model_copy(update={"steps": 1}))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        train(chosen)
+        print("done", flush=True)
+
+
+def stacked_adapters(folder: Path) -> None:
+    """A layer of several tuned models on a batch of each: one after the other, and stacked into batched products.
+
+    Forward and backward to the merged weights, one thread: what stacking adapters in a tuning could gain at most.
+    """
+    torch.set_num_threads(1)
+    weights, shape = small_llama.load(folder)
+    k, rows, length, d = 4, 16, 48, weights["embed"].shape[1]
+    cos, sin = shape.rotation(length)
+    stack = {name: torch.stack([tensor] * k).requires_grad_() for name, tensor in weights["layers"][0].items()}
+    x = torch.randn(k, rows, length, d)
+
+    def layer(w: dict, x: torch.Tensor) -> torch.Tensor:
+        product = lambda y, name: torch.bmm(y.flatten(1, 2), w[name].mT).unflatten(1, (rows, length))  # noqa: E731
+        normed = lambda y, name: F.rms_norm(y, (d,), eps=shape.eps) * w[name][:, None, None]  # noqa: E731
+        parts = product(normed(x, "norm1"), "qkv").unflatten(-1, (3, shape.heads, shape.head_size)).unbind(-3)
+        q, key = (small_llama._rotated(part, cos, sin).flatten(0, 1).transpose(1, 2) for part in parts[:2])
+        attended = F.scaled_dot_product_attention(q, key, parts[2].flatten(0, 1).transpose(1, 2), is_causal=True)
+        x = x + product(attended.transpose(1, 2).flatten(2).unflatten(0, x.shape[:2]), "o")
+        gate, up = product(normed(x, "norm2"), "gate_up").chunk(2, dim=-1)
+        return x + product(F.silu(gate) * up, "down")
+
+    def one_by_one() -> None:
+        for i in range(k):
+            layer({name: tensor[i : i + 1] for name, tensor in stack.items()}, x[i : i + 1]).sum().backward()
+
+    n = 2 if QUICK else 20
+    sides = {"four adapters stacked": lambda: [layer(stack, x).sum().backward() for _ in range(n)]}
+    sides["one after the other"] = lambda: [one_by_one() for _ in range(n)]
+    amounts = dict.fromkeys(sides, x[..., 0].numel() * n)
+    compare("Stacked adapters, one layer, 1 thread", "tokens", amounts, sides, "no goal: worth it above 1.3")
 
 
 def tuning(folder: Path, scratch: Path, sets: dict, tokenizer, rate: float) -> None:
@@ -296,16 +406,17 @@ def whole_machine(folder: Path, style: str) -> None:
 
 def model_folder(sets: dict, scratch: Path) -> Path:
     """The aligned model of runs/miniature, or one trained now for 150 steps."""
-    folder = RunPaths.of("miniature").model("aligned")
+    folder = RunPaths.of("miniature").model(aligned(0))
     if (folder / "model.safetensors").is_file():
         return folder
     print("No aligned model in runs/miniature: one is trained for 150 steps first.", flush=True)
     paths = RunPaths(scratch, scratch)
     datasets.save(paths, sets)
     steps = {"pretraining.steps": 2 if QUICK else 150, "alignment.steps": 1}
+    steps |= {"base_seeds": [0], "grid.explore_bases": [0]}
     torch.set_num_threads(2)
     build_miniature(paths, load_profile("miniature", steps), Clock())
-    return paths.model("helpful_only")
+    return paths.model("helpful_only-0")
 
 
 def main() -> None:
@@ -322,7 +433,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(sets, Path(scratch))
         tokenizer = hub.load(folder, PROFILE.miniature)[1]
-        base_training(sets, tokenizer, rates[2])
+        base_training(sets, tokenizer, rates[1])
+        levers(Path(scratch), sets, tokenizer)
+        stacked_adapters(folder)
         tuning(folder, Path(scratch), sets, tokenizer, rates[1])
         for style in STYLES[: 1 if QUICK else None]:
             evaluation(folder, sets, tokenizer, style)
@@ -330,4 +443,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--steps"]:
+        logging.disable(logging.WARNING)
+        take_steps(*sys.argv[2:])
+    else:
+        main()
