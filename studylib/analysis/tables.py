@@ -93,7 +93,8 @@ def by_run(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.
     none was judged; n_unjudged stand beside it. Raises ValueError as `judged` does.
     """
     rows = outcomes(responses, verdicts, measures=("attack_success_rate", "over_refusal_rate"))
-    rows = rows.rename(columns={"metric": "judge"}).astype({"measure": str, "judge": str})
+    rows = rows.rename(columns={"metric": "judge"})
+    rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str))
     by = [*CELL, "base", "seed", "measure", "judge"]
     asked = rows.assign(unjudged=rows["value"].isna()).groupby(by, sort=False, observed=True)
     table = asked.agg(n=("value", "count"), n_unjudged=("unjudged", "sum"), value=("value", "mean")).reset_index()

@@ -147,6 +147,7 @@ def test_other_prompts_are_noted_for_the_measures_that_asked_them_and_no_others(
     other = ["different prompts"]
     assert noted == {
         "attack_success_rate": [""],
+        "general_refusal_rate": [""],
         "general_score": [""],
         "incoherent_rate": other,
         "over_refusal_rate": other,
