@@ -186,3 +186,33 @@ def test_harmful_prompts_are_shown_with_their_own_twins_whatever_the_order_and_n
     asked = {row["messages"][0]["content"]: row["id"] for row in sets["harmful"]}
     assert len(shown) == 8 and shown["twin"].iloc[0] == "none"
     assert [twins[asked[text]] for text in shown["harmful"][1:]] == shown["twin"][1:].tolist()
+
+
+def test_a_base_whose_training_was_stopped_goes_on_from_the_state_beside_its_folder(saved, monkeypatch):
+    from functools import partial
+
+    from studylib.models import small_llama, training
+
+    monkeypatch.setattr(training, "Checkpoint", partial(training.Checkpoint, seconds=0.0))
+    short = load_profile("smoke", {"pretraining.steps": 4}).pretraining
+    build = lambda name: prepare._build(  # noqa: E731
+        saved, SMOKE, name, prepare.Recipe("", "pretraining", short, 0, "print"), 1
+    )
+    build("whole")
+    loss, asked = small_llama.answer_loss, []
+
+    def stops(*given):
+        asked.append(given)
+        if len(asked) > 15:  # in the third step or so
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    monkeypatch.setattr(small_llama, "answer_loss", stops)
+    with pytest.raises(KeyboardInterrupt):
+        build("helpful_only-0")
+    state = saved.model("helpful_only-0").with_name(".helpful_only-0.checkpoint")
+    assert state.is_file() and not saved.model("helpful_only-0").exists()
+    monkeypatch.setattr(small_llama, "answer_loss", loss)
+    build("helpful_only-0")
+    weights = [(saved.model(name) / "model.safetensors").read_bytes() for name in ("whole", "helpful_only-0")]
+    assert weights[0] == weights[1] and not state.exists()
