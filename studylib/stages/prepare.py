@@ -268,8 +268,7 @@ def build_miniature(paths: RunPaths, profile: Profile, clock: Clock) -> dict:
         with clock("training"):
             for first in (True, False):
                 calls = [(paths, profile, *one) for one in todo.items() if (one[1].before == "") is first]
-                threads = 1 if len(calls) > 1 else 2  # a single one has all cores to itself
-                joblib.Parallel(n_jobs=joblib.cpu_count())(joblib.delayed(_build)(*call, threads) for call in calls)
+                joblib.Parallel(n_jobs=joblib.cpu_count())(joblib.delayed(_build)(*call) for call in calls)
     found = {}
     for name in recipes:
         found[name] = json.loads((paths.model(name) / "study.json").read_text(encoding="utf-8"))
@@ -294,11 +293,11 @@ def _is_built(paths: RunPaths, name: str, recipe: Recipe) -> bool:
     return json.loads(note.read_text(encoding="utf-8"))["fingerprint"] == recipe.fingerprint
 
 
-def _build(paths: RunPaths, profile: Profile, name: str, recipe: Recipe, threads: int) -> None:
+def _build(paths: RunPaths, profile: Profile, name: str, recipe: Recipe) -> None:
     """Trains the model of that name and puts its folder, with its card as `study.json`, into place."""
     from studylib.models import building, engine, training
 
-    engine.use_threads(threads)  # the last digits depend on their number
+    engine.use_threads(1)  # the last digits depend on their number
     folder, rows = paths.model(name), datasets.load(paths, recipe.data)
     with cells.replaced(folder) as aside:
         if not recipe.before:
