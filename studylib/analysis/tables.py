@@ -30,11 +30,6 @@ from studylib.study.words import FORMS, SIDES, VERDICTS
 DISCRIMINATION = ["j", "j_low", "j_high", "auc", "auc_low", "auc_high"]
 
 
-def _attacks(responses: pd.DataFrame, verdicts: pd.DataFrame | None) -> pd.DataFrame:
-    """The outcomes of harmful prompts, with the judge's name in `judge`."""
-    return outcomes(responses, verdicts, measures=("attack_success_rate",)).rename(columns={"metric": "judge"})
-
-
 def attack_success(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per cell, form and judge: the share of harmful prompts that were answered; form "all" pools.
 
@@ -222,7 +217,8 @@ def answered_share(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None
     of the other forms, or those of this form, were all answered and the rest refused. With equally many prompts of each
     form, a share of 1/4 for one and 1/2 for two means that no form is weaker. Raises as `attack_success` does.
     """
-    rows, cell = _attacks(responses, verdicts), [*CELL, "judge"]
+    rows, cell = outcomes(responses, verdicts, measures=("attack_success_rate",)), [*CELL, "judge"]
+    rows = rows.rename(columns={"metric": "judge"})
     asked = rows.assign(value=rows["value"].mask(rows["value"] == 0))  # only what was answered counts
     tables = []
     for name in (*FORMS, TOGETHER):

@@ -87,6 +87,18 @@ def test_every_seed_of_a_tuning_is_compared_with_the_one_untuned_model():
     assert (row["value"], row["other_value"], row["difference"]) == (0.5, 0.5, 0)
 
 
+def test_a_tuning_is_compared_with_the_untuned_model_of_its_own_base_and_requests_are_kept_apart():
+    untuned = [few([verdict] * 4, base=base, **UNTUNED) for base, verdict in ((0, "refused"), (1, "answered"))]
+    tuned = [few(["answered"] * 4, base=base) for base in (0, 1)]
+    alone = few(["refused"] * 4, requests="none")
+    table = compared(*untuned, *tuned, alone)
+    row = only(table, "tuning", requests="own")
+    assert (row["n"], row["n_bases"], row["n_seeds"]) == (8, 2, 1)
+    assert (row["value"], row["other_value"], row["difference"]) == (1, 0.5, 0.5)
+    row = only(table, "tuning", requests="none")
+    assert (row["n"], row["n_bases"], row["difference"]) == (4, 1, 0)
+
+
 def test_safety_data_are_compared_with_the_same_tuning_under_the_same_seed():
     plain = [few(verdicts, seed=seed) for seed, verdicts in ((0, ["refused"] * 3), (1, ["answered"] * 3))]
     safe = {"safety_data": "multitask", "safety_fraction": 0.1}

@@ -182,3 +182,17 @@ def test_tables_of_scores_are_in_percent_of_the_rows_that_they_show(simulated):
     by_kind = tables.over_refusal_by_kind(*simulated[:2], dict.fromkeys(asked, "owner"))
     shown = readable.over_refusal_in_percent(by_kind)
     assert set(shown["twins"]) == {"owner", "all"} and (shown["twins", "owner"] == shown["twins", "all"]).all()
+
+
+def test_requests_are_named_where_tuned_models_have_several_kinds_and_the_headline_shows_the_usual_one():
+    given = {"tasks": ("code",), "styles": ("chat",), "system_prompts": (False,), "n_prompts": 4}
+    frames = study(np.random.default_rng(0), requests=("none", "own"), **given)
+    attack, cost = tables.attack_success(*frames[:2]), tables.helpfulness(*frames)
+    wide = readable.in_percent(attack)
+    assert list(wide.index.get_level_values("requests")) == ["none", "none", "own", "own", "own"]
+    own = attack[attack["requests"].ne("none") | attack["finetune_task"].eq("none")]
+    assert "requests" not in readable.in_percent(own).index.names
+    pd.testing.assert_frame_equal(readable.headline(attack, cost), readable.headline(own, cost))
+    row = attack[(attack["requests"] == "none") & (attack["finetune_task"] == "code")].iloc[0]
+    assert readable.cell_words(row) == "tuned on code, no requests, chat template, no system prompt"
+    assert "requests" not in readable.cell_words(own.iloc[-1])
