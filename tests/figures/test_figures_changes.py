@@ -157,17 +157,7 @@ def test_each_run_is_a_thin_line_from_its_base_over_the_steps_and_the_mean_a_thi
     for row, measure in enumerate(("attack_success_rate", "over_refusal_rate")):
         runs = [
             [pick(steps, finetune_task="none", base=base, **cell(measure=measure))["value"]]
-            + [
-                pick(
-                    steps,
-                    finetune_task="code",
-                    requests=requests,
-                    safety_data=safety,
-                    base=base,
-                    **cell(measure=measure),
-                )["value"]
-                for requests, safety in kinds
-            ]
+            + [pick(steps, finetune_task="code", base=base, **kind, **cell(measure=measure))["value"] for kind in kinds]
             for base in (0, 1, 2)
         ]
         thin = lines_of(axes[row, 0], changes.RUN["color"])
