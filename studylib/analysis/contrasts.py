@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,15 +14,18 @@ from scipy.stats import t as student
 
 from studylib.analysis import stats
 from studylib.analysis.comparisons import ALPHA
-from studylib.analysis.rates import MEASURES
+from studylib.analysis.rates import MEASURES, usual
 from studylib.analysis.stats import CONFIDENCE, codes
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.profile import Name, Profile, Settings, explain
-from studylib.study.words import ARMS, REQUESTS, SAFETY_DATA, STYLES, TASKS, StudyError
+from studylib.study.words import ARMS, EMBEDDED_GUARDS, FORMS, REQUESTS, SAFETY_DATA, STYLES, TASKS, StudyError
 
 J = "j"  # share of harmful prompts refused minus that of their benign twins: 2 x balanced_accuracy - 1
-PLANNED = (*(measure for measure in MEASURES if measure not in ("task_score", "balanced_accuracy")), J)
+BLOCKED = "blocked_rate"  # share of harmful prompts that a guard blocks
+PLANNED = (*(measure for measure in MEASURES if measure != "balanced_accuracy"), J, BLOCKED)
+TUNED, OWN, USUAL = "tuned", "own", "usual"
+BUILT_IN, EXPLORATORY, CONFIRMATORY, NOT_RUN = "built in", "exploratory", "confirmatory", "not run"
 DRAWS = 2000  # of the Multi-Bootstrap
 _ABSENT = "no setting of the profile"
 _PLACE = ["model", "question", "metric", "contrast"]
@@ -31,12 +35,25 @@ _COLUMNS += ["p_below_holm", "verdict", "detectable", "n_family", "note"]
 
 
 class Arm(Settings):
-    """One side of a question's contrasts, by the columns of its rows."""
+    """One side of a contrast, by the columns of its rows."""
 
-    finetune_task: Literal["none"] | None = None  # the untuned model, else tuned on the contrast's task
-    requests: Literal[REQUESTS] = "none"
+    finetune_task: Literal[("none", TUNED, *TASKS)] | None = None  # tuned: on any task, compared with the same one
+    requests: Literal[(*REQUESTS, USUAL)] = "none"  # usual: those that safety data go with, none where there are none
     safety_data: Literal[(*SAFETY_DATA, *ARMS)] = "none"
     safety_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    system_prompt: bool | None = None  # None: as all are asked
+    form: Literal[(*FORMS, OWN)] | None = None  # own: that of the tuned task; None: all
+
+    @property
+    def untuned(self) -> bool:
+        return self.finetune_task == "none"
+
+
+class Sides(Settings):
+    """What the sides of one contrast have otherwise than those of its question."""
+
+    arm: Arm = Arm()
+    other: Arm = Arm()
 
 
 class Asked(Settings):
@@ -56,15 +73,37 @@ class Question(Settings):
     margin: Annotated[float, Field(gt=0, lt=1)]  # smallest difference that matters
     margin_because: str
     family: Literal["question"]
-    arm: Arm
-    other: Arm
-    contrasts: Annotated[list[Literal[TASKS]], Field(min_length=1, max_length=4)]
+    # the settings that decide the answer there, and why
+    built_in: Annotated[dict[Literal["miniature"], str], Field(default_factory=dict)]
+    arm: Arm = Arm()
+    other: Arm = Arm()
+    contrasts: Annotated[dict[Name, Sides], Field(min_length=1, max_length=4)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_are_contrasts(cls, given):
+        """A list of tasks: contrasts of these names, in which that task is tuned where the question names none."""
+        if not (isinstance(given, dict) and isinstance(tasks := given.get("contrasts"), list)):
+            return given
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("needs each task of `contrasts` once")
+        sides = [side for side in ("arm", "other") if "finetune_task" not in (given.get(side) or {})]
+        return given | {"contrasts": {task: {side: {"finetune_task": task} for side in sides} for task in tasks}}
 
     @model_validator(mode="after")
     def _sides_differ(self):
-        if self.arm.finetune_task or self.arm == self.other or len(set(self.contrasts)) < len(self.contrasts):
-            raise ValueError("needs a tuned arm, another one as `other`, and each task of `contrasts` once")
+        for name in self.contrasts:
+            arm, other = self.sides(name)
+            if arm == other or None in (arm.finetune_task, other.finetune_task) or (arm.untuned and not other.untuned):
+                raise ValueError(f"contrast {name} needs two different sides, an `arm` tuned unless neither is")
+            if self.measure == J and arm.form != other.form:
+                raise ValueError(f"contrast {name}: j compares prompts of the same forms")
         return self
+
+    def sides(self, contrast: str) -> tuple[Arm, Arm]:
+        own = self.contrasts[contrast]
+        parts = (self.arm, own.arm), (self.other, own.other)
+        return tuple(whole.model_copy(update=part.model_dump(exclude_unset=True)) for whole, part in parts)
 
     @property
     def sign(self) -> int:
@@ -109,26 +148,23 @@ def differences(plan: Plan, profile: Profile) -> list[str]:
 def check_profile(plan: Plan, profile: Profile) -> None:
     """Raises StudyError where the profile lacks cells of the plan's contrasts, or has fewer than two bases.
 
-    A profile that the plan is not for may have any cells. Benign twins need no check here: 00_prepare stops where a
-    harmful prompt has none.
+    A profile that the plan is not for may have any cells, and questions whose answer is built in need none. Benign
+    twins need no check here: 00_prepare stops where a harmful prompt has none.
     """
     if profile.name not in plan.profiles:
         return
     grid, missing = profile.grid, []
     arms = grid.arms.safety_data if grid.arms else []
     doses = [0.0, grid.safety_fraction, *(grid.arms.safety_fractions if grid.arms else [])]
-    for name, question in plan.questions.items():
-        for arm in (question.arm, question.other):
-            tuned = arm.finetune_task is None
-            known = {
-                "style": (plan.asked.style, grid.styles),
-                "requests": (arm.requests, grid.requests),
-                "safety_data": (arm.safety_data, [*grid.safety_data, *arms]),
-                "safety_fraction": (arm.safety_fraction, doses),
-            }
-            asked = [("task", task, grid.tasks) for task in question.contrasts if tuned]
-            asked += [(key, *value) for key, value in known.items() if tuned or key == "style"]
-            missing += [f"{key} {value} ({name})" for key, value, has in asked if value not in has]
+    asked = [(n, side) for n, q in plan.questions.items() if not q.built_in for c in q.contrasts for side in q.sides(c)]
+    for name, side in asked:
+        wanted = [("style", plan.asked.style, grid.styles)]
+        if not side.untuned:
+            kinds = (*TASKS, TUNED) if side.finetune_task == TUNED else grid.tasks
+            wanted += [("task", side.finetune_task, kinds), ("requests", side.requests, [*grid.requests, USUAL])]
+            wanted += [("safety_data", side.safety_data, [*grid.safety_data, *arms])]
+            wanted += [("safety_fraction", side.safety_fraction, doses)]
+        missing += [f"{key} {value} ({name})" for key, value, has in wanted if value not in has]
     if missing:
         raise StudyError(
             f"Profile {profile.name} lacks cells of the plan: {', '.join(dict.fromkeys(missing))}. Add them to its "
@@ -144,38 +180,83 @@ def check_profile(plan: Plan, profile: Profile) -> None:
 def paired(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """One row per model, question, metric, contrast, base, seed and intent with value, other_value and difference.
 
-    `rows` are those of `rates.outcomes`. A pair is the same prompt to the same base and, where both sides are tuned,
-    the same training seed; an intent's value is the mean of its pairs in all forms (0-1; of "j" -1 to 1, and of intents
-    alone whose harmful prompt and twin both have a pair in a form). Prompts without a value on either side are left
-    out.
+    `rows` are those of `rates.outcomes` with one score per response, and of `blocked`. A pair is the same prompt, or
+    where the sides have different forms the same intent, to the same base and, where both sides are tuned, the same
+    training seed. An intent's value is the mean of its pairs (0-1; of "j" -1 to 1, and of intents alone whose harmful
+    prompt and twin both have a pair in a form). Prompts without a value on either side are left out: so both sides of
+    general_score are of prompts that neither refuses. metric is the judge, the guard, or "score". The seed of untuned
+    models is 0.
     """
-    rows = rows[(rows["style"] == plan.asked.style) & (rows["system_prompt"].astype(bool) == plan.asked.system_prompt)]
-    prompt, found = ["model", "base", "metric", "form", "prompt_id"], []
+    rows = rows[rows["style"] == plan.asked.style]
+    kinds = usual(rows[rows["finetune_task"] != "none"])["requests"]
+    found = []
     for name, question in plan.questions.items():
-        of_j = question.measure == J
-        counted = rows[rows["measure"] == ("balanced_accuracy" if of_j else question.measure)]
-        arm = _side(counted, question.arm, question.contrasts, [*prompt, "intent", "finetune_task", "seed"])
-        same = prompt if question.other.finetune_task else [*prompt, "finetune_task", "seed"]
-        other = _side(counted, question.other, question.contrasts, same).rename(columns={"value": "other_value"})
-        pairs = arm.merge(other, on=same).dropna(subset=["value", "other_value"])
-        pairs = pairs.astype(dict.fromkeys(pairs.select_dtypes("category"), object))
-        of_training = ["model", "metric", "finetune_task", "base", "seed"]
-        if of_j:
-            pairs[["value", "other_value"]] = 2 * pairs[["value", "other_value"]] - 1
-            pairs = pairs[pairs.groupby([*of_training, "form", "intent"])["value"].transform("size") == 2]
-        means = pairs.groupby([*of_training, "intent"], sort=False)[["value", "other_value"]].mean().reset_index()
-        found.append(means.rename(columns={"finetune_task": "contrast"}).assign(question=name))
+        counted = rows[rows["measure"] == ("balanced_accuracy" if question.measure == J else question.measure)]
+        if question.measure.endswith("_score"):
+            counted = counted.assign(metric="score")  # each form has a metric of its own
+        for contrast in question.contrasts:
+            sides = [_resolved(side, plan, kinds) for side in question.sides(contrast)]
+            found.append(_pairs(counted, *sides, question.measure == J).assign(question=name, contrast=contrast))
     pairs = pd.concat(found, ignore_index=True)
     pairs["difference"] = pairs["value"] - pairs["other_value"]
     return pairs[[*_PLACE, "base", "seed", "intent", "value", "other_value", "difference"]]
 
 
-def _side(rows: pd.DataFrame, arm: Arm, tasks: list[str], keys: list[str]) -> pd.DataFrame:
-    """The values of an arm by these keys, the mean of several samples."""
-    chosen = rows["finetune_task"].isin([arm.finetune_task] if arm.finetune_task else tasks)
-    chosen &= (rows["requests"] == arm.requests) & (rows["safety_data"] == arm.safety_data)
-    chosen &= np.isclose(rows["safety_fraction"], arm.safety_fraction)
+def _resolved(side: Arm, plan: Plan, kinds: pd.Series) -> Arm:
+    """The side with values of the rows in place of words such as "usual"; `kinds` are the usual requests."""
+    own = {"system_prompt": plan.asked.system_prompt} if side.system_prompt is None else {}
+    own |= {"form": side.finetune_task} if side.form == OWN else {}
+    own |= {"requests": kinds.iat[0] if len(kinds) else "none"} if side.requests == USUAL else {}
+    return side.model_copy(update=own)
+
+
+def _pairs(rows: pd.DataFrame, arm: Arm, other: Arm, of_j: bool) -> pd.DataFrame:
+    """The rows of `paired` of one contrast."""
+    of_training = ["model", "metric", "base", "seed"]
+    keys = ["model", "metric", "base", "intent", *(["form", "prompt_id"] if arm.form == other.form else [])]
+    of_arm, of_other = (
+        [*keys, *([] if side.untuned else ["seed"]), *(["finetune_task"] if side.finetune_task == TUNED else [])]
+        for side in (arm, other)
+    )
+    others = _side(rows, other, of_other).rename(columns={"value": "other_value"})
+    pairs = _side(rows, arm, of_arm).merge(others, on=[name for name in of_other if name in of_arm])
+    pairs = pairs.dropna(subset=["value", "other_value"])
+    pairs = pairs.astype(dict.fromkeys(pairs.select_dtypes("category"), object))
+    if arm.untuned:
+        pairs["seed"] = 0
+    if of_j:
+        pairs[["value", "other_value"]] = 2 * pairs[["value", "other_value"]] - 1
+        place = [*of_training, "form", "intent", *(["finetune_task"] if "finetune_task" in of_arm else [])]
+        pairs = pairs[pairs.groupby(place)["value"].transform("size") == 2]
+    return pairs.groupby([*of_training, "intent"], sort=False)[["value", "other_value"]].mean().reset_index()
+
+
+def _side(rows: pd.DataFrame, side: Arm, keys: list[str]) -> pd.DataFrame:
+    """The values of one side by these keys, the mean of several samples."""
+    task = rows["finetune_task"]
+    chosen = task != "none" if side.finetune_task == TUNED else task == side.finetune_task
+    chosen &= (rows["requests"] == side.requests) & (rows["safety_data"] == side.safety_data)
+    chosen &= np.isclose(rows["safety_fraction"], side.safety_fraction)
+    chosen &= rows["system_prompt"].astype(bool) == side.system_prompt
+    if side.form:
+        chosen &= rows["form"] == side.form
     return rows[chosen].groupby(keys, observed=True, sort=False)["value"].mean().reset_index()
+
+
+def blocked(decisions: pd.DataFrame, models: Iterable[str], plan: Plan) -> pd.DataFrame:
+    """Rows as of `rates.outcomes`, of measure BLOCKED: whether a guard blocks a harmful prompt, NaN where undecided.
+
+    `decisions` are those of `guards.decide`. metric is the guard; the one that learns from every form is left out. A
+    guard reads prompts before any model does, so each model has the same rows.
+    """
+    harmful = (decisions["side"] == "input") & (decisions["prompt_set"] == "harmful")
+    asked = decisions[harmful & (decisions["guard"] != EMBEDDED_GUARDS[1])].drop_duplicates(["guard", "prompt_id"])
+    rows = asked[["form", "prompt_id", "intent"]].assign(metric=asked["guard"], measure=BLOCKED, base=0, seed=0)
+    rows["value"] = asked["blocked"].astype("Float64").astype(float)
+    arm = {"finetune_task": "none", "requests": "none", "safety_data": "none", "safety_fraction": 0.0}
+    return rows.assign(**arm, style=plan.asked.style, system_prompt=plan.asked.system_prompt).merge(
+        pd.DataFrame({"model": list(models)}), how="cross"
+    )
 
 
 def base_differences(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
@@ -197,7 +278,8 @@ def contrast_table(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     and their difference (0-1, of "j" -1 to 1), each base counting the same; se, df, low and high (95 %), two-sided p
     and p_holm, adjusted within model, question and metric, of whose p values there are n_family. The test is t on
     n_bases - 1 degrees of freedom, with the variance of `stats.crossed`. With one base its training seeds take the
-    place of bases, and the row is about that model alone; without a second training se, p and the rest are NaN.
+    place of bases, and the row is about that model alone; without a second training se, p and the rest are NaN. Of one
+    untuned model, or a guard, the prompts (intents) take it.
 
     boot_low and boot_high: the Multi-Bootstrap of Sellam et al. (arXiv 2106.16163), 2,000 draws of bases with all
     their seeds, and of intents. Of few bases it is too narrow, so it decides nothing.
@@ -220,14 +302,17 @@ def contrast_table(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
             own = pairs[(pairs["model"] == model) & (pairs["question"] == name)]
             for metric in own["metric"].unique():
                 judged = own[own["metric"] == metric]
-                for task in question.contrasts:
-                    row = {"model": model, "question": name, "metric": metric, "contrast": task}
+                for contrast in question.contrasts:
+                    row = {"model": model, "question": name, "metric": metric, "contrast": contrast}
                     row |= {"measure": question.measure, "direction": question.direction, "margin": question.margin}
-                    found.append(row | _estimated(judged[judged["contrast"] == task]))
-    return _decided(pd.DataFrame(found, columns=[*_COLUMNS, "parts"])) if found else pd.DataFrame(columns=_COLUMNS)
+                    untuned = question.sides(contrast)[0].untuned
+                    found.append(row | _estimated(judged[judged["contrast"] == contrast], untuned))
+    if not found:
+        return pd.DataFrame(columns=_COLUMNS)
+    return _decided(pd.DataFrame(found, columns=[*_COLUMNS, "parts", "replicates"]))
 
 
-def _estimated(pairs: pd.DataFrame) -> dict:
+def _estimated(pairs: pd.DataFrame, untuned: bool) -> dict:
     if pairs.empty:
         return {"n_bases": 0, "n_seeds": 0, "n_intents": 0, "note": "no pairs"}
     table, seeds = tabled(pairs), pairs.groupby("base")["seed"].nunique()
@@ -235,13 +320,16 @@ def _estimated(pairs: pd.DataFrame) -> dict:
     if seeds.min() < seeds.max():
         row["note"] = f"bases have {seeds.min()} to {seeds.max()} training seeds"
     if len(seeds) == 1:
-        row["note"] = "about this model alone" + ", from one training" * (len(table) == 1)
+        row["note"] = "about this model alone" + ", from one training" * (len(table) == 1 and not untuned)
     else:
         table = table.groupby(level="base").mean()
     of_training = pairs.groupby(["base", "seed"])[["value", "other_value"]].mean()
     row |= of_training.groupby("base").mean().mean().to_dict()
     values = table.to_numpy()
     row["difference"], *row["parts"] = stats.crossed(values)
+    if len(values) == 1 and untuned:  # it is no draw, so its prompts are all that varies
+        row["parts"] = [0.0, values.var(ddof=1) / values.size] if values.size > 1 else row["parts"]
+        row["replicates"] = values.size
     if len(values) > 1:
         row["boot_low"], row["boot_high"] = multi_bootstrap(values)
     return row
@@ -265,7 +353,8 @@ def _decided(table: pd.DataFrame) -> pd.DataFrame:
     """The estimates with their tests, adjusted within families, and verdicts."""
     table = table.reset_index(drop=True)
     limit = np.where(table["measure"] == J, 2, 1)
-    replicates = np.where(table["n_bases"] == 1, table["n_seeds"], table["n_bases"])
+    several = table["n_seeds"].where(table["n_bases"] == 1, table["n_bases"])
+    replicates = table.pop("replicates").astype(float).fillna(several).to_numpy(int)
     parts = np.array([part if isinstance(part, list) else [np.nan] * 2 for part in table.pop("parts")], float)
     known = ~np.isnan(parts[:, 0])
     intents = np.maximum(table["n_intents"], 1)
@@ -293,3 +382,22 @@ def _decided(table: pd.DataFrame) -> pd.DataFrame:
     table["detectable"] = np.where(np.array(detectable) <= 1, detectable, np.nan)
     numbers = ["value", "other_value", "difference", "boot_low", "boot_high"]
     return table[_COLUMNS].astype(dict.fromkeys(numbers, float))
+
+
+def marked(table: pd.DataFrame, plan: Plan, profile: Profile) -> pd.DataFrame:
+    """The table of `contrast_table` with the columns status and built_in, and the verdicts that hold in this run.
+
+    status is "exploratory" where the run differs from the plan (`differences`), or a contrast of the generated world
+    has fewer bases than the plan asks for; else "confirmatory". built_in names the settings of the generated world that
+    decide the answer, or is "". verdict is "not run" without pairs; in the generated world "built in" or "exploratory"
+    takes the place of the others. Of real models the verdicts stay, as their run has no frozen settings to differ from.
+    """
+    few = (table["n_bases"] < plan.bases_at_least) & (profile.world is not None)
+    status = np.where(few | bool(differences(plan, profile)), EXPLORATORY, CONFIRMATORY)
+    sentences = {name: question.built_in.get("miniature", "") for name, question in plan.questions.items()}
+    built_in = table["question"].map(sentences if profile.world else {}).fillna("").astype(str)
+    cases = {NOT_RUN: table["n_bases"] == 0}
+    if profile.world:
+        cases |= {BUILT_IN: built_in != "", EXPLORATORY: status == EXPLORATORY}
+    verdict = np.select(list(cases.values()), list(cases), table["verdict"]) if len(table) else table["verdict"]
+    return table.assign(verdict=verdict, status=status, built_in=built_in)

@@ -5,7 +5,7 @@ from studylib import public
 PUBLIC = {
     "cells": "references",
     "explorer": "show",
-    "findings": "figure judges_of tables_of what_the_run_was write_page",
+    "findings": "beside_the_paper exploratory figure judges_of tables_of what_the_run_was write_page",
     "graph": "built_models check_models check_parameters check_prerequisites check_space",
     "judging": "Sheet against choose user_labels",
     "laboratory": "Laboratory baseline_gap dose_response erosion refusal_along request_response",

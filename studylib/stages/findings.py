@@ -10,7 +10,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 from jinja2 import Template
 
-from studylib.analysis import agreement, claims, comparisons, rates, readable, tables
+from studylib.analysis import agreement, claims, comparisons, contrasts, power, rates, readable, tables
 from studylib.data import mixture, sets
 from studylib.figures import catalogue, style
 from studylib.judges import registry
@@ -25,13 +25,14 @@ from studylib.study.words import ARMS, STAGE_SAFETY_DATA, StudyError
 OF_REQUESTS = ("what_each_step_adds",)
 OF_ARMS = ("arms_plane", "transfer_matrix")
 OF_ALL_MODELS = ("judge_agreement", "published_counts")
+EXPLORATORY = "Exploratory run."
 BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
 
 
 def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Every table of the findings by name, each also written to the run's `tables/`, as CSV and Parquet.
 
-    Tables whose stage has not run are left out.
+    Tables whose stage has not run are left out, and `paper_vs_ours` of models of the generated world.
     """
     scored, decisions = stage.collect("scores"), stage.collect("guards")
     scored = benign.headline(responses, scored) if len(scored) else None
@@ -64,12 +65,39 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
     found["arms"] = comparisons.which_to_ship(attack, cost, found["comparisons"])
-    found["claims"] = claims.check_claims(found)
-    found["paper_vs_ours"] = claims.paper_vs_ours(attack, share, published, found["claims"])
+    found |= _planned(stage, rates.outcomes(rows, None, scored), decisions)
+    found["claims"] = claims.check_claims(found, stage.profile)
+    if stage.profile.data:
+        found["paper_vs_ours"] = claims.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
         tables.write_table(table, stage.paths.table(name))
-    write_text(stage.paths.table("x").parent / "README.md", what_the_tables_are())
+    _put(stage, stage.paths.table("x").parent / "README.md", what_the_tables_are())
     return found | {"published": published}
+
+
+def _planned(stage, rows: pd.DataFrame, decisions: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables of data/plan.yaml, from rows of `rates.outcomes` and the guards' decisions."""
+    plan = contrasts.load_plan()
+    if len(decisions):
+        rows = pd.concat([rows, contrasts.blocked(decisions, rows["model"].unique(), plan)], ignore_index=True)
+    return {
+        "contrasts": contrasts.marked(contrasts.contrast_table(rows, plan), plan, stage.profile),
+        "base_differences": contrasts.base_differences(rows, plan),
+        "components": power.components(rows, plan),
+    }
+
+
+def exploratory(stage) -> str:
+    """A line that says how the run differs from data/plan.yaml, "" where it follows the plan."""
+    why = contrasts.differences(contrasts.load_plan(), stage.profile)
+    return f"**{EXPLORATORY}** It differs from data/plan.yaml: {'; '.join(why)}." if why else ""
+
+
+def _put(stage, path: Path, page: str) -> None:
+    """Writes the page, with the line of `exploratory` below its title."""
+    title, rest = page.split("\n", 1)
+    line = exploratory(stage)
+    write_text(path, "\n".join([title, *([f"\n{line}"] if line else []), rest]))
 
 
 def what_the_tables_are() -> str:
@@ -80,7 +108,13 @@ def what_the_tables_are() -> str:
     made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
     made |= {"attack_success_by_judge": judging.corrected}
-    made |= {"claims": claims.check_claims, "paper_vs_ours": claims.paper_vs_ours, "deviations": claims.deviations}
+    made |= {"contrasts": contrasts.contrast_table, "base_differences": contrasts.base_differences}
+    made |= {
+        "components": power.components,
+        "claims": claims.check_claims,
+        "paper_vs_ours": claims.paper_vs_ours,
+        "deviations": claims.deviations,
+    }
     made |= {"choices": claims.choices}
     kinds = "".join(f"\n- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
     parts = [
@@ -91,6 +125,7 @@ def what_the_tables_are() -> str:
     ]
     for name, function in made.items():
         more = f"\n\nKinds:\n{kinds}" if name == "comparisons" else ""
+        more = f"\n\n{inspect.getdoc(contrasts.marked)}" if name == "contrasts" else more
         parts.append(f"## {name}\n\n{inspect.getdoc(function)}{more}")
     return "\n\n".join(parts) + "\n"
 
@@ -171,6 +206,7 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
         drawn, *words = catalogue.draw(name, *frames)
     except ValueError as why:  # nothing to draw, of which the sentence says the reason
         return _without(stage, name, str(why))
+    words[0] += f" {EXPLORATORY}" if exploratory(stage) else ""
     style.save(drawn, Path(stage.paths.figures), name, *words)
     display(Markdown(words[0]))
     return drawn
@@ -181,6 +217,13 @@ class Sentence(str):
 
     def _repr_markdown_(self) -> str:
         return str(self)
+
+
+def beside_the_paper(found: dict[str, pd.DataFrame]):
+    """The numbers of `claims.paper_vs_ours` in percent, or a sentence on why this run has none."""
+    if "paper_vs_ours" in found:
+        return readable.paper_in_percent(found["paper_vs_ours"])
+    return Sentence("This run has no such table: the paper's numbers are compared with those of real models alone.")
 
 
 def _without(stage, name: str, why: str) -> str:
@@ -200,7 +243,7 @@ def list_figures(stage) -> None:
         words = (folder / f"{name}.md").read_text(encoding="utf-8").strip().split("\n\n")[0]
         link = f"[{name}]({name}.png)" if (folder / f"{name}.png").is_file() else name
         lines.append(f"- **{link}** {words}")
-    write_text(folder / "index.md", "\n".join(lines) + "\n")
+    _put(stage, folder / "index.md", "\n".join(lines) + "\n")
 
 
 def write_page(stage, found: dict[str, pd.DataFrame], about: str) -> None:
@@ -221,11 +264,12 @@ def write_page(stage, found: dict[str, pd.DataFrame], about: str) -> None:
         )
         about_model = {"title": f": {model}" if len(stage.profile.models) > 1 else ""}
         about_model["headline"] = readable.headline(attack, costs).reset_index().to_markdown(index=False)
+        claimed = claimed.assign(said=[claims.said(row) for row in claimed.to_dict("records")])
         about_model["claims"] = {name: of.to_dict("records") for name, of in claimed.groupby("question", sort=False)}
         models.append(about_model | {"arms": readable.arms_in_words(arms)})
     for path, figures in (("findings.md", "figures"), ("docs/findings.md", "../figures")):
         text = template.render(run=about, models=models, drawn=drawn, figures=figures)
-        write_text(stage.paths.run / path, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+        _put(stage, stage.paths.run / path, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
     write_text(stage.paths.run / "docs/choices.md", claims.choices_page())
     numbers = readable.headline_numbers(found["attack_success"], found["helpfulness"])
     write_text(stage.paths.table("headline").with_suffix(".json"), json.dumps(numbers, indent=1) + "\n")

@@ -116,8 +116,8 @@ def files(profile: Profile, paths: RunPaths, unit: Unit) -> list[Path]:
     if unit.stage == "05_helpfulness":
         return [paths.table_of_unit("scores", unit.stage, unit.name), paths.table("set_scores")]
     if unit.stage == "06_findings":
-        names = ["attack_success", "helpfulness", "answered_share", "comparisons", "claims", "paper_vs_ours"]
-        names.append("attack_success_by_judge")
+        names = ["attack_success", "helpfulness", "answered_share", "comparisons", "contrasts", "claims"]
+        names += ["attack_success_by_judge", *(["paper_vs_ours"] if profile.data else [])]
         return [*map(paths.table, names), paths.figures / "index.md", paths.run / "findings.md"]
     more = {"02_finetune": ACROSS, "03_defences": ["guards"]}.get(unit.stage, [])
     return [paths.table_of_unit(kind, unit.stage, unit.name) for kind in ("responses", "verdicts", *more)]
