@@ -9,7 +9,8 @@ PUBLIC = {
     "comparisons": "ARM_ORDER KINDS arm_marks compare_arms pareto_front which_to_ship",
     "contrasts": "J Plan base_differences blocked check_profile contrast_table differences load_plan marked",
     "power": "components detectable_at power would_buy",
-    "rates": "ANSWERED CELL INTERVAL TOGETHER judged one_dose one_row_per_mark ordered outcomes rates_of usual worst_cases",
+    "rates": "ANSWERED CELL INTERVAL TOGETHER judged one_dose one_row_per_mark ordered outcomes rates_of usual "
+    "worst_cases",
     "readable": "arm_label arm_with_dose arms_in_percent arms_in_words attack_by_judge calibration_label "
     "cell_words corrected_in_percent examples guarded_in_percent guards_in_percent headline headline_numbers "
     "in_percent label over_refusal_in_percent paper_in_percent percent scores_in_percent "

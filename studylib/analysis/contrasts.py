@@ -192,6 +192,8 @@ def paired(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     found = []
     for name, question in plan.questions.items():
         counted = rows[rows["measure"] == ("balanced_accuracy" if question.measure == J else question.measure)]
+        if counted.empty and found:
+            continue
         if question.measure.endswith("_score"):
             counted = counted.assign(metric="score")  # each form has a metric of its own
         for contrast in question.contrasts:
@@ -392,10 +394,10 @@ def marked(table: pd.DataFrame, plan: Plan, profile: Profile) -> pd.DataFrame:
     decide the answer, or is "". verdict is "not run" without pairs; in the generated world "built in" or "exploratory"
     takes the place of the others. Of real models the verdicts stay, as their run has no frozen settings to differ from.
     """
-    few = (table["n_bases"] < plan.bases_at_least) & (profile.world is not None)
+    few = table["n_bases"].between(1, plan.bases_at_least - 1) & (profile.world is not None)
     status = np.where(few | bool(differences(plan, profile)), EXPLORATORY, CONFIRMATORY)
-    sentences = {name: question.built_in.get("miniature", "") for name, question in plan.questions.items()}
-    built_in = table["question"].map(sentences if profile.world else {}).fillna("").astype(str)
+    own = {name: question.built_in.get("miniature", "") for name, question in plan.questions.items() if profile.world}
+    built_in = pd.Series([own.get(name, "") for name in table["question"]], table.index, dtype=object)
     cases = {NOT_RUN: table["n_bases"] == 0}
     if profile.world:
         cases |= {BUILT_IN: built_in != "", EXPLORATORY: status == EXPLORATORY}

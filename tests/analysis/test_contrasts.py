@@ -11,10 +11,12 @@ from scipy.stats import t as student
 from studylib.analysis import stats
 from studylib.analysis.contrasts import (
     base_differences,
+    blocked,
     check_profile,
     contrast_table,
     differences,
     load_plan,
+    marked,
     multi_bootstrap,
     paired,
 )
@@ -60,9 +62,33 @@ def row(rows, question="task_alone", contrast="code", **columns):
 # The plan
 
 
-def test_the_plan_asks_five_questions_of_four_tasks_each():
-    assert list(PLAN.questions) == ["task_alone", "requests", "multitask", "over_refusal", "discrimination"]
-    assert all(tuple(question.contrasts) == TASKS for question in PLAN.questions.values())
+def test_the_plan_asks_questions_of_at_most_four_contrasts_each_with_a_reason_for_its_margin():
+    tasks = ["task_alone", "requests", "multitask", "over_refusal", "discrimination", "task_score", "general_score"]
+    assert all(tuple(PLAN.questions[name].contrasts) == TASKS for name in tasks)
+    assert set(PLAN.questions) - set(tasks) == {"ranking", "forms", "system_prompt", "guard_forms", "generic_forms"}
+    assert all(1 <= len(question.contrasts) <= 4 for question in PLAN.questions.values())
+    assert all(len(question.margin_because.split()) > 8 for question in PLAN.questions.values())
+
+
+def test_what_is_built_in_names_a_setting_and_says_why():
+    built_in = {name: question.built_in["miniature"] for name, question in PLAN.questions.items() if question.built_in}
+    settings = {name: words.split(":")[0] for name, words in built_in.items()}
+    assert settings == {
+        "forms": "world.refusal_share",
+        "system_prompt": "world.alignment_system_share",
+        "guard_forms": "guards",
+        "generic_forms": "grid.safety_data",
+    }
+    assert all(words.endswith(".") for words in built_in.values())
+
+
+def test_a_contrast_may_have_sides_of_its_own():
+    arm, other = PLAN.questions["ranking"].sides("code_minus_text_generation")
+    assert (arm.finetune_task, other.finetune_task) == ("code", "text_generation")
+    arm, other = PLAN.questions["forms"].sides("code")
+    assert arm.untuned and other.untuned and (arm.form, other.form) == ("code", "text_generation")
+    arm, other = PLAN.questions["task_alone"].sides("code")
+    assert arm.finetune_task == "code" and other.untuned
 
 
 @pytest.mark.parametrize(
@@ -70,12 +96,16 @@ def test_the_plan_asks_five_questions_of_four_tasks_each():
     [
         ("questions/requests/marign", 0.2, "unknown key 'questions.requests.marign', known here are asks, measure"),
         ("questions/requests/measure", "asr", "questions.requests.measure.*attack_success_rate.*found 'asr'"),
-        ("questions/requests/contrasts", ["code", "poetry"], "contrasts.1.*'text_generation'.*found 'poetry'"),
-        ("questions/requests/contrasts", [*TASKS, "code"], "contrasts.*at most 4"),
+        ("questions/requests/contrasts", ["code", "poetry"], "contrasts.poetry.*'text_generation'.*found 'poetry'"),
+        ("questions/requests/contrasts", {name: {"arm": {"form": "code"}} for name in "abcde"}, "contrasts.*at most 4"),
+        ("questions/requests/contrasts", {"a": {"arm": {"from": "code"}}}, "unknown key.*from"),
+        ("questions/requests/contrasts", {"a": {}}, "contrast a needs two different sides"),
+        ("questions/discrimination/arm/form", "code", "contrast text_generation: j compares prompts of the same forms"),
         ("questions/requests/contrasts", ["code", "code"], "each task of `contrasts` once"),
         ("questions/requests/margin", 0, "margin.*greater than 0, found 0"),
-        ("questions/requests/other", {"requests": "own"}, "needs a tuned arm, another one as `other`"),
+        ("questions/requests/other", {"requests": "own"}, "needs two different sides"),
         ("questions/requests/arm", {"requests": "some"}, "arm.requests.*'own'.*found 'some'"),
+        ("questions/forms/built_in", {"llama": "x"}, "built_in.llama.*'miniature'"),
         ("bases_at_least", 1, "bases_at_least.*2, found 1"),
     ],
 )
@@ -163,7 +193,8 @@ def test_an_intent_is_the_mean_of_the_forms_that_have_a_pair():
 def test_rows_outside_the_plan_change_nothing():
     rows = planned(np.random.default_rng(0))
     other = rows.assign(value=1 - rows["value"])
-    outside = [other.assign(style="alpaca"), other.assign(system_prompt=True), other.assign(requests="other")]
+    tuned = other[other["finetune_task"] != "none"]
+    outside = [other.assign(style="alpaca"), tuned.assign(system_prompt=True), other.assign(requests="other")]
     outside += [other[other["safety_data"] == "multitask"].assign(safety_fraction=0.2)]
     expected = contrast_table(rows, PLAN)
     pd.testing.assert_frame_equal(contrast_table(pd.concat([rows, *outside]), PLAN), expected)
@@ -184,8 +215,73 @@ def test_j_leaves_out_an_intent_without_its_twin():
     lone = (rows["prompt_id"] == "t-i0") & (rows["measure"] == "balanced_accuracy")
     assert row(rows[~lone], "discrimination")["n_intents"] == 3
     no_twins = rows[~rows["prompt_id"].str.startswith("t-")]
-    table = contrast_table(no_twins, PLAN)
-    assert set(table["question"]) == set(PLAN.questions) - {"discrimination"}
+    assert "discrimination" not in set(contrast_table(no_twins, PLAN)["question"])
+
+
+def test_tuned_sides_of_two_tasks_are_paired_by_base_and_seed():
+    pairs = paired(pd.concat([cell([[[1, 1], [0, 0]]]), cell([[[1, 0], [0, 0]]], task="text_generation")]), PLAN)
+    assert pairs["contrast"].unique().tolist() == ["code_minus_text_generation"]
+    assert pairs.groupby("seed")["difference"].mean().tolist() == [0.5, 0]
+
+
+def test_forms_are_compared_on_the_same_intents():
+    text, other = (
+        cell([[[0, 0, 1]]], form="text_generation", **UNTUNED),
+        cell([[[1, 1]]], form="translation", **UNTUNED),
+    )
+    pairs = paired(pd.concat([text, other.assign(prompt_id="x" + other["prompt_id"])]), PLAN)
+    assert set(zip(pairs["question"], pairs["contrast"], strict=True)) == {("forms", "translation")}
+    assert pairs["difference"].tolist() == [1, 1]
+
+
+def test_a_task_score_is_that_of_the_tuned_tasks_own_form_whatever_its_metric():
+    more = {"requests": "own", "measure": "task_score"}
+    rows = [cell([[[0.5, 1]]], form=form, metric=form, **more) for form in ("code", "translation")]
+    rows += [
+        cell([[[0, 1]]], form=form, metric=form, safety_data="multitask", **more) for form in ("code", "translation")
+    ]
+    pairs = paired(pd.concat(rows), PLAN)
+    assert pairs["metric"].unique().tolist() == ["score"] and pairs["difference"].tolist() == [-0.5, 0]
+
+
+def test_a_general_score_is_of_prompts_that_neither_side_refuses():
+    more = {"requests": "own", "measure": "general_score", "form": "text_generation"}
+    rows = [cell([[[1, np.nan, 1, 1]]], **more), cell([[[1, 1, np.nan, 0]]], safety_data="multitask", **more)]
+    assert paired(pd.concat(rows), PLAN)["difference"].tolist() == [0, -1]
+
+
+def test_safety_data_are_compared_with_the_same_requests_even_where_these_are_none():
+    arms = [{"safety_data": "none"}, {"safety_data": "multitask"}]
+    for requests in ("none", "own"):
+        rows = [cell([[[value, 0]]], requests=requests, **arm) for value, arm in zip((1, 0), arms, strict=True)]
+        rows.append(cell([[[1, 1]]], requests="other"))
+        pairs = paired(pd.concat(rows), PLAN)
+        assert pairs.query("question == 'multitask'")["difference"].tolist() == [-1, 0]
+
+
+def test_generic_data_are_compared_between_forms_task_by_task():
+    more = {"requests": "own", "safety_data": "generic"}
+    code = [cell([[[value]]], form=form, **more) for form, value in (("text_generation", 0), ("classification", 1))]
+    text = [cell([[[1]]], task="text_generation", form=form, **more) for form in ("text_generation", "classification")]
+    pairs = paired(pd.concat(code + text), PLAN)
+    assert pairs["question"].tolist() == ["generic_forms"] and pairs["difference"].tolist() == [0.5]
+
+
+def test_a_guards_prompts_are_the_replicates_and_the_guard_of_every_form_is_left_out():
+    n = 40
+    decisions = pd.DataFrame(
+        {"intent": [f"i{i}" for i in range(n)] * 2, "form": ["text_generation"] * n + ["code"] * n}
+    )
+    decisions = decisions.assign(prompt_id=decisions["form"] + decisions["intent"], side="input", prompt_set="harmful")
+    decisions["blocked"] = pd.array([True] * n + [False, True] * (n // 2), "boolean")
+    both = pd.concat([decisions.assign(guard=guard) for guard in ("text_only", "all_forms")])
+    rows = blocked(both, ["m", "n"], PLAN)
+    table = contrast_table(rows, PLAN).query("contrast == 'code'")
+    assert table["model"].tolist() == ["m", "n"] and set(table["metric"]) == {"text_only"}
+    found = table.iloc[0]
+    assert (found["n_intents"], found["df"], found["difference"], found["verdict"]) == (n, n - 1, -0.5, "yes")
+    assert found["se"] == pytest.approx(np.std([0, 1] * (n // 2), ddof=1) / np.sqrt(n))
+    assert found["note"] == "about this model alone" and 0 < found["detectable"] < 0.5
 
 
 # What a contrast shows
@@ -232,6 +328,23 @@ def test_one_base_is_tested_by_its_training_seeds_and_says_so():
     assert found["se"] > 0.1 / np.sqrt(3) and found["low"] < 0.5 < found["high"]
 
 
+def test_one_untuned_model_is_tested_by_its_prompts():
+    rows = [
+        cell([[[1] * 15 + [0] * 5]], form="translation", **UNTUNED),
+        cell(np.zeros((1, 1, 20)), form="text_generation", **UNTUNED),
+    ]
+    found = row(rows, "forms", "translation")
+    assert (found["n_bases"], found["df"], found["note"]) == (1, 19, "about this model alone")
+    assert found["se"] == pytest.approx(np.std([1] * 15 + [0] * 5, ddof=1) / np.sqrt(20)) and found["verdict"] == "yes"
+
+
+def test_untuned_models_of_several_bases_are_tested_by_bases():
+    shares = np.arange(20) < np.array([8, 10, 12])[:, None, None]
+    rows = [cell(shares, form="code", **UNTUNED), cell(np.zeros((3, 1, 20)), form="text_generation", **UNTUNED)]
+    found = row(rows, "forms")
+    assert (found["n_bases"], found["df"], found["note"]) == (3, 2, "")
+
+
 def test_one_training_of_one_base_shows_nothing():
     found = row([cell(np.zeros((1, 1, 20)), **UNTUNED), cell(np.ones((1, 1, 20)))])
     assert found["difference"] == 1 and found["verdict"] == "undecided" and found["n_family"] == 0
@@ -255,7 +368,7 @@ def test_p_values_are_adjusted_within_model_question_and_judge():
     rows = planned(np.random.default_rng(0), n_bases=6)
     both = pd.concat([rows, rows.assign(metric="strict"), rows.assign(model="other")], ignore_index=True)
     table = contrast_table(both, PLAN)
-    assert len(table) == 3 * 5 * 4 and (table["n_family"] == 4).all()
+    assert len(table) == 3 * 6 * 4 and (table["n_family"] == 4).all()
     for _, family in table.groupby(["model", "question", "metric"]):
         assert family["p_holm"].min() == pytest.approx(min(4 * family["p"].min(), 1))
 
@@ -305,6 +418,39 @@ def test_the_multi_bootstrap_redraws_bases_and_prompts():
     assert (high - low) / (2 * 1.96) == pytest.approx(expected, rel=0.1) and low < values.mean() < high
     values[0, :30] = np.nan
     assert np.isfinite(multi_bootstrap(values)).all()
+
+
+# What holds in a run
+
+
+def marks(profile, n_bases=6, **columns):
+    table = contrast_table(pd.concat(steady(*[0.4, 0.5, 0.45, 0.42, 0.5, 0.38][:n_bases])), PLAN)
+    return marked(table, PLAN, profile).set_index("contrast")
+
+
+def test_a_run_that_follows_the_plan_is_confirmatory_and_keeps_its_verdicts(profile):
+    found = marks(profile)
+    assert set(found["status"]) == {"confirmatory"} and set(found["built_in"]) == {""}
+    assert found["verdict"].to_dict() == dict.fromkeys(TASKS, "not run") | {"code": "yes"}
+
+
+def test_a_run_that_differs_from_the_plan_or_has_few_bases_decides_nothing(profile):
+    tuning = profile.tuning.model_copy(update={"steps": 20})
+    for found in (marks(profile.model_copy(update={"tuning": tuning})), marks(profile, n_bases=2)):
+        assert (found.loc["code", "status"], found.loc["code", "verdict"]) == ("exploratory", "exploratory")
+
+
+def test_what_the_world_has_built_in_is_no_verdict_there_and_is_one_of_a_real_model(profile):
+    rows = [
+        cell(np.ones((6, 1, 20)), form="code", **UNTUNED),
+        cell(np.zeros((6, 1, 20)), form="text_generation", **UNTUNED),
+    ]
+    table = contrast_table(pd.concat(rows), PLAN).query("contrast == 'code'")
+    found = marked(table, PLAN, profile).iloc[0]
+    assert found["verdict"] == "built in" and found["built_in"].startswith("world.refusal_share")
+    assert found["difference"] == 1 and found["p"] < 0.05
+    real = marked(table, PLAN, load_profile("llama")).iloc[0]
+    assert (real["verdict"], real["status"], real["built_in"]) == ("yes", "exploratory", "")
 
 
 # Simulated studies
