@@ -199,7 +199,7 @@ def paired(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         for contrast in question.contrasts:
             sides = [_resolved(side, plan, kinds) for side in question.sides(contrast)]
             found.append(_pairs(counted, *sides, question.measure == J).assign(question=name, contrast=contrast))
-    pairs = pd.concat(found, ignore_index=True)
+    pairs = pd.concat([one for one in found if len(one)] or found[:1], ignore_index=True)
     pairs["difference"] = pairs["value"] - pairs["other_value"]
     return pairs[[*_PLACE, "base", "seed", "intent", "value", "other_value", "difference"]]
 
@@ -220,8 +220,15 @@ def _pairs(rows: pd.DataFrame, arm: Arm, other: Arm, of_j: bool) -> pd.DataFrame
         [*keys, *([] if side.untuned else ["seed"]), *(["finetune_task"] if side.finetune_task == TUNED else [])]
         for side in (arm, other)
     )
-    others = _side(rows, other, of_other).rename(columns={"value": "other_value"})
-    pairs = _side(rows, arm, of_arm).merge(others, on=[name for name in of_other if name in of_arm])
+    chosen = _chosen(rows, arm), _chosen(rows, other)
+    if chosen[0].empty or chosen[1].empty:
+        return pd.DataFrame(columns=[*of_training, "intent", "value", "other_value"])
+    values, others = (
+        of.groupby(own, observed=True, sort=False)["value"].mean().reset_index()  # of several samples
+        for of, own in zip(chosen, (of_arm, of_other), strict=True)
+    )
+    others = others.rename(columns={"value": "other_value"})
+    pairs = values.merge(others, on=[name for name in of_other if name in of_arm])
     pairs = pairs.dropna(subset=["value", "other_value"])
     pairs = pairs.astype(dict.fromkeys(pairs.select_dtypes("category"), object))
     if arm.untuned:
@@ -233,8 +240,8 @@ def _pairs(rows: pd.DataFrame, arm: Arm, other: Arm, of_j: bool) -> pd.DataFrame
     return pairs.groupby([*of_training, "intent"], sort=False)[["value", "other_value"]].mean().reset_index()
 
 
-def _side(rows: pd.DataFrame, side: Arm, keys: list[str]) -> pd.DataFrame:
-    """The values of one side by these keys, the mean of several samples."""
+def _chosen(rows: pd.DataFrame, side: Arm) -> pd.DataFrame:
+    """The rows of one side."""
     task = rows["finetune_task"]
     chosen = task != "none" if side.finetune_task == TUNED else task == side.finetune_task
     chosen &= (rows["requests"] == side.requests) & (rows["safety_data"] == side.safety_data)
@@ -242,7 +249,7 @@ def _side(rows: pd.DataFrame, side: Arm, keys: list[str]) -> pd.DataFrame:
     chosen &= rows["system_prompt"].astype(bool) == side.system_prompt
     if side.form:
         chosen &= rows["form"] == side.form
-    return rows[chosen].groupby(keys, observed=True, sort=False)["value"].mean().reset_index()
+    return rows[chosen]
 
 
 def blocked(decisions: pd.DataFrame, models: Iterable[str], plan: Plan) -> pd.DataFrame:

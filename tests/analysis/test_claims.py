@@ -1,203 +1,207 @@
-"""The paper's claims, decided by tables made by hand."""
+"""The paper's claims: each is driven to each of its verdicts by rows of simulated studies."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from frames import study
+from crossed import cell
 
-from studylib.analysis import claims, comparisons, tables
-from studylib.analysis.claims import CLAIMS, NOT_RUN, NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from studylib.analysis import claims
+from studylib.analysis.contrasts import blocked, contrast_table, load_plan, marked
+from studylib.study.files import read_yaml
+from studylib.study.paths import DATA
+from studylib.study.profile import load_profile
 from studylib.study.words import FORMS, TASKS
 
-CHAT = {"model": "m", "style": "chat", "system_prompt": False}
+PLAN, CLAIMS = load_plan(), read_yaml(DATA / "claims.yaml")
+MINIATURE, REAL = load_profile("miniature"), load_profile("llama")
+BUILT_IN = ["weaker_forms", "calibrations", "guards", "generic"]
+DECIDED = [name for name in CLAIMS if name not in BUILT_IN]
+N, FEW = 200, 20  # intents
+NONE, OWN, MULTITASK = {}, {"requests": "own"}, {"requests": "own", "safety_data": "multitask"}
 
 
-def compared(kind="tuning", measure="attack_success_rate", form="all", verdict="worse", difference=0.3, **more):
-    """One comparison in the chat style without system prompt."""
-    row = {**CHAT, "kind": kind, "measure": measure, "form": form, "finetune_task": "code", "safety_data": "none"}
-    row |= {"other_finetune_task": "none", "n": 150, "difference": difference, "low": difference - 0.1}
-    row |= {"high": difference + 0.1, "p_holm": 0.2, "detectable": 0.15, "verdict": verdict, "within": "undecided"}
-    return row | {"not_worse": "undecided"} | more
+def share(values, profile, n=N, **columns):
+    """Rows of one arm that answers this share of n prompts, the same ones as any other arm.
+
+    Of six bases in the miniature, of three training seeds of a real model; `values` are theirs in turn.
+    """
+    shape = (6, 1, 1) if profile.world else (1, 1 if columns.get("task") == "none" else 3, 1)
+    return cell((np.arange(n) + 0.5) / n < np.resize(values, shape), **columns)
 
 
-def rated(form, rate, finetune_task="code", safety_data="generic", width=0.05):
-    row = {
-        **CHAT,
-        "finetune_task": finetune_task,
-        "safety_data": safety_data,
-        "form": form,
-        "rate": rate,
-        "share": rate,
-    }
-    return row | {"low": rate - width, "high": rate + width, "judge": "rules"}
+def untuned(values, profile, **columns):
+    return share(values, profile, task="none", **columns)
 
 
-def decided(claim, **found):
-    """Verdict and sentence of the claim that begins so; an attack table is there always."""
-    nothing = pd.DataFrame([rated("all", 0.1)]), pd.DataFrame([rated("code", np.nan, "none", "none")])
-    base = {"attack_success": nothing[0], "answered_share": nothing[1]}
-    table = claims.check_claims(base | {name: pd.DataFrame(rows) for name, rows in found.items()})
-    row = table[table["claim"].str.startswith(claim)].iloc[0]
-    return row["verdict"], row["found"]
+def tuned(profile, before, after, measure="attack_success_rate", tasks=TASKS, first=OWN, second=MULTITASK, **own):
+    """Rows of all tasks without and with something, such as multitask data; `own`: the value after one task."""
+    rows = [share(before, profile, task=task, measure=measure, **first) for task in tasks]
+    return rows + [share(own.get(task, after), profile, task=task, measure=measure, **second) for task in tasks]
 
 
-@pytest.mark.slow
-def test_every_claim_is_decided_for_every_model_with_a_sentence_and_what_would_change_it():
-    responses, verdicts, scores = study(np.random.default_rng(0), n_prompts=8)
-    both = pd.concat([responses, responses.assign(model="other", response_id="o" + responses["response_id"])])
-    given = pd.concat([verdicts, verdicts.assign(response_id="o" + verdicts["response_id"])])
-    marks = pd.concat([scores, scores.assign(response_id="o" + scores["response_id"])])
-    found = {"attack_success": tables.attack_success(both, given), "answered_share": tables.answered_share(both, given)}
-    table = claims.check_claims(found | {"comparisons": comparisons.compare_arms(both, given, marks)})
-    assert len(table) == 2 * len(CLAIMS) and set(table["model"]) == {"miniature", "other"}
-    assert set(table["verdict"]) <= {SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_RUN}
-    assert (table[["found", "would_change", "figure"]] != "").all(axis=None)
-    assert {"RQ1", "RQ2", "RQ3", "RQ4"} == set(table["question"])
+UNSURE = [0.1, 0.9, 0.3]  # of bases, or seeds: whatever it is compared with, it decides nothing
 
 
-def test_erosion_is_supported_by_one_task_significant_and_refuted_by_one_that_falls():
-    decide = "Tuning on a benign task"
-    assert decided(decide, comparisons=[compared()])[0] == SUPPORTED
-    unsure = compared(verdict="not significant")
-    assert decided(decide, comparisons=[unsure])[0] == UNDECIDED
-    assert decided(decide, comparisons=[unsure | {"within": "yes"}])[0] == NOT_SUPPORTED
-    fell = compared(verdict="better", difference=-0.2, finetune_task="translation")
-    assert decided(decide, comparisons=[compared(), fell])[0] == NOT_SUPPORTED
-    assert decided(decide)[0] == NOT_RUN
+def rows_of(claim, wanted, profile):
+    """Rows that decide the claim so."""
+    value = {"yes": 0.8, "no": 0.2, "undecided": UNSURE}[wanted]
+    if claim == "erodes":
+        return [untuned(0.2, profile), *(share(value, profile, task=task) for task in TASKS)]
+    if claim == "most":
+        return [share(value if task in ("code", "translation") else 0.2, profile, task=task) for task in TASKS]
+    if claim == "requests":
+        return tuned(profile, 0.2, value, first=NONE, second=OWN)
+    if claim == "multitask_reduces":
+        return tuned(profile, 0.8, {"yes": 0.2, "no": 0.8, "undecided": UNSURE}[wanted])
+    cost = {"yes": 0.5, "no": 0.1, "undecided": UNSURE}[wanted]
+    if claim == "helpfulness_kept":
+        scores = {task: tuned(profile, 0.5, cost, "task_score", tasks=[task]) for task in TASKS}
+        rows = [one.assign(form=task, metric=task) for task, found in scores.items() for one in found]
+        return rows + tuned(profile, 0.5, cost, "general_score")
+    if claim == "over_refusal_kept":
+        return tuned(profile, 0.5, {"yes": 0.5, "no": 0.9, "undecided": UNSURE}[wanted], "over_refusal_rate")
+    if claim == "discrimination_kept":
+        right = [
+            untuned(0.8, profile),
+            *(share({"yes": 0.8, "no": 0.2}.get(wanted, UNSURE), profile, task=task, **MULTITASK) for task in TASKS),
+        ]
+        twins = [one.assign(prompt_id="t" + one["prompt_id"]) for one in right]
+        return [one.assign(measure="balanced_accuracy") for one in right + twins]
+    forms = [(form, 0.2 if form == "text_generation" else value) for form in FORMS]
+    if claim == "generic":
+        return [share(own, profile, form=form, **OWN | {"safety_data": "generic"}) for form, own in forms]
+    # what no tuning made differs from prompt to prompt alone: few of them decide nothing
+    n, few = (FEW, 0.15) if wanted == "undecided" else (N, 0.6 * (wanted == "yes"))
+    if claim == "weaker_forms":
+        return [untuned(0.2 + few * (form != "text_generation"), profile, n=n, form=form) for form in FORMS]
+    if claim == "calibrations":
+        return [untuned(0.8 - few * on, profile, n=n, system_prompt=on) for on in (False, True)]
+    return [guarded(0.9 - few, n)]
 
 
-def test_the_sentence_holds_the_numbers_of_the_table():
-    said = decided("Tuning on a benign task", comparisons=[compared(verdict="not significant")])[1]
-    assert "code +30 (+20 to +40, not significant, p 0.20)" in said and "15 to 15 percentage points" in said
-    assert "chat template, no system prompt" in said
+def guarded(other, n=N):
+    """The decisions of a guard that blocks nine in ten texts and this share of the other forms."""
+    found = []
+    for form in FORMS:
+        rows = pd.DataFrame({"intent": [f"i{i}" for i in range(n)], "form": form})
+        rows["blocked"] = pd.array((np.arange(n) + 0.5) / n < (0.9 if form == "text_generation" else other), "boolean")
+        found.append(rows.assign(prompt_id=form + rows["intent"]))
+    decisions = pd.concat(found).assign(guard="text_only", side="input", prompt_set="harmful")
+    return blocked(decisions, ["miniature"], PLAN)
 
 
-@pytest.mark.parametrize(
-    ("verdicts", "expected"),
-    [
-        (["worse"] * 4, SUPPORTED),
-        (["worse"] * 3 + ["not significant"], UNDECIDED),
-        (["worse"] * 3 + ["better"], NOT_SUPPORTED),
-        (["worse"] * 3, NOT_RUN),
-    ],
-)
-def test_code_and_translation_erode_most_only_where_both_are_above_both_others(verdicts, expected):
-    pairs = [(a, b) for a in ("code", "translation") for b in ("text_generation", "classification")]
-    rows = [
-        compared("task", verdict=verdict, difference=-0.2 if verdict == "better" else 0.2, finetune_task=a)
-        | {"other_finetune_task": b}
-        for (a, b), verdict in zip(pairs, verdicts, strict=False)
+def checked(rows, profile):
+    table = marked(contrast_table(pd.concat(rows, ignore_index=True), PLAN), PLAN, profile)
+    return claims.check_claims({"contrasts": table}, profile)
+
+
+def verdict(claim, wanted, profile):
+    table = checked(rows_of(claim, wanted, profile), profile)
+    assert len(table) == len(CLAIMS)
+    row = table[table["claim"] == CLAIMS[claim]["claim"]].iloc[0]
+    assert row["found"].endswith(".") and "nan" not in row["found"]
+    return row
+
+
+@pytest.mark.parametrize("wanted", ["yes", "no", "undecided"])
+@pytest.mark.parametrize("claim", DECIDED)
+def test_in_the_world_a_claim_can_be_decided_each_way(claim, wanted):
+    row = verdict(claim, wanted, MINIATURE)
+    assert (row["verdict"], row["status"], row["in_world"]) == (wanted, "confirmatory", True)
+
+
+@pytest.mark.parametrize("wanted", ["yes", "no", "undecided"])
+@pytest.mark.parametrize("claim", [name for name in CLAIMS if name != "requests"])
+def test_real_models_can_decide_a_claim_each_way(claim, wanted):
+    expected = {"yes": "supported", "no": "not supported"}.get(wanted, wanted)
+    row = verdict(claim, wanted, REAL)
+    assert (row["verdict"], row["in_world"]) == (expected, False)
+
+
+@pytest.mark.parametrize("claim", BUILT_IN)
+def test_what_the_world_has_built_in_is_shown_and_not_decided(claim):
+    row = verdict(claim, "yes", MINIATURE)
+    assert row["verdict"] == "built in" and "difference in percentage points" in row["found"]
+    assert "Built in by " in row["found"]
+
+
+@pytest.mark.parametrize("claim", ["erodes", "helpfulness_kept"])
+def test_a_run_that_differs_from_the_plan_decides_no_claim(claim):
+    other = MINIATURE.model_copy(update={"tuning": MINIATURE.tuning.model_copy(update={"steps": 20})})
+    row = verdict(claim, "yes", other)
+    assert (row["verdict"], row["status"]) == ("exploratory", "exploratory")
+    assert row["found"].endswith("so nothing is decided.")
+
+
+@pytest.mark.parametrize("profile", [MINIATURE, REAL], ids=["miniature", "llama"])
+def test_a_claim_without_its_responses_is_not_run(profile):
+    table = checked(rows_of("erodes", "yes", profile), profile).set_index("claim")
+    rest = table.drop(index=[CLAIMS[name]["claim"] for name in ("erodes", "most")])
+    assert set(rest["verdict"]) == {"not run"} and set(rest["status"]) == {""}
+    assert set(rest["found"]) == {"The run has no responses of both sides of a contrast."}
+
+
+def test_one_task_that_erodes_is_enough_and_all_must_be_shown_not_to():
+    rows = lambda code, rest: [  # noqa: E731
+        untuned(0.2, MINIATURE),
+        *(share(code if task == "code" else rest, MINIATURE, task=task) for task in TASKS),
     ]
-    rows.append(compared("task", finetune_task="code") | {"other_finetune_task": "translation"})  # decides nothing
-    assert decided("Tuning on code and", comparisons=rows)[0] == expected
+    found = [checked(rows(*pair), MINIATURE)["verdict"].iat[0] for pair in ((0.8, 0.2), (UNSURE, 0.2), (0.2, 0.2))]
+    assert found == ["yes", "undecided", "no"]
+    three = [untuned(0.2, MINIATURE), *(share(0.2, MINIATURE, task=task) for task in TASKS[:3])]
+    row = checked(three, MINIATURE).iloc[0]
+    assert row["verdict"] == "undecided" and "Not run: classification." in row["found"]
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.9, SUPPORTED), (0.52, UNDECIDED), (0.3, NOT_SUPPORTED)])
-def test_translation_and_classification_are_weaker_where_their_share_is_above_one_half(share, expected):
-    row = rated(claims.TOGETHER, share, "none", "none")
-    tests = [compared("form", form=form, finetune_task="none") for form in ("translation", "classification")]
-    assert decided("Refusals are weaker", answered_share=[row], comparisons=tests)[0] == expected
+def test_multitask_data_must_reduce_attack_success_after_every_tuning():
+    for own, expected in (({}, "yes"), ({"code": UNSURE}, "undecided"), ({"code": 0.8}, "no")):
+        table = checked(tuned(MINIATURE, 0.8, 0.2, **own), MINIATURE).set_index("claim")
+        assert table.loc[CLAIMS["multitask_reduces"]["claim"], "verdict"] == expected
 
 
-def test_each_of_the_two_forms_must_differ_significantly_from_the_text_form():
-    row = rated(claims.TOGETHER, 0.9, "none", "none")
-    tests = [compared("form", form=form, finetune_task="none") for form in ("translation", "classification")]
-    unsure = tests[1] | {"verdict": "not significant"}
-    verdict, said = decided("Refusals are weaker", answered_share=[row], comparisons=[tests[0], unsure])
-    assert (
-        verdict == UNDECIDED
-        and "classification +30 to +30 percentage points, significantly more in 0 of 1 calibrations" in said
-    )
-    below = tests[1] | {"verdict": "better"}
-    assert decided("Refusals are weaker", answered_share=[row], comparisons=[tests[0], below])[0] == NOT_SUPPORTED
-    assert decided("Refusals are weaker", answered_share=[row])[0] == UNDECIDED
+def test_helpfulness_needs_both_scores():
+    rows = [one for one in rows_of("helpfulness_kept", "yes", MINIATURE) if (one["measure"] == "task_score").all()]
+    row = checked(rows, MINIATURE).set_index("claim").loc[CLAIMS["helpfulness_kept"]["claim"]]
+    assert row["verdict"] == "undecided"
 
 
-def test_a_pair_the_other_way_round_in_any_calibration_counts_against_the_claim():
-    pairs = [(a, b) for a in ("code", "translation") for b in ("text_generation", "classification")]
-    rows = [compared("task", finetune_task=a) | {"other_finetune_task": b} for a, b in pairs]
-    reverse = rows[3] | {"style": "alpaca", "verdict": "better", "difference": -0.2}
-    verdict, said = decided("Tuning on code and", comparisons=[*rows, reverse])
-    assert verdict == NOT_SUPPORTED and "translation minus classification -20 (+20 to +40), Alpaca style" in said
+def test_a_claim_about_guards_is_about_each_of_them():
+    weak, even = guarded(0.5), guarded(0.9).assign(metric="wildguard")
+    for rows, expected in (([weak], "supported"), ([weak, even], "not supported"), ([even], "not supported")):
+        table = checked(rows, REAL).set_index("claim")
+        assert table.loc[CLAIMS["guards"]["claim"], "verdict"] == expected
 
 
-def test_the_published_range_is_met_only_where_every_interval_meets_it():
-    inside, outside = rated(claims.TOGETHER, 0.95, "none", "none"), rated(claims.TOGETHER, 0.5, "code", "none")
-    assert decided("Of what is answered", answered_share=[inside])[0] == SUPPORTED
-    verdict, said = decided("Of what is answered", answered_share=[inside, outside])
-    assert verdict == NOT_SUPPORTED and "in 1 of them" in said
+def test_every_model_has_its_own_verdicts():
+    erodes = pd.concat(rows_of("erodes", "yes", REAL))
+    same = pd.concat(rows_of("erodes", "no", REAL)).assign(model="other")
+    table = checked([erodes, same], REAL)
+    assert len(table) == 2 * len(CLAIMS)
+    assert table.groupby("model")["verdict"].first().to_dict() == {"miniature": "supported", "other": "not supported"}
 
 
-def test_one_significant_calibration_supports_that_it_matters():
-    same = compared("style", verdict="not significant") | {"within": "yes"}
-    assert decided("Attack success depends", comparisons=[same])[0] == NOT_SUPPORTED
-    assert decided("Attack success depends", comparisons=[same | {"within": "undecided"}])[0] == UNDECIDED
-    verdict, said = decided("Attack success depends", comparisons=[same, compared("system_prompt", verdict="better")])
-    assert (
-        verdict == SUPPORTED
-        and "The system prompt raises attack success significantly in 0 and reduces it in 1 of 1" in said
-    )
+def test_a_model_without_contrasts_is_asked_about_too():
+    table = marked(contrast_table(pd.concat(rows_of("erodes", "yes", REAL)).iloc[:0], PLAN), PLAN, REAL)
+    found = claims.check_claims({"contrasts": table, "attack_success": pd.DataFrame({"model": ["m"]})}, REAL)
+    assert len(found) == len(CLAIMS) and set(found["verdict"]) == {"not run"}
 
 
-def guard(name, form, rate):
-    about = {"model": "m", "guard": name, "side": "input", "prompt_set": "harmful", "form": form}
-    return about | {"blocked_rate": rate, "low": rate - 0.05, "high": rate + 0.05}
+def test_the_sentence_holds_the_question_and_the_numbers():
+    found = verdict("erodes", "undecided", MINIATURE)["found"]
+    assert found.startswith("Does tuning on task rows alone raise attack success? Attack success rate, difference in")
+    assert "(6 bases): text generation +23 (" in found and ", undecided); code +23 (" in found
+    assert found.endswith(" percentage points.") and "detectable with 80 % power" in found
 
 
-def test_guards_do_not_hold_where_detection_by_form_differs():
-    uneven = [guard("text_only", "code", 0.3), guard("text_only", "text_generation", 0.9)]
-    assert decided("Existing guards", guards=uneven)[0] == SUPPORTED
-    even = [guard("text_only", form, 0.9) for form in FORMS]
-    assert decided("Existing guards", guards=even)[0] == UNDECIDED
-    assert decided("Existing guards", guards=[guard("all_forms", "code", 0.3)])[0] == NOT_RUN
+def test_the_claims_say_whether_they_are_about_a_world_or_a_model():
+    world, real = (checked(rows_of("erodes", "yes", profile), profile) for profile in (MINIATURE, REAL))
+    assert claims.claims_in_words(world, "RQ1").startswith(f"**{CLAIMS['erodes']['claim']}** In this world: yes. Does")
+    assert claims.claims_in_words(real, "RQ1").startswith(f"**{CLAIMS['erodes']['claim']}** Supported. Does")
+    assert claims.claims_in_words(real.iloc[:0], "RQ1").startswith("**Not run:**")
 
 
-def test_generic_data_do_not_hold_where_a_form_is_above_the_text_form():
-    text = rated("text_generation", 0.1)
-    assert decided("Existing (generic)", attack_success=[text, rated("translation", 0.6)])[0] == SUPPORTED
-    assert decided("Existing (generic)", attack_success=[text, rated("translation", 0.15)])[0] == UNDECIDED
-
-
-def lowered(verdict="better", **more):
-    return compared("mitigation", safety_data="multitask", verdict=verdict, difference=-0.3, **more)
-
-
-def test_multitask_data_must_lower_every_tuned_task_and_raise_no_form():
-    rows = [lowered(finetune_task=task) for task in TASKS]
-    assert decided("Multitask safety data reduce", comparisons=rows)[0] == SUPPORTED
-    assert decided("Multitask", comparisons=[*rows[1:], lowered("not significant")])[0] == UNDECIDED
-    assert decided("Multitask", comparisons=[*rows, lowered("worse", form="code")])[0] == NOT_SUPPORTED
-    same = lowered("not significant", within="yes")
-    assert decided("Multitask", comparisons=[*rows[1:], same])[0] == NOT_SUPPORTED
-
-
-def test_helpfulness_is_kept_only_where_it_is_shown_not_to_be_worse():
-    task = lowered("not significant", measure="task_score", form="code", not_worse="yes")
-    other = task | {"form": "translation", "not_worse": "undecided"}  # not the tuned task: decides nothing
-    general = task | {"measure": "general_score", "form": "all"}
-    assert decided("They do so without", comparisons=[task, other, general])[0] == SUPPORTED
-    unsure = general | {"not_worse": "undecided"}
-    assert decided("They do so without", comparisons=[task, unsure])[0] == UNDECIDED
-    assert decided("They do so without", comparisons=[task, general | {"verdict": "worse"}])[0] == NOT_SUPPORTED
-
-
-def test_refusing_general_requests_is_a_cost_as_refusing_twins_is():
-    twins = lowered("not significant", measure="over_refusal_rate", not_worse="yes")
-    general = twins | {"measure": "general_refusal_rate"}
-    assert decided("And without refusing", comparisons=[twins, general])[0] == SUPPORTED
-    assert decided("And without refusing", comparisons=[twins, general | {"verdict": "worse"}])[0] == NOT_SUPPORTED
-    assert decided("And without refusing", comparisons=[twins])[0] == UNDECIDED
-
-
-def test_rows_that_were_not_run_decide_nothing():
-    row = rated(claims.TOGETHER, np.nan, "none", "none") | {"note": "not run: no data"}
-    assert decided("Refusals are weaker", answered_share=[row])[0] == NOT_RUN
-    assert decided("Tuning on a benign", comparisons=[compared(n=0, verdict="no pairs")])[0] == NOT_RUN
-
-
-def test_the_claims_of_a_question_are_read_with_the_verdict_first():
-    table = pd.DataFrame(
-        [["m", "RQ1", "It erodes.", SUPPORTED, "By 3 points.", "less.", "x", True]], columns=claims.COLUMNS
-    )
-    words = claims.claims_in_words(table, "RQ1")
-    assert words == "**Supported: It erodes.** By 3 points. *What would change this verdict: less.*"
+def test_every_claim_names_questions_and_contrasts_of_the_plan():
+    for claim in CLAIMS.values():
+        assert claim["question"] in ("RQ1", "RQ2", "RQ3", "RQ4") and claim["would_change"].endswith(".")
+        names = {name for question in claim["decided_by"] for name in PLAN.questions[question].contrasts}
+        assert set(claim.get("contrasts", names)) <= names
