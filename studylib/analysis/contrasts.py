@@ -349,7 +349,8 @@ def multi_bootstrap(values: np.ndarray) -> np.ndarray:
     there = ~np.isnan(values)
     bases, intents = map(_redrawn, values.shape, (0, 1))
     total, count = (((bases @ part) * intents).sum(1) for part in (np.where(there, values, 0), there.astype(float)))
-    return np.quantile(total / count, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    with np.errstate(invalid="ignore"):  # a draw may have missing values alone
+        return np.nanquantile(total / count, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
 
 
 @cache

@@ -78,7 +78,7 @@ def _parts(n_bases: int, n_seeds: int, n_intents: int, of: Mapping[str, float]) 
     return of_base / n_bases, prompt / n_intents
 
 
-def power(difference, n_bases: int, n_seeds: int, n_intents: int, of: Mapping, n_family: int, alpha=ALPHA) -> float:
+def power_of(difference, n_bases: int, n_seeds: int, n_intents: int, of: Mapping, n_family: int, alpha=ALPHA) -> float:
     """Chance (0-1) that a true difference of that size, and its sign, is significant at Holm's first step.
 
     `of` is a row of `components`; what is NaN there counts as 0, as base_sd includes it. NaN with one base. For a
@@ -91,7 +91,7 @@ def power(difference, n_bases: int, n_seeds: int, n_intents: int, of: Mapping, n
 
 
 def detectable_at(n_bases: int, n_seeds: int, n_intents: int, of: Mapping, n_family: int, alpha=ALPHA) -> float:
-    """The smallest true difference that `power` finds in 80 %; NaN with one base, or without any variance."""
+    """The smallest true difference that `power_of` finds in 80 %; NaN with one base, or without any variance."""
     return stats.crossed_detectable(*_parts(n_bases, n_seeds, n_intents, of), n_bases, n_intents, alpha / n_family)
 
 
@@ -111,8 +111,8 @@ def would_buy(difference, margin, n_bases: int, n_seeds: int, n_intents: int, of
     for words, more in sizes.items():
         size = np.add((n_bases, n_seeds, n_intents), more).tolist()
         shown = {
-            "power": power(difference, *size, of, n_family),
-            "power_of_no": power(margin, *size, of, n_family),
+            "power": power_of(difference, *size, of, n_family),
+            "power_of_no": power_of(margin, *size, of, n_family),
             "detectable": detectable_at(*size, of, n_family),
         }
         found.append({"size": words} | dict(zip(("n_bases", "n_seeds", "n_intents"), size, strict=True)) | shown)

@@ -78,22 +78,24 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
     if not path.is_file() or len(profile.base_seeds) < 2:
         return "Power: unknown, as no run has measured how much bases and seeds vary."
     table = pd.read_csv(path).query("contrast == 'all'").drop_duplicates("question").set_index("question")
-    size = len(profile.base_seeds), len(profile.grid.seeds), profile.world.harmful_per_form
+    world, intents = profile.world, profile.world.harmful_per_form
+    runs = len(profile.base_seeds), len(profile.grid.seeds)
+    of_scores = {"task_score": world.task_test_rows, "general_score": world.general_test_rows}
     rows, bought = [], None
     for name, question in plan.questions.items():
-        if name not in table.index:
+        if name not in table.index or question.built_in:
             continue
-        of, n = table.loc[name], len(question.contrasts)
+        of, n, size = table.loc[name], len(question.contrasts), (*runs, of_scores.get(question.measure, intents))
         scale = 2 if question.measure == contrasts.J else 1
         shown = {"base SD": of["base_sd"], "seed SD": of["seed_sd"]}
         shown |= {"detectable": power.detectable_at(*size, of, n), "margin": question.margin}
         shown = {key: f"{100 * value:.0f}" for key, value in shown.items()}
-        chance = power.power(scale * LOOKED_FOR, *size, of, n), power.power(question.margin, *size, of, n)
+        chance = power.power_of(scale * LOOKED_FOR, *size, of, n), power.power_of(question.margin, *size, of, n)
         names = f"power of {100 * LOOKED_FOR:.0f}", "chance of no"
         rows.append({"question": name} | shown | {k: f"{100 * v:.0f} %" for k, v in zip(names, chance, strict=True)})
         bought = power.would_buy(LOOKED_FOR, question.margin, *size, of, n) if bought is None else bought
     said = (
-        f"Power with {size[0]} bases, {size[1]} training seeds and {size[2]} intents, at Holm's first step, from the "
+        f"Power with {runs[0]} bases, {runs[1]} training seeds and {intents} intents, at Holm's first step, from the "
         f"variance components in {path} (percentage points):\n{pd.DataFrame(rows).to_string(index=False)}\n"
         "detectable: the smallest true difference that is found in 80 %. chance of no: of that verdict where nothing "
         "changes.\n\n"

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from studylib.analysis import stats
 from studylib.analysis.contrasts import load_plan
-from studylib.analysis.power import COMPONENTS, components, detectable_at, power, would_buy
+from studylib.analysis.power import COMPONENTS, components, detectable_at, power_of, would_buy
 
 PLAN = load_plan()
 KNOWN = dict.fromkeys(COMPONENTS, 0.0) | {"base_sd": 0.18, "seed_sd": 0.10}
@@ -38,7 +38,7 @@ def test_with_one_seed_the_bases_spread_includes_the_seeds():
     found = code_alone(0.3 * rng.standard_normal((80, 1, 1)) + 0.4 * rng.standard_normal((80, 1, 100)))
     assert found[["seed_sd", "residual_sd"]].isna().all()
     assert found["base_sd"] == pytest.approx(0.3, rel=0.15) and found["prompt_base_sd"] == pytest.approx(0.4, rel=0.05)
-    assert power(0.2, 6, 2, 100, found, 4) == power(0.2, 6, 1, 100, found, 4)
+    assert power_of(0.2, 6, 2, 100, found, 4) == power_of(0.2, 6, 1, 100, found, 4)
 
 
 def test_one_base_has_no_components():
@@ -55,7 +55,7 @@ def test_a_questions_components_are_the_mean_of_its_contrasts():
 
 def test_power_for_25_points_is_as_the_design_says():
     # base SD 18, seed SD 10, two seeds: 4, 8 and 12 bases, alone and at the first step of four
-    found = [[power(0.25, n, 2, 10_000, KNOWN, m) for m in (1, 4)] for n in (4, 8, 12)]
+    found = [[power_of(0.25, n, 2, 10_000, KNOWN, m) for m in (1, 4)] for n in (4, 8, 12)]
     assert found == [pytest.approx(row, abs=0.01) for row in ([0.43, 0.15], [0.88, 0.63], [0.98, 0.91])]
 
 
@@ -63,15 +63,15 @@ def test_power_is_the_noncentral_t_where_bases_are_all_that_varies():
     for n_bases in (3, 6, 12):
         se = np.sqrt((0.18**2 + 0.10**2 / 2) / n_bases)
         expected = nct.sf(student.isf(0.05 / 8, n_bases - 1), n_bases - 1, 0.3 / se)
-        assert power(0.3, n_bases, 2, 10_000, KNOWN, 4) == pytest.approx(expected, abs=0.005)
+        assert power_of(0.3, n_bases, 2, 10_000, KNOWN, 4) == pytest.approx(expected, abs=0.005)
 
 
 def test_detectable_has_a_power_of_80_percent():
-    assert power(detectable_at(6, 2, 100, KNOWN, 4), 6, 2, 100, KNOWN, 4) == pytest.approx(0.8)
+    assert power_of(detectable_at(6, 2, 100, KNOWN, 4), 6, 2, 100, KNOWN, 4) == pytest.approx(0.8)
 
 
 def test_one_base_has_no_power_and_detects_nothing():
-    assert np.isnan(power(0.3, 1, 2, 100, KNOWN, 4)) and np.isnan(detectable_at(1, 2, 100, KNOWN, 4))
+    assert np.isnan(power_of(0.3, 1, 2, 100, KNOWN, 4)) and np.isnan(detectable_at(1, 2, 100, KNOWN, 4))
     assert np.isnan(detectable_at(6, 2, 100, dict.fromkeys(COMPONENTS, 0.0), 4))
 
 
@@ -103,4 +103,4 @@ def test_printed_power_is_that_of_simulated_studies(world, n_bases):
     mean, *parts = studies(3000, n_bases, 2, 100, **world)
     t = mean / np.sqrt(stats.crossed_variance(*parts, 100))
     found = (t > student.isf(0.05 / 8, n_bases - 1)).mean()
-    assert power(mean.mean(), n_bases, 2, 100, of, 4) == pytest.approx(found, abs=0.05)
+    assert power_of(mean.mean(), n_bases, 2, 100, of, 4) == pytest.approx(found, abs=0.05)

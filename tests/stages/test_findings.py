@@ -252,6 +252,7 @@ def test_a_subset_of_the_stages_has_findings_that_say_what_has_not_run(whole, tm
     found = made(stage)
     assert "calibration_grid" not in found
     assert set(found["claims"].query("question == 'RQ4'")["verdict"]) == {"not run"}
+    assert set(found["contrasts"].query("question == 'multitask'")["verdict"]) <= {"not run"}
     notes = found["attack_success"].query("safety_data == 'multitask' and finetune_task == 'code'")["note"]
     assert set(notes) == {"not run: 04_mitigation has not run"}
     words = findings.what_the_run_was(stage, responses, verdicts, found | {"people": {}, "coherence": ""})
@@ -270,7 +271,7 @@ def test_a_run_in_which_nothing_could_be_judged_has_tables_and_claims_nothing(wh
     stage = run_of(whole, tmp_path, monkeypatch, verdicts=verdicts, across_verdicts=given)
     found = made(stage)
     assert (found["attack_success"]["n"] == 0).all() and (found["attack_success"]["n_unjudged"] > 0).any()
-    asked = found["claims"].query("claim.str.startswith('They do so') == False")
+    asked = found["claims"].query("claim.str.startswith('They do so') == False")  # its task scores need no judge
     assert set(asked["verdict"]) == {"not run"}
     for name in catalogue.FIGURES:
         drawn = findings.figure(stage, found, "", name)
@@ -292,7 +293,7 @@ def test_the_page_has_the_numbers_of_the_tables_every_claim_and_links_that_lead_
         links = re.findall(r"\]\(([^)]+\.png)\)", page)
         assert links and all((tmp_path / path).parent.joinpath(link).is_file() for link in links)
         for row in found["claims"].to_dict("records"):
-            assert f"**{row['claim']}** {row['verdict'].capitalize()}. {row['found']}" in page
+            assert f"**{row['claim']}** In this world: {row['verdict']}. {row['found']}" in page
     numbers = json.loads((tmp_path / "tables" / "headline.json").read_text())
     one = found["attack_success"].query("finetune_task == 'code' and safety_data == 'generic' and form == 'code'")
     one = one[(one["style"] == "chat") & ~one["system_prompt"].astype(bool)].iloc[0]
@@ -314,3 +315,67 @@ def test_the_page_of_a_run_that_lacks_everything_says_so(whole, tmp_path, monkey
     findings.write_page(stage, found, "Nothing was run.")
     assert "Nothing was run." in (tmp_path / "findings.md").read_text()
     assert json.loads((tmp_path / "tables" / "headline.json").read_text()) == []
+
+
+def planned_run(whole, folder, monkeypatch, **changes):
+    """A run of the miniature with these rows."""
+    stage = run_of(whole, folder, monkeypatch)
+    stage.profile = load_profile("miniature").model_copy(update=changes)
+    return stage
+
+
+def marked_pages(stage):
+    """The pages and captions that 06 writes of a run, by path, and its tables."""
+    found = made(stage)
+    for name in catalogue.FIGURES:
+        findings.figure(stage, found, "", name)
+    findings.write_page(stage, found, "**This run** is a test.")
+    captions = [path for path in stage.paths.figures.glob("*.md") if path.with_suffix(".png").is_file()]
+    pages = [stage.paths.run / name for name in ("findings.md", "docs/findings.md", "tables/README.md")]
+    assert captions
+    return {path: path.read_text() for path in (*captions, *pages, stage.paths.figures / "index.md")}, found
+
+
+def test_a_run_that_differs_from_the_plan_says_so_on_every_page_and_caption(whole, tmp_path, monkeypatch):
+    tuning = load_profile("miniature").tuning.model_copy(update={"steps": 20})
+    stage = planned_run(whole, tmp_path, monkeypatch, tuning=tuning, base_seeds=[0, 1])
+    pages, found = marked_pages(stage)
+    why = "2 bases, the plan asks for at least 6; tuning.steps is 20, the plan freezes 48"
+    line = f"**Exploratory run.** It differs from data/plan.yaml: {why}."
+    for path, page in pages.items():
+        title, *rest = page.split("\n\n")
+        caption = path.parent == stage.paths.figures and path.stem != "index"
+        assert title.endswith(" Exploratory run.") if caption else rest[0].split("\n")[0] == line, path
+    assert set(found["contrasts"].query("n_bases > 0")["status"]) == {"exploratory"}
+    assert {"yes", "no", "undecided"}.isdisjoint(found["claims"]["verdict"])
+
+
+def test_a_run_that_follows_the_plan_has_no_mark(whole, tmp_path, monkeypatch):
+    stage = planned_run(whole, tmp_path, monkeypatch)
+    pages, found = marked_pages(stage)
+    assert not any("Exploratory run" in page for page in pages.values())
+    assert findings.exploratory(stage) == ""
+    assert set(found["contrasts"].query("n_bases > 0")["status"]) == {"exploratory"}  # one of its six bases is there
+
+
+def test_the_paper_is_compared_with_real_models_alone(whole, tmp_path, monkeypatch):
+    stage = run_of(whole, tmp_path, monkeypatch)
+    found = made(stage)
+    assert "paper_vs_ours" not in found and not stage.paths.table("paper_vs_ours").exists()
+    assert findings.beside_the_paper(found).startswith("This run has no such table")
+    stage.profile = load_profile("llama").model_copy(update={"models": {"miniature": None}})
+    found = made(stage)
+    assert {"claim", "attack_success_rate"} <= set(found["paper_vs_ours"]["quantity"])
+    assert len(findings.beside_the_paper(found))
+    assert not found["claims"]["in_world"].any()
+
+
+def test_the_contrasts_of_guards_are_among_those_of_the_plan(whole, tmp_path, monkeypatch):
+    asked = whole["responses"].query("prompt_set == 'harmful'").drop_duplicates("prompt_id")
+    decisions = asked[["prompt_id", "form", "prompt_set", "harmful"]].assign(
+        guard="text_only", side="input", reason="", response_id="", score=1.0, intent=asked["prompt_id"].str[-1]
+    )
+    decisions["blocked"] = pd.array(decisions["form"] == "text_generation", "boolean")
+    found = made(run_of(whole, tmp_path, monkeypatch, guards=decisions))["contrasts"].query("question == 'guard_forms'")
+    assert found["difference"].tolist() == [-1] * 3 and set(found["metric"]) == {"text_only"}
+    assert set(found["verdict"]) == {"built in"}
