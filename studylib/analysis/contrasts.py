@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from scipy.stats import t as student
 
 from studylib.analysis import stats
 from studylib.analysis.comparisons import ALPHA
-from studylib.analysis.rates import MEASURES, usual
+from studylib.analysis.rates import MEASURES, outcomes, usual
 from studylib.analysis.stats import CONFIDENCE, codes
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
@@ -180,12 +179,11 @@ def check_profile(plan: Plan, profile: Profile) -> None:
 def paired(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """One row per model, question, metric, contrast, base, seed and intent with value, other_value and difference.
 
-    `rows` are those of `rates.outcomes` with one score per response, and of `blocked`. A pair is the same prompt, or
-    where the sides have different forms the same intent, to the same base and, where both sides are tuned, the same
-    training seed. An intent's value is the mean of its pairs (0-1; of "j" -1 to 1, and of intents alone whose harmful
-    prompt and twin both have a pair in a form). Prompts without a value on either side are left out: so both sides of
-    general_score are of prompts that neither refuses. metric is the judge, the guard, or "score". The seed of untuned
-    models is 0.
+    `rows` are those of `outcome_rows`, with one score per response. A pair is the same prompt, or where the sides have
+    different forms the same intent, to the same base and, where both sides are tuned, the same training seed. An
+    intent's value is the mean of its pairs (0-1; of "j" -1 to 1, and of intents alone whose harmful prompt and twin
+    both have a pair in a form). Prompts without a value on either side are left out: so both sides of general_score are
+    of prompts that neither refuses. metric is the judge, the guard, or "score". The seed of untuned models is 0.
     """
     rows = rows[rows["style"] == plan.asked.style]
     kinds = usual(rows[rows["finetune_task"] != "none"])["requests"]
@@ -252,20 +250,24 @@ def _chosen(rows: pd.DataFrame, side: Arm) -> pd.DataFrame:
     return rows[chosen]
 
 
-def blocked(decisions: pd.DataFrame, models: Iterable[str], plan: Plan) -> pd.DataFrame:
-    """Rows as of `rates.outcomes`, of measure BLOCKED: whether a guard blocks a harmful prompt, NaN where undecided.
+def outcome_rows(
+    responses: pd.DataFrame, scores: pd.DataFrame | None, decisions: pd.DataFrame, plan: Plan
+) -> pd.DataFrame:
+    """The rows of `rates.outcomes` of judged responses, and of measure BLOCKED whether a guard blocks a harmful prompt.
 
-    `decisions` are those of `guards.decide`. metric is the guard; the one that learns from every form is left out. A
-    guard reads prompts before any model does, so each model has the same rows.
+    `decisions` are those of `guards.decide`, or empty. The metric is the guard; the one that learns from every form is
+    left out. A guard reads prompts before any model does, so each model has the same rows; NaN where undecided.
     """
+    rows = outcomes(responses, None, scores)
+    if decisions.empty:
+        return rows
     harmful = (decisions["side"] == "input") & (decisions["prompt_set"] == "harmful")
     asked = decisions[harmful & (decisions["guard"] != EMBEDDED_GUARDS[1])].drop_duplicates(["guard", "prompt_id"])
-    rows = asked[["form", "prompt_id", "intent"]].assign(metric=asked["guard"], measure=BLOCKED, base=0, seed=0)
-    rows["value"] = asked["blocked"].astype("Float64").astype(float)
-    arm = {"finetune_task": "none", "requests": "none", "safety_data": "none", "safety_fraction": 0.0}
-    return rows.assign(**arm, style=plan.asked.style, system_prompt=plan.asked.system_prompt).merge(
-        pd.DataFrame({"model": list(models)}), how="cross"
-    )
+    made = asked[["form", "prompt_id", "intent"]].assign(metric=asked["guard"], measure=BLOCKED, base=0, seed=0)
+    made["value"] = asked["blocked"].astype("Float64").astype(float)
+    made = made.assign(finetune_task="none", requests="none", safety_data="none", safety_fraction=0.0)
+    made = made.assign(style=plan.asked.style, system_prompt=plan.asked.system_prompt)
+    return pd.concat([rows, made.merge(responses[["model"]].drop_duplicates(), how="cross")], ignore_index=True)
 
 
 def base_differences(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:

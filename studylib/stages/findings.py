@@ -65,7 +65,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
     found["arms"] = comparisons.which_to_ship(attack, cost, found["comparisons"])
-    found |= _planned(stage, rates.outcomes(rows, None, scored), decisions)
+    found |= _planned(stage, rows, scored, decisions)
     found["claims"] = claims.check_claims(found, stage.profile)
     if stage.profile.data:
         found["paper_vs_ours"] = claims.paper_vs_ours(attack, share, published, found["claims"])
@@ -75,11 +75,10 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     return found | {"published": published}
 
 
-def _planned(stage, rows: pd.DataFrame, decisions: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The tables of data/plan.yaml, from rows of `rates.outcomes` and the guards' decisions."""
+def _planned(stage, responses: pd.DataFrame, scored: pd.DataFrame | None, decisions: pd.DataFrame) -> dict:
+    """The tables of data/plan.yaml, from judged responses, their scores and the guards' decisions."""
     plan = contrasts.load_plan()
-    if len(decisions):
-        rows = pd.concat([rows, contrasts.blocked(decisions, rows["model"].unique(), plan)], ignore_index=True)
+    rows = contrasts.outcome_rows(responses, scored, decisions, plan)
     return {
         "contrasts": contrasts.marked(contrasts.contrast_table(rows, plan), plan, stage.profile),
         "base_differences": contrasts.base_differences(rows, plan),

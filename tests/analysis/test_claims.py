@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from crossed import cell
+from frames import few
 
 from studylib.analysis import claims
-from studylib.analysis.contrasts import blocked, contrast_table, load_plan, marked
+from studylib.analysis.contrasts import contrast_table, load_plan, marked, outcome_rows
+from studylib.analysis.rates import judged
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.profile import load_profile
@@ -87,7 +89,8 @@ def guarded(other, n=N):
         rows["blocked"] = pd.array((np.arange(n) + 0.5) / n < (0.9 if form == "text_generation" else other), "boolean")
         found.append(rows.assign(prompt_id=form + rows["intent"]))
     decisions = pd.concat(found).assign(guard="text_only", side="input", prompt_set="harmful")
-    return blocked(decisions, ["miniature"], PLAN)
+    asked = judged(*few(["answered"], prompt_set="general")).assign(model="miniature")
+    return outcome_rows(asked, None, decisions, PLAN)
 
 
 def checked(rows, profile):

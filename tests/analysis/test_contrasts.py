@@ -5,21 +5,23 @@ import pandas as pd
 import pytest
 import yaml
 from crossed import cell, planned, shift_to, simulated, studies
+from frames import few
 from scipy.stats import nct
 from scipy.stats import t as student
 
 from studylib.analysis import stats
 from studylib.analysis.contrasts import (
     base_differences,
-    blocked,
     check_profile,
     contrast_table,
     differences,
     load_plan,
     marked,
     multi_bootstrap,
+    outcome_rows,
     paired,
 )
+from studylib.analysis.rates import judged
 from studylib.study.paths import DATA
 from studylib.study.profile import load_profile
 from studylib.study.words import TASKS, StudyError
@@ -275,8 +277,8 @@ def test_a_guards_prompts_are_the_replicates_and_the_guard_of_every_form_is_left
     decisions = decisions.assign(prompt_id=decisions["form"] + decisions["intent"], side="input", prompt_set="harmful")
     decisions["blocked"] = pd.array([True] * n + [False, True] * (n // 2), "boolean")
     both = pd.concat([decisions.assign(guard=guard) for guard in ("text_only", "all_forms")])
-    rows = blocked(both, ["m", "n"], PLAN)
-    table = contrast_table(rows, PLAN).query("contrast == 'code'")
+    asked = pd.concat(judged(*few(["answered"])).assign(model=model) for model in ("m", "n"))
+    table = contrast_table(outcome_rows(asked, None, both, PLAN), PLAN).query("contrast == 'code'")
     assert table["model"].tolist() == ["m", "n"] and set(table["metric"]) == {"text_only"}
     found = table.iloc[0]
     assert (found["n_intents"], found["df"], found["difference"], found["verdict"]) == (n, n - 1, -0.5, "yes")
