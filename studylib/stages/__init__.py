@@ -10,6 +10,7 @@ PUBLIC = {
     "judging": "Sheet against choose user_labels",
     "laboratory": "Laboratory baseline_gap dose_response erosion refusal_along request_response",
     "needs": "counts large require table",
+    "planning": "in_words",
     "prepare": "calibrations data dialogues losses models_of register requirements self_check",
     "stage": "begin finished_responses one_batch",
 }
