@@ -179,12 +179,15 @@ def check_profile(plan: Plan, profile: Profile) -> None:
 def paired(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """One row per model, question, metric, contrast, base, seed and intent with value, other_value and difference.
 
-    `rows` are those of `outcome_rows`, with one score per response. A pair is the same prompt, or where the sides have
+    `rows` are those of `plan_rows`, with one score per response. A pair is the same prompt, or where the sides have
     different forms the same intent, to the same base and, where both sides are tuned, the same training seed. An
     intent's value is the mean of its pairs (0-1; of "j" -1 to 1, and of intents alone whose harmful prompt and twin
     both have a pair in a form). Prompts without a value on either side are left out: so both sides of general_score are
-    of prompts that neither refuses. metric is the judge, the guard, or "score". The seed of untuned models is 0.
+    of prompts that neither refuses. metric is the judge, the guard, or "score". The seed of untuned models is 0. Rows
+    of this function are returned as they are, so that many tables need one pairing.
     """
+    if "other_value" in rows:
+        return rows
     rows = rows[rows["style"] == plan.asked.style]
     kinds = usual(rows[rows["finetune_task"] != "none"])["requests"]
     found = []
@@ -250,7 +253,7 @@ def _chosen(rows: pd.DataFrame, side: Arm) -> pd.DataFrame:
     return rows[chosen]
 
 
-def outcome_rows(
+def plan_rows(
     responses: pd.DataFrame, scores: pd.DataFrame | None, decisions: pd.DataFrame, plan: Plan
 ) -> pd.DataFrame:
     """The rows of `rates.outcomes` of judged responses, and of measure BLOCKED whether a guard blocks a harmful prompt.

@@ -78,11 +78,11 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
 def _planned(stage, responses: pd.DataFrame, scored: pd.DataFrame | None, decisions: pd.DataFrame) -> dict:
     """The tables of data/plan.yaml, from judged responses, their scores and the guards' decisions."""
     plan = contrasts.load_plan()
-    rows = contrasts.outcome_rows(responses, scored, decisions, plan)
+    pairs = contrasts.paired(contrasts.plan_rows(responses, scored, decisions, plan), plan)
     return {
-        "contrasts": contrasts.marked(contrasts.contrast_table(rows, plan), plan, stage.profile),
-        "base_differences": contrasts.base_differences(rows, plan),
-        "components": power.components(rows, plan),
+        "contrasts": contrasts.marked(contrasts.contrast_table(pairs, plan), plan, stage.profile),
+        "base_differences": contrasts.base_differences(pairs, plan),
+        "components": power.components(pairs, plan),
     }
 
 

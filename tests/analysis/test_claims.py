@@ -7,7 +7,7 @@ from crossed import cell
 from frames import few
 
 from studylib.analysis import claims
-from studylib.analysis.contrasts import contrast_table, load_plan, marked, outcome_rows
+from studylib.analysis.contrasts import contrast_table, load_plan, marked, plan_rows
 from studylib.analysis.rates import judged
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
@@ -90,7 +90,7 @@ def guarded(other, n=N):
         found.append(rows.assign(prompt_id=form + rows["intent"]))
     decisions = pd.concat(found).assign(guard="text_only", side="input", prompt_set="harmful")
     asked = judged(*few(["answered"], prompt_set="general")).assign(model="miniature")
-    return outcome_rows(asked, None, decisions, PLAN)
+    return plan_rows(asked, None, decisions, PLAN)
 
 
 def checked(rows, profile):

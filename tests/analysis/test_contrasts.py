@@ -18,7 +18,7 @@ from studylib.analysis.contrasts import (
     load_plan,
     marked,
     multi_bootstrap,
-    outcome_rows,
+    plan_rows,
     paired,
 )
 from studylib.analysis.rates import judged
@@ -278,7 +278,7 @@ def test_a_guards_prompts_are_the_replicates_and_the_guard_of_every_form_is_left
     decisions["blocked"] = pd.array([True] * n + [False, True] * (n // 2), "boolean")
     both = pd.concat([decisions.assign(guard=guard) for guard in ("text_only", "all_forms")])
     asked = pd.concat(judged(*few(["answered"])).assign(model=model) for model in ("m", "n"))
-    table = contrast_table(outcome_rows(asked, None, both, PLAN), PLAN).query("contrast == 'code'")
+    table = contrast_table(plan_rows(asked, None, both, PLAN), PLAN).query("contrast == 'code'")
     assert table["model"].tolist() == ["m", "n"] and set(table["metric"]) == {"text_only"}
     found = table.iloc[0]
     assert (found["n_intents"], found["df"], found["difference"], found["verdict"]) == (n, n - 1, -0.5, "yes")

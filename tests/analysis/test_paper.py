@@ -69,7 +69,7 @@ def test_the_claims_stand_in_the_table_with_what_was_found(simulated):
     responses, verdicts, _ = simulated
     attack, share = tables.attack_success(responses, verdicts), tables.answered_share(responses, verdicts)
     claimed = pd.DataFrame({"model": "miniature", "question": "RQ1", "claim": ["a", "b", "c", "d"], "found": "this"})
-    claimed["verdict"] = ["supported", "not supported", "undecided at this n", "not run"]
+    claimed["verdict"] = ["supported", "not supported", "undecided", "not run"]
     claimed["published"] = [True, True, True, False]
     table = claims.paper_vs_ours(attack, share, claims.published_counts(PUBLISHED), claimed).query(
         "quantity == 'claim'"

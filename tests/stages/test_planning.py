@@ -58,6 +58,21 @@ def test_power_comes_from_the_measured_components_and_names_what_more_would_buy(
     assert power[1] > power[0] + 20  # percentage points
 
 
+def test_a_question_whose_answer_is_built_in_has_no_power(paths):
+    rows = [{"question": name, "contrast": "all", **COMPONENTS} for name in ("task_alone", "forms", "guard_forms")]
+    files.write_text(planning.SHIPPED / "components.csv", pd.DataFrame(rows).to_csv(index=False))
+    said = planning.in_words(PROFILE, paths, 2)
+    assert "task_alone" in said and "forms" not in said.split("What more")[0].split("from the")[1]
+
+
+def test_a_score_has_the_prompts_of_its_own_test_set(paths):
+    rows = [{"question": name, "contrast": "all", **COMPONENTS} for name in ("multitask", "task_score")]
+    files.write_text(planning.SHIPPED / "components.csv", pd.DataFrame(rows).to_csv(index=False))
+    said = planning.in_words(load_profile("miniature", {"world.task_test_rows": 5}), paths, 2)
+    multitask, score = (said.split(name)[1].split()[2] for name in ("multitask", "task_score"))
+    assert int(score) > int(multitask)  # detectable, in percentage points
+
+
 def test_a_run_that_differs_from_the_plan_is_exploratory_and_says_in_what(paths):
     assert planning.in_words(PROFILE, paths, 2).startswith("miniature follows data/plan.yaml")
     changed = load_profile("miniature", {"tuning.steps": 20})
