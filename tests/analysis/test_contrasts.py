@@ -18,8 +18,8 @@ from studylib.analysis.contrasts import (
     load_plan,
     marked,
     multi_bootstrap,
-    plan_rows,
     paired,
+    plan_rows,
 )
 from studylib.analysis.rates import judged
 from studylib.study.paths import DATA
