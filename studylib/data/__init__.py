@@ -8,7 +8,8 @@ PUBLIC = {
     "harmful": "shown wrapper_report",
     "mixture": "check_tunings not_run_because tuned_on tuning_rows tunings",
     "real": "check_real cut emptied origins own_files read used",
-    "sets": "absent check check_contamination evaluation_rows export guard_rows kinds load save sets_of write_card",
+    "sets": "absent alignment check check_contamination evaluation_rows export guard_rows kinds load save sets_of "
+    "write_card",
     "world": "CHANGES build_sets lexicon",
 }
 __getattr__, __dir__, __all__ = public(__name__, PUBLIC)

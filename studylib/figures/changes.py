@@ -23,6 +23,7 @@ MEAN = {"color": style.INK, "linewidth": 1.2}
 STEPS = ("untuned", "task rows alone", "+ a few requests", "+ multitask data")
 STEP_MEASURES = ("attack_success_rate", "over_refusal_rate")
 LABELLED = {"ha": "center", "size": "x-small", "zorder": 4}
+LABELLED["bbox"] = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 
 
 def erosion_heatmap(comparisons: pd.DataFrame) -> Drawn:
@@ -134,9 +135,10 @@ def what_each_step_adds(by_run: pd.DataFrame) -> Drawn:
     tuned = rows["finetune_task"] != "none"
     style.require(rows.loc[tuned, "value"].notna().any(), "what_each_step_adds", "no tuned model has a rate")
     rows = rows[rows["style"] == next(one for one in STYLES if one in set(rows["style"]))]
-    repaired = rows["safety_data"] == "multitask"
-    steps = (rows["finetune_task"] == "none", ~repaired & (rows["requests"] == "none"), ~repaired)
-    table = one_dose(rows).assign(form="all", step=np.select(steps, range(3), 3))
+    table = one_dose(rows).assign(form="all")
+    repaired = table["safety_data"] == "multitask"
+    steps = (table["finetune_task"] == "none", ~repaired & (table["requests"] == "none"), ~repaired)
+    table = table.assign(step=np.select(steps, range(3), 3))
     one_row_per_mark(table, "measure", "requests", "base", "seed")
     tasks, measures = style.tasks_of(table, True), [one for one in STEP_MEASURES if one in set(table["measure"])]
     fig, axes = style.new_figure(len(measures), len(tasks), 1.6, right=0.3, bottom=1.25, top=0.8)

@@ -9,7 +9,7 @@ PUBLIC = {
     "graph": "built_models check_models check_parameters check_prerequisites check_space",
     "judging": "Sheet against choose user_labels",
     "laboratory": "Laboratory baseline_gap dose_response erosion refusal_along request_response",
-    "needs": "counts large require table",
+    "needs": "large require table",
     "planning": "in_words",
     "prepare": "calibrations data dialogues losses models_of register requirements self_check",
     "stage": "begin finished_responses one_batch",

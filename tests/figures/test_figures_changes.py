@@ -193,6 +193,12 @@ def test_steps_that_were_not_run_leave_a_gap_and_one_run_is_said_to_hide_the_spr
     assert "One run shows no spread." in texts("what_each_step_adds", some)[0]
 
 
+def test_of_several_doses_the_most_frequent_is_a_step(steps):
+    more = steps[(steps["safety_data"] == "multitask") & (steps["finetune_task"] == "code")]
+    both = pd.concat([steps, more.assign(safety_fraction=0.2, value=0.0)], ignore_index=True)
+    assert texts("what_each_step_adds", both) == texts("what_each_step_adds", steps)
+
+
 def test_steps_without_a_tuned_model_say_so(steps):
     unjudged = steps.assign(value=np.nan)
     for empty in (steps.iloc[:0], steps[steps["finetune_task"] == "none"], steps[steps["system_prompt"]], unjudged):

@@ -26,8 +26,8 @@ def paths(tmp_path, monkeypatch):
 
 def test_the_time_is_that_of_the_parts_side_by_side_on_the_cores():
     count = needs.counts(PROFILE)
-    alone = 100 + 500 * 0.4
-    shared = 6 * 250 * 0.5 + count["fine_tunes"] * 48 * 0.1 + count["responses"] * 0.005 + 12 * 10
+    alone, shared = 100, 6 * 500 * 0.4 + 6 * 250 * 0.5
+    shared += count["fine_tunes"] * 48 * 0.1 + count["responses"] * 0.005 + 12 * 10
     for cores in (1, 2):
         assert planning.seconds(PROFILE, RATES, cores) == pytest.approx(alone + shared / cores)
 

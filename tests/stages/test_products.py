@@ -40,8 +40,8 @@ def changed(smoke_runs, tmp_path):
         ),
         ("verdicts", "verdicts", lambda t: t.iloc[:0], r"code.parquet differ in \d+ responses"),
         ("responses", "responses", lambda t: t.drop(columns="form"), "has no column form: it was changed or cut"),
-        ("responses", "responses", lambda t: pd.concat([t, t.head(3)]), "has several rows for miniature-code"),
-        ("verdicts", "verdicts", lambda t: pd.concat([t, t.head(3)]), "has several rows for miniature-code"),
+        ("responses", "responses", lambda t: pd.concat([t, t.head(3)]), "has several rows for miniature-base0-code"),
+        ("verdicts", "verdicts", lambda t: pd.concat([t, t.head(3)]), "has several rows for miniature-base0-code"),
         ("across_verdicts", "across", lambda t: t.iloc[:9], "differ in"),
     ],
 )
