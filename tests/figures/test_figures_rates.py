@@ -263,6 +263,7 @@ def test_two_judges_or_models_for_one_mark_are_refused(results):
         figure("attack_success_by_form", pd.concat([attack, attack.assign(model="another")]))
 
 
+@pytest.mark.slow
 def test_of_several_doses_the_most_frequent_is_drawn_and_named(results):
     attack = results[0]
     more = attack[(attack["safety_data"] == "generic") & (attack["style"] == "chat")]
@@ -343,6 +344,7 @@ def test_one_seed_is_named_as_one_training_run(results):
     assert "One seed" not in texts("attack_success_by_form", results[0])[0]
 
 
+@pytest.mark.slow
 def test_captions_take_every_number_from_the_table(drawn):
     for name, (_, *frames) in drawn.items():
         text, alt = texts(name, *frames)
