@@ -28,9 +28,12 @@ SMOKE = {path.name for path in (ROOT / "tests").rglob("test_*.py") if "smoke_" i
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first: the files that share the smoke run, and SLOW. What needs that run is slow."""
+    """What takes longest begins first: the files that share the smoke run, and SLOW.
+
+    What needs that run, or a judge that is fitted anew (10 s), is slow.
+    """
     for item in items:
-        if any(name.startswith("smoke_") for name in item.fixturenames):
+        if any(name.startswith("smoke_") or name == "own_weights" for name in item.fixturenames):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: 0 if item.path.name in SMOKE else 1 if item.path.name in SLOW else 2)
 

@@ -38,7 +38,7 @@ def done(project):
     content["data"] |= {"task_rows": 12, "task_test_rows": 2, "general_test_rows": 2, "harmful_per_form": 2}
     content["data"] |= {"safety_rows": 16, "safety_multitask": "multitaskbench"}
     content["tuning"]["steps"] = 1
-    content["grid"] |= {"tasks": ["code", "translation"], "styles": ["chat", "alpaca"]}
+    content["grid"] |= {"tasks": ["code"], "styles": ["chat", "alpaca"]}
     (project / "small.yaml").write_text(yaml.safe_dump(content))
     before = dict(os.environ)
     os.environ |= {"STUDY_MIRROR": str(project / "mirror"), "STUDY_OFFLINE": "1", "STUDY_CACHE": str(project / "cache")}
@@ -60,18 +60,18 @@ def test_every_model_is_tuned_and_tested_in_every_cell(done):
     attack = table(done, "attack_success")
     run = attack[attack["note"] == ""]
     assert list(run["model"].unique()) == list(MODELS)
-    # untuned, and two tasks with no and generic safety data; styles x system prompt; four forms and all
-    assert len(run) == len(MODELS) * (1 + 2 * 2) * 4 * 5
+    # untuned, and one task with no and generic safety data; styles x system prompt; four forms and all
+    assert len(run) == len(MODELS) * (1 + 2) * 4 * 5
     assert (run["n"] + run["n_unjudged"]).isin([2, 8]).all()
     adapters = list((done.run / "adapters").glob("*/adapter_model.safetensors"))
-    assert len(adapters) == len(MODELS) * 2 * 2 * 2
+    assert len(adapters) == len(MODELS) * 2 * 2
 
 
 def test_what_could_not_be_had_is_not_run_in_every_table_and_says_why(done):
     for name in ("attack_success", "helpfulness", "answered_share"):
         found = table(done, name)
         missing = found[found["safety_data"] == "multitask"]
-        assert set(missing["model"]) == set(MODELS) and set(missing["finetune_task"]) == {"code", "translation"}
+        assert set(missing["model"]) == set(MODELS) and set(missing["finetune_task"]) == {"code"}
         assert missing["note"].str.startswith("not run: safety_multitask: multitaskbench: STUDY_OFFLINE is set").all()
         assert missing["n"].eq(0).all()
         assert not found.loc[found["safety_data"] != "multitask", "note"].any()
@@ -81,7 +81,7 @@ def test_no_notebook_failed_and_none_warned(done):
     profile = yaml.safe_load((done.manifest).read_text())["profile"]
     assert set(profile["models"]) == set(MODELS)
     copies = list((done.run / "notebooks").glob("*/*.ipynb"))
-    assert len(copies) == 1 + 1 + 3 * 2 + 1 + 1
+    assert len(copies) == 1 + 1 + 3 + 1 + 1
     for path in copies:
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in cells)

@@ -263,6 +263,7 @@ def test_two_judges_or_models_for_one_mark_are_refused(results):
         figure("attack_success_by_form", pd.concat([attack, attack.assign(model="another")]))
 
 
+@pytest.mark.slow
 def test_of_several_doses_the_most_frequent_is_drawn_and_named(results):
     attack = results[0]
     more = attack[(attack["safety_data"] == "generic") & (attack["style"] == "chat")]
@@ -342,6 +343,7 @@ def test_intervals_of_one_or_two_training_runs_are_said_to_be_about_these_models
     assert "intervals are about these models alone" in two and "these models alone" not in three
 
 
+@pytest.mark.slow
 def test_captions_take_every_number_from_the_table(drawn):
     for name, (_, *frames) in drawn.items():
         text, alt = texts(name, *frames)

@@ -60,6 +60,7 @@ def test_the_figure_has_a_dot_per_run_cell_and_colour_at_the_tables_height(runs)
     assert len(set(planes.RUN_COLOURS)) == len(set(planes.RUN_MARKS)) == len(planes.RUN_COLOURS) == 6
 
 
+@pytest.mark.slow
 def test_the_caption_tells_runs_judges_and_extremes_and_is_kept_with_the_figure(runs, tmp_path):
     changed(runs / TWO, judge="classifier")
     pair = between_runs.read_runs([ONE, TWO])

@@ -33,6 +33,7 @@ def test_colours_are_distinct_and_forms_share_none_with_safety_data():
     assert len(set(style.SAFETY_MARKERS.values())) == 3
 
 
+@pytest.mark.slow
 def test_saving_writes_four_files_and_the_same_bytes_each_time(tmp_path, share):
     text, alt = texts("answered_share", share, PUBLISHED)
     for folder in ("first", "second"):
