@@ -161,7 +161,6 @@ def test_a_test_prompt_that_is_a_twin_takes_the_twin(stand_in):
     assert prompt(first) not in map(prompt, rows) and counts["twin code"] == 60
 
 
-@pytest.mark.slow
 def test_an_intent_of_a_test_goes_in_every_form_with_or_without_the_name_of_its_source(stand_in):
     intent = of(stand_in[0], "refusal")[0]["intent"]
     for said in (intent, intent.removeprefix("stand_in/")):
@@ -209,7 +208,6 @@ def own(folder, n=12, **change):
     return table(folder / "mine.csv", columns, [[made(i) for made in columns.values()] for i in range(n)])
 
 
-@pytest.mark.slow
 def test_a_twin_that_is_refused_and_one_in_the_words_of_a_refusal_go_and_are_counted(tmp_path):
     own(
         tmp_path,

@@ -300,7 +300,7 @@ def test_another_status_is_an_error_at_once_that_keeps_what_was_judged_and_tells
         assert judge_all(*columns, settings=chosen, cache_path=cache) == [NO if i % 3 == 0 else OK for i in range(12)]
         assert server.calls == 8 + 5
     everything = "".join(traceback.format_exception(caught.value)) + caplog.text + str(written(cache)) + repr(chosen)
-    assert KEY not in everything and "a stranger's locker" not in everything
+    assert KEY not in everything and "nobody may open" not in everything
     links, error = [], caught.value
     while error is not None:  # also what a traceback leaves out
         links.append(error)

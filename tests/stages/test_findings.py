@@ -18,7 +18,7 @@ from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import StudyError
 
-pytestmark = pytest.mark.usefixtures("png_alone")
+pytestmark = [pytest.mark.usefixtures("png_alone"), pytest.mark.slow]
 NAMES = ["rules", "words_gcg", "coherence"]
 
 

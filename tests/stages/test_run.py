@@ -23,6 +23,7 @@ from studylib.study.grid import units
 from studylib.study.profile import PROFILES, load_profile
 from studylib.study.words import STAGES
 
+pytestmark = pytest.mark.slow
 JOBS = [f"{unit.stage}_{unit.name}" for name in STAGES for unit in units(load_profile("smoke"), name)]
 TUNED = [job for job in JOBS if job.startswith(("02", "03", "04"))]
 
