@@ -8,9 +8,9 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -61,7 +61,8 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * factor
 
 
-class Checkpoint(NamedTuple):
+@dataclass
+class Checkpoint:
     """A file with the state of a training under way, from which the same training goes on after it was killed.
 
     `fingerprint` stands for all that the training is made of: weights, rows, settings, seed. The file of another one,
@@ -71,6 +72,7 @@ class Checkpoint(NamedTuple):
     path: Path
     fingerprint: str
     seconds: float = 30.0  # between two writes; 0: after every step
+    spent: float = 0.0  # seconds of training in the state that `read` found
 
     def read(self, label: str) -> dict | None:
         """What `write` was last given; None, with a line in the log where there is a file, if that is of no use."""
@@ -81,6 +83,7 @@ class Checkpoint(NamedTuple):
                 raise BadZipFile(damaged)
             state = torch.load(self.path, weights_only=True)
             if state["fingerprint"] == self.fingerprint:
+                self.spent = state["spent"]
                 return state
             why = "it is of another training"
         except Exception as error:  # which one depends on where the file is damaged
@@ -154,6 +157,7 @@ def fit(
             after_step(step + 1)
         if checkpoint and time.monotonic() - written >= checkpoint.seconds:
             now = {"step": step + 1, "curve": curve, "losses": losses, "leaves": [leaf.detach() for leaf in leaves]}
+            now["spent"] = checkpoint.spent + time.monotonic() - started
             checkpoint.write(**now, optimizers=[optimizer.state_dict() for optimizer in optimizers])
             written = time.monotonic()
         steps.set_postfix_str(f"loss {total:.3f}", refresh=False)

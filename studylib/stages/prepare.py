@@ -316,7 +316,7 @@ def _build(paths: RunPaths, profile: Profile, name: str, recipe: Recipe) -> None
         # beside the folder that is being made, which begins empty
         under_way = training.Checkpoint(folder.with_name(f".{name}.checkpoint"), recipe.fingerprint)
         losses = model.train(features, recipe.settings, recipe.seed, name, checkpoint=under_way)
-        seconds = round(time.monotonic() - started, 2)
+        seconds = round(under_way.spent + time.monotonic() - started, 2)
         model.save(aside)
         card = {"fingerprint": recipe.fingerprint, **_weights(aside), "parameters": model.n_parameters}
         card |= {"vocabulary": len(model.tokenizer), "seconds": seconds, "loss": losses}

@@ -189,6 +189,40 @@ def test_a_stopped_training_goes_on_to_the_bits_of_one_that_was_not_stopped(tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_knows_how_long_all_parts_of_its_training_took(tmp_path, monkeypatch):
+    now, rows, weights_shape = [0.0], features("train_code", 20), base()
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+
+    def part(stop):
+        """Trains in steps of ten seconds until one is stopped; the seconds that the checkpoint read and left."""
+        weights, shape = weights_shape
+
+        def look(step):
+            now[0] += 10
+            if step == stop:
+                raise InterruptedError
+
+        under_way = training.Checkpoint(tmp_path / "state", "this one", 0.0)
+        with pytest.raises(InterruptedError):
+            training.fit(
+                small_llama.tensors(weights),
+                lambda: weights,
+                shape,
+                rows,
+                settings(**WITH_MUON),
+                3,
+                "t",
+                look,
+                under_way,
+            )
+        left = training.Checkpoint(tmp_path / "state", "this one")
+        left.read("t")
+        return under_way.spent, left.spent
+
+    assert part(4) == (0, 30)  # the step that was stopped was not kept
+    assert part(7) == (30, 60) and part(9) == (60, 80)
+
+
 def test_a_checkpoint_changes_nothing_and_is_written_no_oftener_than_asked(tmp_path, monkeypatch):
     rows, written = features("train_code", 20), []
     write = training.Checkpoint.write

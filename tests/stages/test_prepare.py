@@ -196,7 +196,7 @@ def test_a_base_whose_training_was_stopped_goes_on_from_the_state_beside_its_fol
     monkeypatch.setattr(training, "Checkpoint", partial(training.Checkpoint, seconds=0.0))
     short = load_profile("smoke", {"pretraining.steps": 4}).pretraining
     build = lambda name: prepare._build(  # noqa: E731
-        saved, SMOKE, name, prepare.Recipe("", "pretraining", short, 0, "print"), 1
+        saved, SMOKE, name, prepare.Recipe("", "pretraining", short, 0, "print")
     )
     build("whole")
     loss, asked = small_llama.answer_loss, []
