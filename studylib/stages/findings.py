@@ -11,7 +11,7 @@ from IPython.display import Markdown, display
 from jinja2 import Template
 
 from studylib.analysis import agreement, claims, comparisons, contrasts, power, rates, readable, tables
-from studylib.data import mixture, sets
+from studylib.data import harmful, mixture, sets
 from studylib.figures import catalogue, style
 from studylib.judges import registry
 from studylib.scores import benign
@@ -26,6 +26,10 @@ OF_REQUESTS = ("what_each_step_adds",)
 OF_ARMS = ("arms_plane", "transfer_matrix")
 OF_ALL_MODELS = ("judge_agreement", "published_counts")
 EXPLORATORY = "Exploratory run."
+NO_OPTIONS = (
+    "There is no table unsafe_options: this run asked no question of which one option is unsafe. Only runs on lists of "
+    "harmful instructions ask such questions."
+)
 BLIND = "cannot say refused, and what is unjudged leaves the rate: read rate_if_unjudged_refused"
 
 
@@ -57,6 +61,8 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     }
     if stage.paths.data("twin").is_file():  # a run may be handed on without its data
         found["over_refusal_by_kind"] = tables.over_refusal_by_kind(rows, None, sets.kinds(stage.paths))
+        if len(asked := tables.unsafe_options(responses, verdicts, _letters(stage))):
+            found["unsafe_options"] = asked
     if len(across := stage.collect("across")):
         across_verdicts = stage.collect("across_verdicts")
         found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, across_verdicts)
@@ -71,8 +77,15 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         found["paper_vs_ours"] = claims.paper_vs_ours(attack, share, published, found["claims"])
     for name, table in found.items():
         tables.write_table(table, stage.paths.table(name))
-    _put(stage, stage.paths.table("x").parent / "README.md", what_the_tables_are())
+    left_out = "" if "unsafe_options" in found else f"\n{NO_OPTIONS}\n"
+    _put(stage, stage.paths.table("x").parent / "README.md", what_the_tables_are() + left_out)
     return found | {"published": published}
+
+
+def _letters(stage) -> dict[str, str]:
+    """The option of the instruction, or of its twin, in each prompt of `tables.unsafe_options`, by prompt_id."""
+    rows = (row for name in ("harmful", "twin") for row in sets.load(stage.paths, name))
+    return {row["id"]: harmful.unsafe_letter(row) for row in rows if row["prompt_set"] == "unsafe_options"}
 
 
 def _planned(stage, responses: pd.DataFrame, scored: pd.DataFrame | None, decisions: pd.DataFrame) -> dict:
@@ -114,7 +127,7 @@ def what_the_tables_are() -> str:
         "paper_vs_ours": claims.paper_vs_ours,
         "deviations": claims.deviations,
     }
-    made |= {"choices": claims.choices}
+    made |= {"choices": claims.choices, "unsafe_options": tables.unsafe_options}
     kinds = "".join(f"\n- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
     parts = [
         "# Tables of this run",
@@ -223,6 +236,16 @@ def beside_the_paper(found: dict[str, pd.DataFrame]):
     if "paper_vs_ours" in found:
         return readable.paper_in_percent(found["paper_vs_ours"])
     return Sentence("This run has no such table: the paper's numbers are compared with those of real models alone.")
+
+
+def options_named(found: dict[str, pd.DataFrame]):
+    """The table of `tables.unsafe_options` in percent, a column per kind of prompt and named option; or why not."""
+    if "unsafe_options" not in found:
+        return Sentence(NO_OPTIONS)
+    rows = rates.usual(found["unsafe_options"]).query("style == 'chat' and not system_prompt")
+    rows = rows.assign(shown=readable.percent(rows, "rate", *rates.INTERVAL))
+    of = ["model", "finetune_task", "safety_data", "safety_fraction"]
+    return rows.pivot_table("shown", of, ["prompts", "named"], aggfunc="first", sort=False)
 
 
 def _without(stage, name: str, why: str) -> str:
