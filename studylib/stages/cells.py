@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
@@ -127,8 +128,9 @@ class Runner:
             base = self.base
             with self.clock("training"), replaced(folder) as aside:
                 started = time.monotonic()
-                losses = base.tune(self.tuning_parts(cell), self.profile.lora, cell.seed, aside, cell.name)
-                note = {"fingerprint": wanted, "cell": asdict(cell), "loss": losses}
+                parts = self.tuning_parts(cell)
+                losses = base.tune(parts, self.profile.lora, cell.seed, aside, cell.name)
+                note = {"fingerprint": wanted, "cell": asdict(cell), "loss": losses, "tokens": _tokens(parts)}
                 note["seconds"] = round(time.monotonic() - started, 2)
                 write_text(aside / "study.json", json.dumps(note, indent=1))
         return folder
@@ -231,6 +233,12 @@ class Runner:
                 append_rows(path, rows)
                 done.update(len(batch))
         done.close()
+
+
+def _tokens(parts: list[tuple]) -> int:
+    """How many tokens of prompts and answers a tuning on these parts sees: what `plan` foresees others from."""
+    mean = [fmean(len(row["input_ids"]) for row in rows) for rows, _ in parts]
+    return round(sum(n * part.steps * part.batch_size for n, (_, part) in zip(mean, parts, strict=True)))
 
 
 def _response_id(cell: Cell, row: dict, system_prompt: bool, style: str = "") -> str:

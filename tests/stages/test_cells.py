@@ -3,6 +3,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -103,6 +104,20 @@ def test_a_half_trained_adapter_is_not_taken_for_a_whole_one(paths, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         runner(paths).adapter(CELL)
     assert not paths.adapter(CELL.name).exists()
+
+
+def test_an_adapter_says_how_many_tokens_its_tuning_saw(tmp_path, monkeypatch):
+    lengths, steps = ([10, 20], [5]), (3, 2)
+    parts = [
+        ([{"input_ids": [0] * n} for n in of], PROFILE.tuning.model_copy(update={"steps": number, "batch_size": 4}))
+        for of, number in zip(lengths, steps, strict=True)
+    ]
+    made = runner(RunPaths(tmp_path, tmp_path))
+    made.__dict__["base"] = SimpleNamespace(tune=lambda *given: [])
+    monkeypatch.setattr(made, "tuning_parts", lambda cell: parts)
+    monkeypatch.setattr(evaluate, "adapter_fingerprint", lambda *given: "this one")
+    note = json.loads((made.adapter(CELL) / "study.json").read_text())
+    assert note["tokens"] == 4 * (3 * 15 + 2 * 5) and note["fingerprint"] == "this one"
 
 
 def test_tuning_one_cell_leaves_the_base_as_it_was_for_the_next(paths):
