@@ -5,6 +5,7 @@ import fcntl
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import signal
@@ -26,6 +27,7 @@ from studylib.study.paths import DATA, NOTEBOOKS, ROOT, RunPaths
 from studylib.study.profile import Profile, load_profile, profile_path
 from studylib.study.words import STAGES, StudyError
 
+PAUSE = 60  # seconds between two notebooks from which on nothing was running
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "papermill", "snakemake", "pooch", "datasets"),
     *("pandas", "scikit-learn", "statsmodels", "seaborn", "sacrebleu", "rouge-score"),
@@ -203,7 +205,12 @@ def plan(profile_name: str, cores: int) -> str:
 
 
 def write_manifest(profile_name: str) -> None:
-    """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went."""
+    """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went; and, of the
+
+    miniature, `tables/seconds.json`, from which other runs are foreseen (`planning.measured`).
+    """
+    from studylib.stages import planning
+
     profile = load_profile(profile_name)
     paths = RunPaths.of(profile.name)
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
@@ -226,12 +233,18 @@ def write_manifest(profile_name: str) -> None:
         "seconds_of_last_execution": logs,  # what was made before and used again took no time
     }
     write_text(paths.manifest, json.dumps(manifest, indent=1) + "\n")
+    if profile.miniature:
+        planning.write_seconds(profile, paths)
 
 
 def _wall(logs: dict[str, dict]) -> dict:
-    """Seconds from the first notebook's beginning to the last one's end, as each was last executed, and the cores."""
-    ends = {log["ended"]: log["ended"] - log["total"] for log in logs.values() if "ended" in log}
-    return {"total": round(max(ends) - min(ends.values()), 1), "cores": cpu_count()} if ends else {}
+    """Seconds from the first notebook's beginning to the last one's end, each the last time, but pauses; the cores."""
+    spans = sorted((log["ended"] - log["total"], log["ended"]) for log in logs.values() if "ended" in log)
+    total, end = 0.0, -math.inf
+    for first, last in spans:
+        total += max(0.0, last - (first if first - end > PAUSE else end))
+        end = max(end, last)
+    return {"total": round(total, 1), "cores": cpu_count()} if spans else {}
 
 
 def _read(files: dict[str, Path]) -> dict[str, dict]:

@@ -1,7 +1,9 @@
 """What a run will show and cost, before it starts: power from variance components, time from measured seconds."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from studylib.analysis import contrasts, power
@@ -17,32 +19,75 @@ SHIPPED = ROOT / "figures"  # where the shipped run's components.csv and seconds
 
 
 def measured(profile: Profile, paths: RunPaths) -> dict:
-    """Seconds that the finished run of the profile took, on one core each; empty where it has not finished.
+    """What the finished run of the profile took and made; empty where it has not finished, or not all of it is there.
 
-    helpful_only_step, aligned_step and tuning_step, of as many rows as a batch has; answer; notebook, what one of 02
-    to 04 takes besides; other, what 00, 01, 05 and 06 take besides training and answers; and `total`, from the first
-    notebook's beginning to the last one's end, on `cores`.
+    Seconds, on one core each: helpful_only_step, aligned_step and tuning_step, of as many rows as a batch has; answer;
+    notebook, what one of 02 to 04 takes besides; other, what 00, 01, 05 and 06 take besides training and answers; and
+    `total`, of the run on its `cores`, with `stretch`, its ratio to these parts (`seconds`). Of one each: row_tokens,
+    of a tuning row; answer_tokens; model_bytes, adapter_bytes, and response_bytes with all that is not a model or
+    adapter. Of all: fine_tunes, responses, tuning_tokens, generated_tokens and bytes.
     """
     if not paths.manifest.is_file():
         return {}
     manifest = json.loads(paths.manifest.read_text(encoding="utf-8"))
-    logs, found = pd.DataFrame(manifest["seconds_of_last_execution"]).T.fillna(0), {}
+    notes = [json.loads(path.read_text()) for path in (paths.run / "adapters").glob("*/study.json")]
+    tables = [path for kind in ("responses", "across") for path in (paths.run / kind).glob("*/*.parquet")]
+    if not (notes and tables and manifest.get("wall") and all("tokens" in note for note in notes)):
+        return {}
+    answers = pd.concat(pd.read_parquet(path, columns=["n_tokens"]) for path in tables)["n_tokens"]
+    logs, found = pd.DataFrame(manifest["seconds_of_last_execution"]).T, {}
+    logs = logs.reindex(columns=["total", "training", "generation"]).fillna(0)
     for kind, settings in {"helpful_only": profile.pretraining, "aligned": profile.alignment}.items():
         cards = [card for name, card in manifest["models"].items() if name.startswith(kind)]
         if cards and settings:
             found[f"{kind}_step"] = sum(card["seconds"] for card in cards) / len(cards) / settings.steps
-    notes = [json.loads(path.read_text()) for path in (paths.run / "adapters").glob("*/study.json")]
-    found["tuning_step"] = sum(note["seconds"] for note in notes) / len(notes) / profile.tuning.steps
-    found["answer"] = logs["generation"].sum() / needs.counts(profile)["responses"]
     tuned = logs.index.str.startswith(tuple(STAGE_SAFETY_DATA))
     besides = logs["total"] - logs[["training", "generation"]].sum(axis=1)
-    return found | {"notebook": besides[tuned].mean(), "other": besides[~tuned].sum()} | manifest["wall"]
+    rows = len(notes) * profile.tuning.steps * profile.tuning.batch_size
+    made = {"fine_tunes": len(notes), "responses": len(answers), "generated_tokens": int(answers.sum())}
+    made["tuning_tokens"] = sum(note["tokens"] for note in notes)
+    size = {name: _size_of(paths.run / name) for name in ("models", "adapters", "")}
+    found |= {
+        "tuning_step": sum(note["seconds"] for note in notes) / len(notes) / profile.tuning.steps,
+        "answer": logs["generation"].sum() / len(answers),
+        "notebook": besides[tuned].mean(),
+        "other": besides[~tuned].sum(),
+        "row_tokens": made["tuning_tokens"] / rows,
+        "answer_tokens": answers.mean(),
+        "model_bytes": size["models"] / len(manifest["models"]),
+        "adapter_bytes": size["adapters"] / len(notes),
+        "response_bytes": (size[""] - size["models"] - size["adapters"]) / len(answers),
+    }
+    found |= made | {"bytes": size[""]} | manifest["wall"]
+    return found | {"stretch": found["total"] / seconds(profile, found | {"stretch": 1}, found["cores"])}
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of the files in a folder of a run, but of its tweaks and of what was superseded."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    aside = {"tweaks", "superseded"}
+    return sum(path.stat().st_size for path in files if not aside & set(path.relative_to(folder).parts))
+
+
+def foreseen(profile: Profile, rates: dict) -> dict[str, float]:
+    """What a run of the profile makes at these rates (`measured`): fine_tunes, responses, tokens and bytes."""
+    count, tuning = needs.counts(profile), profile.tuning
+    n_models = len(profile.pretraining_seeds) + len(profile.base_seeds)
+    size = n_models * rates["model_bytes"] + count["fine_tunes"] * rates["adapter_bytes"]
+    return {
+        "fine_tunes": count["fine_tunes"],
+        "responses": count["responses"],
+        "tuning_tokens": count["fine_tunes"] * tuning.steps * tuning.batch_size * rates["row_tokens"],
+        "generated_tokens": count["responses"] * rates["answer_tokens"],
+        "bytes": size + count["responses"] * rates["response_bytes"],
+    }
 
 
 def seconds(profile: Profile, rates: dict, cores: int) -> float:
     """Seconds that a run of the profile takes from nothing at these rates (`measured`), which are of a model its size.
 
-    Bases are aligned, and notebooks of 02 to 04 run, side by side on the cores; the rest runs alone.
+    Bases are aligned, and notebooks of 02 to 04 run, side by side on the cores; the rest runs alone. Starts, and cores
+    that wait for the last notebook, are in `stretch`.
     """
     count, alone = needs.counts(profile), rates["other"]
     pretraining = len(profile.pretraining_seeds) * profile.pretraining.steps * rates["helpful_only_step"]
@@ -54,7 +99,7 @@ def seconds(profile: Profile, rates: dict, cores: int) -> float:
     n_notebooks = sum(len(grid.units(profile, stage)) for stage in STAGE_SAFETY_DATA)
     side_by_side += count["fine_tunes"] * profile.tuning.steps * rates["tuning_step"]
     side_by_side += count["responses"] * rates["answer"] + n_notebooks * rates["notebook"]
-    return alone + side_by_side / min(cores, n_notebooks)
+    return rates["stretch"] * (alone + side_by_side / min(cores, n_notebooks))
 
 
 def in_words(profile: Profile, paths: RunPaths, cores: int) -> str:
@@ -73,14 +118,16 @@ def _status(plan: contrasts.Plan, profile: Profile) -> str:
 
 def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
     """The power of each question, and what one more base, seed or 50 intents buys."""
+    if len(profile.base_seeds) < 2:
+        return "Power: unknown, as one base does not show how much bases vary."
     own = paths.table("components")
     path = own if own.is_file() else SHIPPED / "components.csv"
-    if not path.is_file() or len(profile.base_seeds) < 2:
-        return "Power: unknown, as no run has measured how much bases and seeds vary."
+    if not path.is_file():
+        return f"Power: unknown, as no run has measured how much bases and seeds vary: {_ship(path)}"
     table = pd.read_csv(path).query("contrast == 'all'").drop_duplicates("question").set_index("question")
-    world, intents = profile.world, profile.world.harmful_per_form
-    runs = len(profile.base_seeds), len(profile.grid.seeds)
-    of_scores = {"task_score": world.task_test_rows, "general_score": world.general_test_rows}
+    sizes = profile.world or profile.data
+    intents, runs = sizes.harmful_per_form, (len(profile.base_seeds), len(profile.grid.seeds))
+    of_scores = {"task_score": sizes.task_test_rows, "general_score": sizes.general_test_rows}
     rows, bought = [], None
     for name, question in plan.questions.items():
         if name not in table.index or question.built_in:
@@ -103,25 +150,40 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
     return said + f"What more would buy, first question:\n{bought.round(2).to_string(index=False)}"
 
 
+def _ship(path: Path) -> str:
+    return f"there is no {path}, a copy of tables/{path.name} of a finished run."
+
+
 def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
     count, found = needs.counts(profile), needs.table(profile, paths)
-    words = [
-        f"{len(profile.base_seeds)} bases, {count['fine_tunes']} fine-tunes, {count['responses']:,} responses",
-        f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most",
-    ]
+    words = [f"{len(profile.base_seeds)} bases, {count['fine_tunes']} fine-tunes, {count['responses']:,} responses"]
+    if not profile.miniature:
+        words += [f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most"]
     of_machine = found[~(found["need"] == "hours") | (not profile.miniature)]
     words += [
         f"{row.need}: {row.needed} for {row.what}" + f" ({row.found})" * bool(row.found)
         for row in of_machine.itertuples()
     ]
     own, path = measured(profile, paths), SHIPPED / "seconds.json"
-    rates = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else own
-    if rates and profile.miniature:
-        words.append(f"{seconds(profile, rates, cores) / 60:.0f} minutes on {cores} cores, at the shipped run's rates")
-        words += [f"{own['total'] / 60:.0f} minutes measured, when it last ran"] if own.get("total") else []
-    return "Size and cost:\n" + "\n".join(f"- {one}" for one in words)
+    if profile.miniature and not path.is_file():
+        words += [f"time, tokens and disk of the whole run: unknown, as {_ship(path)}"]
+    said = "Size and cost:\n" + "\n".join(f"- {one}" for one in words)
+    if not profile.miniature or not path.is_file():
+        return said
+    rates = json.loads(path.read_text(encoding="utf-8"))
+    cores = own.get("cores", cores)
+    taken = {"total": seconds(profile, rates, cores), **foreseen(profile, rates)}
+    units = {"total": (f"minutes on {cores} cores", 60), "bytes": ("MB on disk", 1e6)}
+    units = {name: units.get(name, (name.replace("_", " "), 1)) for name in taken}
+    rows = [(words, taken[name] / unit, own.get(name, np.nan) / unit) for name, (words, unit) in units.items()]
+    table = pd.DataFrame(rows, columns=["", "predicted", "measured"]).set_index("")
+    table["error"] = [f"{100 * error:+.0f} %" for error in table["predicted"] / table["measured"] - 1]
+    shown = (table if own else table[["predicted"]]).to_string(float_format="{:,.0f}".format, index_names=False)
+    note = "" if own else "\nThis run has not finished, so there is nothing measured to compare with."
+    return f"{said}\n\nAt the shipped run's rates, {path}:\n{shown}{note}"
 
 
 def write_seconds(profile: Profile, paths: RunPaths) -> None:
-    """Writes what `measured` finds as `tables/seconds.json` of the run."""
-    write_text(paths.table("seconds").with_suffix(".json"), json.dumps(measured(profile, paths), indent=1) + "\n")
+    """Writes what `measured` finds, if anything, as `tables/seconds.json` of the run."""
+    if found := measured(profile, paths):
+        write_text(paths.table("seconds").with_suffix(".json"), json.dumps(found, indent=1) + "\n")

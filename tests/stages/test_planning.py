@@ -1,19 +1,21 @@
 """What a run will show and cost, said before it starts."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
 from studylib.stages import needs, planning
-from studylib.study import files
+from studylib.study import files, grid
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
-from studylib.study.words import StudyError
+from studylib.study.words import STAGE_SAFETY_DATA, StudyError
 
 PROFILE = load_profile("miniature")
 RATES = {"helpful_only_step": 0.4, "aligned_step": 0.5, "tuning_step": 0.1, "answer": 0.005, "notebook": 10.0}
-RATES |= {"other": 100.0, "total": 900.0, "cores": 2}
+RATES |= {"other": 100.0, "total": 900.0, "cores": 2, "stretch": 1.0, "row_tokens": 40.0, "answer_tokens": 12.0}
+RATES |= {"model_bytes": 4e6, "adapter_bytes": 2e5, "response_bytes": 1000.0}
 COMPONENTS = {"base_sd": 0.18, "seed_sd": 0.1, "prompt_sd": 0.2, "prompt_base_sd": 0.3, "residual_sd": 0.3}
 
 
@@ -40,9 +42,78 @@ def test_a_base_more_takes_its_alignment_and_its_confirmatory_cells_alone():
     assert extra == pytest.approx(250 * 0.5 + 12 * 48 * 0.1 + grown["responses"] * 0.005)
 
 
+def test_a_run_that_starts_slowly_and_waits_stretches_the_time_of_the_next():
+    slow = planning.seconds(PROFILE, RATES | {"stretch": 1.25}, 2)
+    assert slow == pytest.approx(1.25 * planning.seconds(PROFILE, RATES, 2))
+
+
+def finished(profile, paths, stretch=1.1):
+    """Writes a run of the profile in which every part took what RATES say, and all of it `stretch` times as long."""
+    count, rows = needs.counts(profile), profile.tuning.steps * profile.tuning.batch_size
+    tuned = [f"{unit.stage}/{unit.name}" for stage in STAGE_SAFETY_DATA for unit in grid.units(profile, stage)]
+    made = {"training": 3.0, "generation": count["responses"] * RATES["answer"] / len(tuned)}
+    logs = {name: made | {"total": sum(made.values()) + RATES["notebook"]} for name in tuned}
+    logs["00_prepare/all"] = {"training": 500.0, "total": 500.0 + RATES["other"]}
+    cards = {f"helpful_only-{seed}": {"seconds": profile.pretraining.steps * 0.4} for seed in profile.pretraining_seeds}
+    cards |= {f"aligned-{base}": {"seconds": profile.alignment.steps * 0.5} for base in profile.base_seeds}
+    wall = {"total": stretch * planning.seconds(profile, RATES, 2), "cores": 2}
+    manifest = {"seconds_of_last_execution": logs, "models": cards, "wall": wall}
+    files.write_text(paths.manifest, json.dumps(manifest))
+    for number in range(count["fine_tunes"]):
+        note = {"seconds": profile.tuning.steps * 0.1, "tokens": 40 * rows}
+        files.write_text(paths.adapter(str(number)) / "study.json", json.dumps(note))
+    answers = pd.DataFrame({"n_tokens": [10, 14] * (count["responses"] // 2)})
+    files.write_parquet(paths.table_of_unit("responses", "01_baseline", "all"), answers)
+
+
+def test_what_a_run_measured_foresees_itself_and_another_run_within_a_quarter(paths, tmp_path):
+    small = load_profile("miniature", {"world.harmful_per_form": 5, "base_seeds": [0, 1], "pretraining_seeds": [0, 1]})
+    other = small.model_copy(update={"base_seeds": [0, 1, 2], "pretraining_seeds": [0, 1, 2]})
+    finished(small, paths)
+    rates = planning.measured(small, paths)
+    assert {name: rates[name] for name in ("aligned_step", "tuning_step", "answer", "notebook", "other")} == (
+        pytest.approx({"aligned_step": 0.5, "tuning_step": 0.1, "answer": 0.005, "notebook": 10, "other": 100})
+    )
+    assert (rates["row_tokens"], rates["answer_tokens"], rates["stretch"]) == pytest.approx((40, 12, 1.1))
+    assert planning.seconds(small, rates, 2) == pytest.approx(rates["total"])
+    totals = {name: rates[name] for name in planning.foreseen(small, rates)}
+    assert planning.foreseen(small, rates) == pytest.approx(totals, rel=1e-6)
+    beside = RunPaths(tmp_path / "other", tmp_path / "other")
+    finished(other, beside)
+    real, expected = planning.measured(other, beside), planning.foreseen(other, rates)
+    assert {name: expected[name] / real[name] for name in expected} == pytest.approx(
+        dict.fromkeys(expected, 1), abs=0.25
+    )
+    assert planning.seconds(other, rates, 2) == pytest.approx(real["total"], rel=0.25)
+
+
+def test_the_plan_shows_what_was_foreseen_beside_what_a_finished_run_measured(paths):
+    finished(PROFILE, paths)
+    files.write_text(planning.SHIPPED / "seconds.json", json.dumps(RATES))
+    said = planning.in_words(PROFILE, paths, 2)
+    shown = {line.split("  ")[0]: line.split()[-4:] for line in said.split("error\n")[1].splitlines()}
+    names = ("minutes on 2 cores", "fine tunes", "responses", "tuning tokens", "generated tokens", "MB on disk")
+    assert tuple(shown) == names
+    expected, own, *error = shown["minutes on 2 cores"]
+    assert int(own) == pytest.approx(1.1 * int(expected), abs=1) and error == ["-9", "%"]
+    number = f"{needs.counts(PROFILE)['responses']:,}"
+    assert shown["responses"] == [number, number, "+0", "%"] and "not finished" not in said
+
+
+def test_a_run_of_which_parts_are_gone_measured_nothing(paths):
+    assert planning.measured(PROFILE, paths) == {}
+    finished(PROFILE, paths)
+    assert planning.measured(PROFILE, paths)
+    shutil.rmtree(paths.run / "adapters")
+    assert planning.measured(PROFILE, paths) == {}
+
+
 def test_without_a_run_that_measured_it_neither_power_nor_time_is_guessed(paths):
     said = planning.in_words(PROFILE, paths, 2)
     assert "Power: unknown" in said and "minutes" not in said
+    for name in ("components.csv", "seconds.json"):
+        missing = f"there is no {planning.SHIPPED / name}, a copy of tables/{name} of a finished run."
+        assert sum(missing in line for line in said.splitlines()) == 1
     assert f"{needs.counts(PROFILE)['fine_tunes']} fine-tunes" in said
 
 
@@ -52,7 +123,10 @@ def test_power_comes_from_the_measured_components_and_names_what_more_would_buy(
     files.write_text(planning.SHIPPED / "seconds.json", json.dumps(RATES))
     said = planning.in_words(PROFILE, paths, 2)
     assert "Power with 6 bases, 1 training seeds" in said and "one more base" in said and "50 more intents" in said
-    assert f"{planning.seconds(PROFILE, RATES, 2) / 60:.0f} minutes on 2 cores" in said
+    assert ["minutes on 2 cores", f"{planning.seconds(PROFILE, RATES, 2) / 60:.0f}"] in [
+        line.rsplit(maxsplit=1) for line in said.splitlines()
+    ]
+    assert "nothing measured to compare with" in said
     more = PROFILE.model_copy(update={"base_seeds": list(range(12))})
     power = [float(planning.in_words(p, paths, 2).split("task_alone")[1].split()[4]) for p in (PROFILE, more)]
     assert power[1] > power[0] + 20  # percentage points

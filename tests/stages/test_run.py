@@ -337,6 +337,15 @@ def test_times_are_kept_for_every_notebook(smoke_runs):
     assert all({"start-up", "rest"} <= set(times) and times["total"] > 0 for times in last.values())
     jobs = [job.replace("_", "/", 2).replace("/", "_", 1) for job in TUNED]
     assert all({"training", "generation"} <= set(last[job]) for job in jobs)
+    rates = json.loads((smoke_runs / "smoke" / "tables" / "seconds.json").read_text())
+    assert rates["total"] == manifest["wall"]["total"] and 0.5 < rates["stretch"] < 5
+
+
+def test_the_time_of_a_run_has_the_starts_of_its_notebooks_and_no_pause():
+    spans = [(0, 100), (20, 90), (110, 130), (125, 200), (5000, 5030)]  # a start of 10 s, then a night
+    logs = {str(n): {"total": end - start, "ended": end} for n, (start, end) in enumerate(spans)}
+    assert run._wall(logs | {"old": {"total": 7.0}})["total"] == 200 + 30
+    assert run._wall({"old": {"total": 7.0}}) == {}
 
 
 def test_the_manifest_counts_the_logs_of_its_grid_and_no_leftovers(smoke_runs, tmp_path, monkeypatch):
