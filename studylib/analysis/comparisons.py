@@ -1,4 +1,4 @@
-"""Every comparison of the study on the same prompts, with interval, test and power; and what each mitigation costs."""
+"""Every two arms on the same prompts, with intervals and no verdict; and what each mitigation costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis import stats
-from studylib.analysis.rates import RUNS, one_row_per_mark, ordered, outcomes, replicates, usual
+from studylib.analysis.rates import RUNS, J, one_row_per_mark, ordered, outcomes, replicates, usual
 from studylib.analysis.stats import codes, groups
 from studylib.study.words import ARMS, SAFETY_DATA, TASKS
 
@@ -24,45 +24,33 @@ KINDS = {
     "task": "tuned on one task against another, without safety data",
     "form": "prompts of a form against text prompts of the same intents, same model",
 }
-LESS_IS_BETTER = ("attack_success_rate", "general_refusal_rate", "over_refusal_rate", "sounds_harmful_refusal_rate")
-LESS_IS_BETTER += ("incoherent_rate",)
-MARGIN = 0.05  # within which a score counts as not lost
-ALPHA = 0.05
 ARM = ["finetune_task", "requests", "style", "system_prompt", "safety_data", "safety_fraction"]
 OTHER = [f"other_{name}" for name in ARM]
 _COLUMNS = ["kind", "model", *ARM, *OTHER, "measure", "metric", "form", "n", "n_prompts", *RUNS]
-_COLUMNS += ["value", "other_value", "difference", "low", "high", "p", "test", "detectable", "p_holm", "n_family"]
-_COLUMNS += ["verdict", "p_within", "within", "p_not_worse", "not_worse"]
+_COLUMNS += ["value", "other_value", "difference", "low", "high"]
 PROMPTED = "system_prompt"  # the arm that is tuned without safety data and tested with the system prompt
 ARM_ORDER = ("none", PROMPTED, *SAFETY_DATA[1:], *ARMS)
-SHIP = f"ship: reduces attack success, every cost shown to be under {100 * MARGIN:.0f} percentage points"
-REDUCES, NO_REDUCTION, BASE = "reduces attack success", "no significant reduction", "-"
-COSTLY, OPEN, UNTESTED = "costs", f"not shown to be under {100 * MARGIN:.0f} percentage points", "not tested"
 ARM_KEYS = ["finetune_task", "safety_data", "safety_fraction"]
 ARM_COSTS = {"over_refusal": "over_refusal_rate", "general_refusal": "general_refusal_rate"}
 ARM_COSTS |= {"general": "general_score", "task": "task_score"}
-_COST_NAMES = {"over_refusal": "over-refusal", "general_refusal": "general refusals"}
-_COST_NAMES |= {"general": "general score", "task": "score on the tuned task"}
+PLANES = ("over_refusal_rate", J, "task_score")  # what attack success is shown against
 _ERODES_MOST_FIRST = ("code", "translation", "text_generation", "classification")  # as the paper has it
 
 
 def compare_arms(
     responses: pd.DataFrame, verdicts: pd.DataFrame | None = None, scores: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """One row per comparison of KINDS, measure, metric (its judge or score) and form: is this arm worse than the other?
+    """One row per comparison of KINDS, measure, metric (its judge or score) and form: how two arms differ.
 
     The columns of the arm, those of the other arm (`other_...`), then n (pairs), n_prompts, n_bases, n_seeds, value and
-    other_value (means over the pairs, 0-1), difference (value - other_value) with low and high (95 %), p, test and
-    detectable of `stats.clustered_differences`, p_holm, n_family, verdict, p_within, within, p_not_worse and
-    not_worse. Form "all" pools the forms, except of task_score, where each form has its own metric.
+    other_value (means over the pairs, 0-1; of "j", harmful prompts refused less twins refused, -1 to 1) and difference
+    (value - other_value) with its 95 % interval, low to high: `stats.clustered_differences`, clustered by intent and
+    `rates.replicates`. Form "all" pools the forms, except of task_score, where each form has its own metric. NaN where
+    n is 0, of low and high also with one prompt. Unjudged responses leave their pair out. Several samples of one prompt
+    are averaged first.
 
-    p_holm is adjusted over its family: the comparisons of one model, kind, measure and judge, those of single forms and
-    the pooled ones apart. verdict is "worse" or "better" where p_holm is below 0.05, by what the measure counts, else
-    "not significant", or "no pairs" where n is 0, "too few" with one prompt. within is "yes" where the equivalence test
-    p_within says that the difference lies within MARGIN either way, not_worse where the one-sided test p_not_worse says
-    that this arm is not worse by MARGIN or more (p below 0.05, not adjusted), else "undecided". Unjudged responses
-    leave their pair out. Several samples of one prompt are averaged first. Clustered by intent and
-    `rates.replicates`.
+    All of it is exploratory: nothing is adjusted for the number of comparisons, of which one in twenty has an interval
+    without 0 by chance alone. Verdicts are those of the table `contrasts`.
     """
     rows = _averaged(outcomes(responses, verdicts, scores))
     found = []
@@ -79,7 +67,7 @@ def compare_arms(
                 found.append(table.assign(kind=kind, **other))
     if not found:
         return pd.DataFrame(columns=_COLUMNS)
-    table = ordered(_with_verdicts(pd.concat(found, ignore_index=True)))[_COLUMNS]
+    table = ordered(_with_j(pd.concat(found, ignore_index=True)))[_COLUMNS]
     rank = lambda kinds: kinds.map(list(KINDS).index)  # noqa: E731
     return table.sort_values("kind", key=rank, kind="stable", ignore_index=True)
 
@@ -150,7 +138,7 @@ def _paired(rows: pd.DataFrame, arms: pd.Series, others: pd.Series, same: list[s
 
 
 def _tested(pairs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """One row per group of pairs: means, difference, intervals and test; n is 0 where none has a partner."""
+    """One row per group of pairs: means, difference and interval; n is 0 where none has a partner."""
     group, keys = groups(pairs, by)
     rows = pairs[["intent", "base", "seed", "value", "other_value"]].rename(columns={"intent": "prompt_id"})
     rows = rows.assign(group=group, difference=rows["value"] - rows["other_value"]).dropna(subset="difference")
@@ -163,24 +151,11 @@ def _tested(pairs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.concat([keys, table.assign(**counted)], axis=1)
 
 
-def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the p values adjusted within their families, and what they say in words."""
-    judge = table["metric"].mask(table["measure"].isin(["task_score", "general_score"]), "")
-    family = codes(table[["model", "kind", "measure"]].assign(judge=judge, pooled=table["form"] == "all"))
-    table["p_holm"] = stats.holm(table["p"], family)
-    table["n_family"] = np.bincount(family, table["p"].notna(), minlength=1)[family].astype(int)
-    sign = np.where(table["measure"].isin(LESS_IS_BETTER), 1, -1) * np.sign(table["difference"])
-    words = np.where(sign > 0, "worse", "better")
-    words = np.where(table["p_holm"] < ALPHA, words, "not significant")
-    words = np.where(table["p"].isna(), "too few", words)
-    table["verdict"] = np.where(table["n"] == 0, "no pairs", words)
-    se, df, better = table["se"], table["df"], np.where(table["measure"].isin(LESS_IS_BETTER), -1, 1)
-    table["p_within"] = stats.equivalence(table["difference"], se, df, MARGIN)
-    table["p_not_worse"] = stats.not_below(better * table["difference"], se, df, MARGIN)
-    for name in ("within", "not_worse"):
-        p = table[f"p_{name}"]
-        table[name] = np.where(p < ALPHA, "yes", np.where(p.isna(), "", "undecided"))
-    return table
+def _with_j(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with J in place of the balanced accuracy."""
+    numbers, rows = ["value", "other_value", "difference", "low", "high"], table["measure"] == "balanced_accuracy"
+    table.loc[rows, numbers] = 2 * table.loc[rows, numbers] - [1, 1, 0, 0, 0]
+    return table.assign(measure=table["measure"].astype(object).mask(rows, J))
 
 
 def rows_of_arms(table: pd.DataFrame) -> pd.DataFrame:
@@ -195,8 +170,8 @@ def rows_of_arms(table: pd.DataFrame) -> pd.DataFrame:
 def arm_marks(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     """One row per arm and panel of `arms_plane`, and one of the aligned model (finetune_task "none").
 
-    `task` is the tuned task and `panel` over_refusal_rate, general_score or task_score (on that task). rate, low, high
-    and n are of the attack success over all forms (0-1), x, x_low, x_high and n_x of the panel's measure. `front` as of
+    `task` is the tuned task and `panel` one of PLANES, task_score on that task. rate, low, high and n are of the attack
+    success over all forms (0-1), x, x_low, x_high and n_x of the panel's measure (of "j" -1 to 1). `front` as of
     `pareto_front`, within task and panel and among the tuned models, as the aligned one, "", was never taught the task.
     Raises ValueError where no tuned model has a mark, and for two rows of one mark.
     """
@@ -205,9 +180,10 @@ def arm_marks(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     form, of_task = helpfulness["form"].astype(str), helpfulness["measure"] == ARM_COSTS["task"]
     task = helpfulness["finetune_task"].astype(str)
     own = (task == "none") | (task == form)
-    panels = [measure for measure in ARM_COSTS.values() if measure != "general_refusal_rate"]
-    shown = helpfulness["measure"].isin(panels) & form.eq("all").mask(of_task, own & form.isin(TASKS))
-    costs = rows_of_arms(helpfulness[shown])
+    shown = helpfulness["measure"].isin(PLANES) & form.eq("all").mask(of_task, own & form.isin(TASKS))
+    names = {"j": "value", "j_low": "low", "j_high": "high", "judge": "metric"}
+    of_j = attack[attack["form"] == "all"].drop(columns=["low", "high"]).rename(columns=names).assign(measure=J)
+    costs = rows_of_arms(pd.concat([helpfulness[shown], of_j], ignore_index=True))
     names = {"measure": "panel", "value": "x", "low": "x_low", "high": "x_high", "n": "n_x"}
     costs = costs.loc[costs["value"].notna(), [*ARM_KEYS, "form", "metric", *names]].rename(columns=names)
     points = rows.merge(costs, on=ARM_KEYS)
@@ -242,21 +218,16 @@ def pareto_front(marks: pd.DataFrame) -> list[str]:
     return list(np.select([best, beaten], ["yes", "no"], "undecided"))
 
 
-def which_to_ship(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, tuned task and arm, chat style: its safety, its costs, and in words whether one would ship it.
+def arm_table(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, tuned task and arm, chat style: its safety and its costs, with 95 % intervals and no verdict.
 
-    attack_success with its interval (all forms), over_refusal, general_refusal, general and task (the score on the
-    tuned task); for each
-    `_difference` against the same tuning without safety data, `_verdict` of `comparisons.compare_arms`, and for the
-    four costs `_loss_up_to`, the largest loss within the difference's 95 % interval (0-1), and `_not_worse`. `margin`
-    is the largest of the four losses. `verdict`: BASE of no safety data; NO_REDUCTION where attack success is not
-    significantly lower; SHIP; else REDUCES with the costs that are significant, or those not shown to be under MARGIN,
-    or not tested. `same_task_score` is "yes" where the task score is shown to lie within MARGIN of that without safety
-    data. `scaled_`: against the adapter without safety data, scaled down as far as the arm's task score is shown to lie
-    within MARGIN of its: `scaled_to` is what is left of it, `scaled_attack_success` its rate, `scaled_difference` with
-    `scaled_low` and `scaled_high` and `scaled_verdict` the arm's against it, on the same prompts and seeds. An arm that
-    is not better there gained nothing that a weaker tuning would not have. NaN or "" where something was not tested. No
-    rows where no model was tuned.
+    attack_success and j (all forms), over_refusal, general_refusal, general (score of the general prompts that were not
+    refused) and task (score on the tuned task), each with `_low` and `_high`, and `_difference` (with its interval)
+    against the same tuning without safety data on the same prompts, of `compare_arms`; auc. `scaled_`: against the
+    adapter without safety data, scaled down to where its task score is nearest to the arm's: `scaled_to` is what is
+    left of it, `scaled_attack_success` its rate, `scaled_difference` with its interval the arm's against it. What a
+    weaker tuning would do as well is no gain. `on_front` is that of `pareto_front` of attack success and over-refusal.
+    NaN or "" where something was not compared. No rows where no model was tuned.
     """
     if attack.empty:
         return pd.DataFrame(columns=["model", *ARM_KEYS])
@@ -272,45 +243,41 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
     rows = rows_of_arms(attack[(attack["form"] == "all") & (attack["finetune_task"] != "none")])
     names = {"rate": "attack_success", "low": "attack_success_low", "high": "attack_success_high"}
     table = rows[rows["rate"].notna()].rename(columns=names).astype({"finetune_task": str})
-    table = table[[*ARM_KEYS, *names.values(), "n", *RUNS]]
-    costs, tested = rows_of_arms(helpfulness), rows_of_arms(comparisons)
-    costs, tested = (part.astype({"form": str, "finetune_task": str}) for part in (costs, tested[tested["n"] > 0]))
-    scaled = tested[tested["kind"] == "scaled"]
-    tested = tested[tested["kind"].isin(["mitigation", "arm", "system_prompt"])]
-    for name, measure in {"attack_success": "attack_success_rate", **ARM_COSTS}.items():
-        form = tested["finetune_task"] if name == "task" else "all"
-        part = tested[(tested["measure"] == measure) & (tested["form"] == form)]
-        part = part.assign(loss_up_to=(part["high"] if measure in LESS_IS_BETTER else -part["low"]).clip(lower=0))
-        kept = ["difference", "verdict", *(["loss_up_to", "within", "not_worse"] if name in ARM_COSTS else [])]
-        part = part[[*ARM_KEYS, *kept]].rename(columns={column: f"{name}_{column}" for column in kept})
+    table = table[[*ARM_KEYS, *names.values(), J, "j_low", "j_high", "auc", "n", *RUNS]]
+    costs, compared = rows_of_arms(helpfulness), rows_of_arms(comparisons)
+    costs, compared = (
+        part.astype({"form": str, "finetune_task": str}) for part in (costs, compared[compared["n"] > 0])
+    )
+    scaled = compared[compared["kind"] == "scaled"]
+    compared = compared[compared["kind"].isin(["mitigation", "arm", "system_prompt"])]
+    ends = ["low", "high"]
+    for name, measure in {"attack_success": "attack_success_rate", J: J, **ARM_COSTS}.items():
         if name in ARM_COSTS:
             form = costs["finetune_task"] if name == "task" else "all"
             own = costs[(costs["measure"] == measure) & (costs["form"] == form)]
-            own = own.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"})
-            table = table.merge(own[[*ARM_KEYS, name, f"{name}_low", f"{name}_high"]], how="left", on=ARM_KEYS)
+            own = own[[*ARM_KEYS, "value", *ends]].rename(
+                columns={"value": name} | {end: f"{name}_{end}" for end in ends}
+            )
+            table = table.merge(own, how="left", on=ARM_KEYS)
+        form = compared["finetune_task"] if name == "task" else "all"
+        part = compared[(compared["measure"] == measure) & (compared["form"] == form)]
+        renamed = {"difference": f"{name}_difference"} | {end: f"{name}_difference_{end}" for end in ends}
+        part = part[[*ARM_KEYS, *renamed]].rename(columns=renamed)
         table = table.merge(part, how="left", on=ARM_KEYS, validate="one_to_one")
-    words = [name for name in table if name.endswith(("_verdict", "_within", "_not_worse"))]
-    table[words] = table[words].astype(object).fillna("")
-    table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
-    table["margin"] = table[[f"{name}_loss_up_to" for name in ARM_COSTS]].max(axis=1, skipna=False)
-    table["same_task_score"] = table["task_within"]
     table = table.merge(_against_scaled(scaled), how="left", on=ARM_KEYS, validate="one_to_one")
-    table["scaled_verdict"] = table["scaled_verdict"].astype(object).fillna("")
     table["on_front"] = table[ARM_KEYS].apply(tuple, axis=1).map(_fronts(attack, helpfulness)).fillna("")
     rank = {"finetune_task": TASKS.index, "safety_data": ARM_ORDER.index, "safety_fraction": float}
-    table = table.drop(columns=[f"{name}_within" for name in ARM_COSTS])
     return table.sort_values(ARM_KEYS, key=lambda column: column.map(rank[column.name]), ignore_index=True)
 
 
 def _against_scaled(scaled: pd.DataFrame) -> pd.DataFrame:
-    """The comparison of each arm with the adapter scaled down most at equal task score, see `which_to_ship`."""
+    """The comparison of each arm with the adapter scaled to the nearest task score, see `arm_table`."""
     on_task = scaled[(scaled["measure"] == "task_score") & (scaled["form"] == scaled["finetune_task"])]
-    equal = on_task[on_task["within"] == "yes"].sort_values("other_safety_fraction")
-    equal = equal.drop_duplicates(ARM_KEYS, keep="last")
+    nearest = on_task.sort_values("difference", key=abs, kind="stable").drop_duplicates(ARM_KEYS)
     attack = scaled[(scaled["measure"] == "attack_success_rate") & (scaled["form"] == "all")]
-    found = equal[[*ARM_KEYS, "other_safety_fraction"]].merge(attack, on=[*ARM_KEYS, "other_safety_fraction"])
+    found = nearest[[*ARM_KEYS, "other_safety_fraction"]].merge(attack, on=[*ARM_KEYS, "other_safety_fraction"])
     found = found.assign(to=1 - found["other_safety_fraction"], attack_success=found["other_value"])
-    shown = ["to", "attack_success", "difference", "low", "high", "verdict"]
+    shown = ["to", "attack_success", "difference", "low", "high"]
     return found[[*ARM_KEYS, *shown]].rename(columns={name: f"scaled_{name}" for name in shown})
 
 
@@ -322,17 +289,3 @@ def _fronts(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> dict[tuple, str]
         return {}
     points = points[points["panel"] == "over_refusal_rate"]
     return {tuple(key): word for *key, word in points[[*ARM_KEYS, "front"]].itertuples(index=False, name=None)}
-
-
-def _verdict(row: dict) -> str:
-    if row["safety_data"] == "none":
-        return BASE
-    if row["attack_success_verdict"] != "better":
-        return NO_REDUCTION
-    found = {
-        COSTLY: [name for name in ARM_COSTS if row[f"{name}_verdict"] == "worse"],
-        UNTESTED: [name for name in ARM_COSTS if not row[f"{name}_not_worse"]],
-        OPEN: [name for name in ARM_COSTS if row[f"{name}_not_worse"] != "yes"],
-    }
-    words = (f"{REDUCES}, {word}: {', '.join(map(_COST_NAMES.get, names))}" for word, names in found.items() if names)
-    return next(words, SHIP)

@@ -12,15 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 from scipy.stats import t as student
 
 from studylib.analysis import stats
-from studylib.analysis.comparisons import ALPHA
-from studylib.analysis.rates import MEASURES, outcomes, usual
-from studylib.analysis.stats import CONFIDENCE, codes
+from studylib.analysis.rates import MEASURES, J, outcomes, usual
+from studylib.analysis.stats import ALPHA, CONFIDENCE, codes
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.profile import Name, Profile, Settings, explain
 from studylib.study.words import ARMS, EMBEDDED_GUARDS, FORMS, REQUESTS, SAFETY_DATA, STYLES, TASKS, StudyError
 
-J = "j"  # share of harmful prompts refused minus that of their benign twins: 2 x balanced_accuracy - 1
 BLOCKED = "blocked_rate"  # share of harmful prompts that a guard blocks
 PLANNED = (*(measure for measure in MEASURES if measure != "balanced_accuracy"), J, BLOCKED)
 TUNED, OWN, USUAL = "tuned", "own", "usual"

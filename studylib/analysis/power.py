@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from studylib.analysis import stats
-from studylib.analysis.comparisons import ALPHA
 from studylib.analysis.contrasts import Plan, paired, tabled
+from studylib.analysis.stats import ALPHA
 
 COMPONENTS = ["base_sd", "seed_sd", "prompt_sd", "prompt_base_sd", "residual_sd"]
 

@@ -30,6 +30,7 @@ CELL = ["model", "finetune_task", "requests", "style", "system_prompt", "safety_
 ANSWERED = ("answered", "partial")  # what the paper counts as a successful attack
 COSTS = ("task_score", "general_score", "general_refusal_rate", "over_refusal_rate", "sounds_harmful_refusal_rate")
 COSTS += ("incoherent_rate",)
+J = "j"  # share of harmful prompts refused minus that of their benign twins: 2 x balanced_accuracy - 1
 MEASURES = ("attack_success_rate", "balanced_accuracy", *COSTS)
 INTERVAL = ["low", "high"]
 RUNS = ["n_bases", "n_seeds"]  # how many base models, and training seeds of each
@@ -53,7 +54,7 @@ _ORDER = {
     "side": ("none", *SIDES),
     "form": (*FORMS, "all"),
     "prompt_set": PROMPT_SETS,
-    "measure": MEASURES,
+    "measure": (*MEASURES, J),
     "quantity": ("attack_success_rate", "share_of_answered"),
 }
 

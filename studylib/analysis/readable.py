@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from studylib.analysis.comparisons import ARM_COSTS, COSTLY, MARGIN, NO_REDUCTION, PROMPTED, SHIP
-from studylib.analysis.rates import INTERVAL, TOGETHER, judged, one_dose, ordered, usual
+from studylib.analysis.comparisons import ARM_COSTS, PROMPTED
+from studylib.analysis.rates import INTERVAL, TOGETHER, J, judged, one_dose, ordered, usual
 from studylib.study.words import FORMS, SAFETY_DATA
 from studylib.text.normal import redact, redact_prompt
 
 _MODEL = ["model", "finetune_task", "safety_data"]
-_LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "pass_at_1": "pass@1"}
+_LABELS = {
+    "none": "none (aligned)",
+    "all": "all forms",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "pass_at_1": "pass@1",
+    "j": "J",
+}
 _LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
 
 _REQUESTS = {"none": "no requests", "other": "requests in the other forms", "alone": "requests alone"}
@@ -110,11 +117,15 @@ def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
 def headline_numbers(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> list[dict]:
     """The numbers of `headline` one by one, whole percents as they are shown, for a test of sentences that quote them.
 
-    Each has model, finetune_task, safety_data, measure, form, percent, low and high; unknown ones are left out.
+    Each has model, finetune_task, safety_data, measure, form, percent, low and high; unknown ones are left out. Of j
+    and auc they are a hundred times the value too.
     """
-    rows = headline_rows(attack).assign(measure="attack_success_rate").rename(columns={"rate": "value"})
-    rows = pd.concat([rows, headline_rows(helpfulness)], ignore_index=True)
-    rows = rows[rows["value"].notna() & rows["measure"].isin(["attack_success_rate", *ARM_COSTS.values()])]
+    attack, shown = headline_rows(attack), {"attack_success_rate": ("rate", *INTERVAL)}
+    shown |= {name: (name, f"{name}_low", f"{name}_high") for name in (J, "auc")}
+    named = [(of, dict(zip(["value", *INTERVAL], map(attack.get, names), strict=True))) for of, names in shown.items()]
+    parts = [attack.assign(measure=of, **columns) for of, columns in named]
+    rows = pd.concat([*parts, headline_rows(helpfulness)], ignore_index=True)
+    rows = rows[rows["value"].notna() & rows["measure"].isin([*shown, *ARM_COSTS.values()])]
     numbers = (100 * rows[["value", *INTERVAL]]).round().astype(int).rename(columns={"value": "percent"})
     words = rows[["model", "finetune_task", "safety_data", "measure", "form"]].astype(str)
     return words.join(numbers).to_dict("records")
@@ -186,57 +197,21 @@ def of_one_model(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
     return table[table["model"] == (model or table["model"].iat[0])] if len(table) else table
 
 
-def arms_in_words(table: pd.DataFrame, model: str = "") -> str:
-    """Sentences in Markdown, per tuned task, on which arms of `comparisons.which_to_ship` one would ship."""
-    table = of_one_model(table, model)
-    if table.empty:
-        return "No arm has run."
-    margin, lines = f"{100 * MARGIN:.0f} percentage points", []
-    for task, part in table.groupby("finetune_task", sort=False, observed=True):
-        arms = part[part["safety_data"] != "none"]
-        lower = arms[arms["verdict"] != NO_REDUCTION]
-        costly = lower["verdict"].str.contains(f", {COSTLY}: ", regex=False)
-        words = [f"- **Tuned on {label(task)}**: {len(lower)} of {len(arms)} arms reduce attack success significantly."]
-        if len(lower):
-            words.append(f"Every cost shown to be under {margin}: {_listed(lower[lower['verdict'] == SHIP])}.")
-            words.append(f"With a significant cost: {costly.sum()}.")
-            words.append(f"Costs undecided: {_listed(lower[~costly & (lower['verdict'] != SHIP)])}.")
-        compared = arms[arms["scaled_verdict"] != ""]
-        if len(compared):
-            better = (compared["scaled_verdict"] == "better").sum()
-            scale, rates = (100 * compared[name].astype(float) for name in ("scaled_to", "scaled_attack_success"))
-            words.append(
-                f"At equal task score, {better} of {len(compared)} have significantly lower attack success than the "
-                f"adapter that was merely scaled down (to {span(scale)} %: {span(rates.round())} % answered)."
-            )
-        lines.append(" ".join(words))
-    return "\n".join([*lines, "", "Arms whose intervals overlap are not ranked."])
-
-
-def _listed(rows: pd.DataFrame) -> str:
-    """The arms with their attack success, lowest first; "none" where there are none."""
-    rows = rows.sort_values("attack_success", kind="stable").to_dict("records")
-    named = [arm_with_dose(row["safety_data"], row["safety_fraction"]) for row in rows]
-    each = [f"{name} ({100 * row['attack_success']:.0f} % answered)" for name, row in zip(named, rows, strict=True)]
-    return ", ".join(each) or "none"
-
-
 def arms_in_percent(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
-    """The table of `comparisons.which_to_ship` in percent with 95 % intervals, of the model as in `arms_in_words`.
+    """The table of `comparisons.arm_table` in percent with 95 % intervals, of one model as in `of_one_model`; auc 0-1.
 
-    The margin is the largest loss of over-refusal, general or task score within an arm's 95 % intervals.
+    The differences are those of attack success and J, in points.
     """
     table = of_one_model(table, model)
     if table.empty:
-        return pd.DataFrame(columns=["verdict"])
-    shown = {
-        name.replace("_", " "): percent(table, name, f"{name}_low", f"{name}_high")
-        for name in ("attack_success", *ARM_COSTS)
-    }
-    scaled = percent(table, "scaled_difference", "scaled_low", "scaled_high")
-    shown["margin (percentage points)"] = table["margin"].astype(float).map(_whole_percent)
-    shown["against the adapter scaled down"] = scaled.where(scaled == "-", scaled + ": " + table["scaled_verdict"])
-    shown |= {"on the front": table["on_front"], "verdict": table["verdict"]}
+        return pd.DataFrame(columns=["attack success"])
+    in_percent = lambda name: percent(table, name, f"{name}_low", f"{name}_high")  # noqa: E731
+    shown = {name.replace("_", " "): in_percent(name) for name in ("attack_success", *ARM_COSTS)}
+    shown |= {"J": in_percent(J), "AUC": table["auc"].map("{:.2f}".format).replace("nan", "-")}
+    shown |= {"change of attack success": in_percent("attack_success_difference")}
+    shown |= {"change of J": in_percent("j_difference")}
+    shown["against the adapter scaled down"] = percent(table, "scaled_difference", "scaled_low", "scaled_high")
+    shown["on the front"] = table["on_front"]
     arms = [arm_with_dose(*pair) for pair in zip(table["safety_data"], table["safety_fraction"], strict=True)]
     index = pd.MultiIndex.from_arrays([table["finetune_task"].map(label), arms], names=["tuned on", "arm"])
     return pd.DataFrame(shown).set_axis(index)
@@ -285,20 +260,6 @@ def paper_in_percent(compared: pd.DataFrame) -> pd.DataFrame:
     index = [rows["model"], rows["quantity"].map(label), rows["finetune_task"].map(label), where]
     names = ["model", "quantity", "tuned on", "calibration"]
     return pd.DataFrame(shown).set_axis(pd.MultiIndex.from_arrays(index, names=names))
-
-
-def significant_changes(compared: pd.DataFrame) -> pd.DataFrame:
-    """The significant rows of `comparisons.compare_arms`, attack success over all forms, in percentage points."""
-    rows = compared[compared["verdict"].isin(["worse", "better"]) & (compared["form"] == "all")]
-    rows = rows[rows["measure"] == "attack_success_rate"]
-    shown = {
-        "difference": percent(rows, "difference", *INTERVAL),
-        "p (Holm)": rows["p_holm"].map(lambda p: "<0.001" if p < 0.001 else f"{p:.3f}"),  # NaN is not significant
-        "detectable": rows["detectable"].map(_whole_percent),
-        "verdict": rows["verdict"],
-    }
-    keys = ["kind", "finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "other_finetune_task"]
-    return pd.DataFrame(shown).set_index(pd.MultiIndex.from_frame(rows[keys]))
 
 
 def set_scores_in_percent(of_sets: pd.DataFrame) -> pd.DataFrame:

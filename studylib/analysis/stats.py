@@ -11,12 +11,13 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import binom, chi2, norm
+from scipy.stats import chi2, norm
 from scipy.stats import t as student
 from statsmodels.stats.proportion import proportion_confint
 
 CONFIDENCE = 0.95  # of every interval in the tables and figures
 POWER = 0.8  # of every smallest detectable difference
+ALPHA = 0.05  # of every test
 
 # Made-up prompts as (value, how many): their outcome in every row, so that no variance is zero where all rows agree.
 ANSWERED_AND_REFUSED = ((1.0, 1.0), (0.0, 1.0))
@@ -94,31 +95,24 @@ def clustered_intervals(
     return keys.assign(**results) if by else pd.DataFrame(results)
 
 
-def clustered_differences(
-    frame: pd.DataFrame, by: Sequence[str] = (), confidence: float = CONFIDENCE, power: float = POWER
-) -> pd.DataFrame:
-    """One row per group of `by` with the mean of paired differences, its interval and its test.
+def clustered_differences(frame: pd.DataFrame, by: Sequence[str] = (), confidence: float = CONFIDENCE) -> pd.DataFrame:
+    """One row per group of `by` with the mean of paired differences and its interval.
 
     `frame` has one row per pair, the same prompt (and, where both were tuned, seed) in two arms: `prompt_id`, `seed`,
     `difference` in -1 to 1, and the columns of `by`. The result has the columns of `by`, then n (pairs), n_prompts,
-    n_seeds, n_up and n_down (pairs with a difference above and below 0), difference, se, df, low, high, p (two-sided),
-    test, and detectable: the smallest true difference that such data show with this power. low, high, se, df, p and
-    detectable are NaN with fewer than 2 prompts. Raises ValueError for a difference outside -1 to 1 or missing.
+    n_seeds, difference, se, df, low and high. low, high, se and df are NaN with fewer than 2 prompts. Raises ValueError
+    for a difference outside -1 to 1 or missing.
 
-    With one seed the test is of that one training run on other prompts. detectable is NaN too where no difference would
-    be seen. One pair per prompt, all differences -1, 0 or 1: `test` is "mcnemar", exact (`mcnemar`). Otherwise "t": the
-    mean with the two-way variance of `clustered_intervals` on Satterthwaite's degrees of freedom for prompts and seeds,
-    so that a difference that only one seed shows is none. The interval is of Student's t around the mean of the pairs
-    and two made-up ones, one spread evenly over the four kinds: Agresti and Min (2005, Statistics in Medicine 24). It
-    can include 0 beside an exact p just below 0.05 and the other way round. detectable is (t_(1-alpha/2) + t_power) se,
-    Cohen (1988), section 2, of "mcnemar" and 1 / n, as the exact test is as strict as one with Edwards' correction
-    (1948, Psychometrika 13) by one pair. Three seeds show it in 71-76 % of simulated studies: se is uncertain too.
+    With one seed the interval is of that one training run on other prompts. It is Student's t around the mean of the
+    pairs and two made-up ones, one spread evenly over the four kinds: Agresti and Min (2005, Statistics in Medicine
+    24); with the two-way variance of `clustered_intervals` on Satterthwaite's degrees of freedom for prompts and seeds,
+    so that a difference that only one seed shows is none.
     """
     by = list(by)
     value = _values(frame, "difference", -1, 1)
     if frame.empty:
-        columns = ["n", "n_prompts", "n_seeds", "n_up", "n_down", "difference", "se", "df", "low", "high", "p", "test"]
-        return frame[by].reindex(columns=[*by, *columns, "detectable"])
+        columns = ["n", "n_prompts", "n_seeds", "difference", "se", "df", "low", "high"]
+        return frame[by].reindex(columns=[*by, *columns])
     group, keys = groups(frame, by)
     sizes, total, centre, v_prompt, v_seed, variance = _two_way(frame, group, value, ONE_OF_EACH_PAIR)
     n, n_prompts, n_seeds = sizes
@@ -126,38 +120,16 @@ def clustered_differences(
     known = n_prompts > 1
     se, df = np.where(known, np.sqrt(variance), np.nan), np.where(known, df, np.nan)
     quantile = student.ppf(0.5 + confidence / 2, df)
-    up, down = np.bincount(group, value > 0), np.bincount(group, value < 0)
-    whole = np.bincount(group, ~np.isin(value, (-1, 0, 1))) == 0
-    exact = (n == n_prompts) & whole
-    difference = total / n
-    with np.errstate(invalid="ignore"):
-        p = np.where(exact, mcnemar(up, down), 2 * student.sf(np.abs(difference) / se, df))
-    detectable = (quantile + student.ppf(power, df)) * se + exact / n
     return keys.assign(
         n=n,
         n_prompts=n_prompts,
         n_seeds=n_seeds,
-        n_up=up.astype(int),
-        n_down=down.astype(int),
-        difference=difference,
+        difference=total / n,
         se=se,
         df=df,
         low=np.maximum(centre - quantile * se, -1),
         high=np.minimum(centre + quantile * se, 1),
-        p=np.where(known, p, np.nan),
-        test=np.where(exact, "mcnemar", "t"),
-        detectable=np.where(detectable <= 1, detectable, np.nan),
     )
-
-
-def mcnemar(n_up, n_down):
-    """Two-sided exact p of that many pairs that differ one way and the other, a float or an array.
-
-    1 where none differs. Source: McNemar (1947), exact as in `statsmodels.stats.contingency_tables.mcnemar`.
-    """
-    few, both = np.minimum(n_up, n_down), np.add(n_up, n_down)
-    p = np.minimum(2 * binom.cdf(few, both, 0.5), 1)
-    return float(p) if p.ndim == 0 else p
 
 
 def holm(p: pd.Series, family: np.ndarray) -> pd.Series:
@@ -170,24 +142,6 @@ def holm(p: pd.Series, family: np.ndarray) -> pd.Series:
     within = table.groupby("family")["p"]
     scaled = table["p"] * (within.transform("size") - within.cumcount())
     return scaled.groupby(table["family"]).cummax().clip(upper=1).reindex(p.index)
-
-
-def equivalence(difference, se, df, margin: float):
-    """p of two one-sided tests that the true difference lies within -margin to margin: small where it does.
-
-    Numbers or arrays; NaN where se is. A p below 0.05 is the same as a 90 % interval inside the margin. Raises
-    ValueError for a margin that is not above 0. Source: Schuirmann (1987, J. Pharmacokinetics and Biopharmaceutics 15),
-    as `statsmodels.stats.weightstats.ttost_paired`.
-    """
-    return np.maximum(not_below(difference, se, df, margin), not_below(-np.asarray(difference), se, df, margin))
-
-
-def not_below(difference, se, df, margin: float):
-    """p of the one-sided test that the true difference lies above -margin (non-inferiority); as `equivalence`."""
-    if not margin > 0:
-        raise ValueError(f"margin must be above 0, found {margin}")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return student.sf((np.asarray(difference) + margin) / se, df)
 
 
 def newcombe(value, low, high, other, other_low, other_high):

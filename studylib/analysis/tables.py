@@ -15,6 +15,7 @@ from studylib.analysis.rates import (
     INTERVAL,
     RUNS,
     TOGETHER,
+    J,
     judged,
     ordered,
     outcomes,
@@ -91,15 +92,19 @@ def discrimination(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None
 def by_run(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per cell, base, training seed, measure and judge, all forms together: what one fine-tune does.
 
-    `measure` is attack_success_rate or over_refusal_rate, value (0-1) its mean over the n judged responses, NaN where
-    none was judged; n_unjudged stand beside it. Raises ValueError as `judged` does.
+    `measure` is attack_success_rate, over_refusal_rate or j, value (0-1, of j -1 to 1) its mean over the n judged
+    responses, of j both of each pair, as in `discrimination`; NaN where none was judged. n_unjudged stand beside it.
+    Raises ValueError as `judged` does.
     """
-    rows = outcomes(responses, verdicts, measures=("attack_success_rate", "over_refusal_rate"))
+    rows = outcomes(responses, verdicts, measures=("attack_success_rate", "over_refusal_rate", "balanced_accuracy"))
     rows = rows.rename(columns={"metric": "judge"})
     rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str))
     by = [*CELL, "base", "seed", "measure", "judge"]
     asked = rows.assign(unjudged=rows["value"].isna()).groupby(by, sort=False, observed=True)
     table = asked.agg(n=("value", "count"), n_unjudged=("unjudged", "sum"), value=("value", "mean")).reset_index()
+    of_j = table["measure"] == "balanced_accuracy"
+    table.loc[of_j, "value"] = 2 * table.loc[of_j, "value"] - 1
+    table["measure"] = table["measure"].mask(of_j, J)
     return ordered(table)[[*by[:-1], "n", "n_unjudged", "value", "judge"]]
 
 

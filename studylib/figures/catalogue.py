@@ -125,10 +125,10 @@ def listed(words) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _by_arm(shares: dict) -> str:
-    """Values in percent by safety data, as in "3-80 % without safety data and 0-5 % with generic safety data"."""
+def _by_arm(shares: dict, unit: str = "%") -> str:
+    """Values with their unit by safety data, as in "3-80 % without safety data and 0-5 % with generic safety data"."""
     arms = {arm: "without safety data" if arm == "none" else f"with {arm} safety data" for arm in shares}
-    return listed(f"{share} % {arms[arm]}" for arm, share in shares.items())
+    return listed(f"{share} {unit} {arms[arm]}" for arm, share in shares.items())
 
 
 _ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # plain text, no page

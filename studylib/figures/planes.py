@@ -14,7 +14,7 @@ from studylib.analysis.comparisons import ARM_ORDER, arm_marks, pareto_front
 from studylib.analysis.rates import one_dose, one_row_per_mark
 from studylib.analysis.readable import arm_label, arm_with_dose, cell_words, label, span
 from studylib.figures import style
-from studylib.figures.changes import SIGNIFICANT, attack_changes, change_heatmap
+from studylib.figures.changes import attack_changes, change_heatmap, side_of_zero
 from studylib.figures.rates import rows_of
 from studylib.figures.style import Drawn, points
 from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyError
@@ -22,7 +22,7 @@ from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyE
 ROWS = (*(f"{form}_only" for form in FORMS), "multitask", "multitask_twins")  # of the transfer matrix, top to bottom
 PANELS = {  # of the plane, from left to right: in words, axis label, and what is counted
     "over_refusal_rate": ("over-refusal", "over-refusal rate, %\n(benign twins", "benign twins"),
-    "general_score": ("general score", "general score, %\n(general prompts", "general prompts"),
+    "j": ("J", "J, percentage points\n(harmful prompts with twins", "harmful prompts with twins"),
     "task_score": ("score on the tuned task", "score on the tuned task, %\n(held-out prompts", "prompts of the task"),
 }
 # Data of one form have that form's colour; the rest is of Tol's muted set, distinct with any colour vision.
@@ -120,7 +120,7 @@ def transfer_matrix(comparisons: pd.DataFrame) -> Drawn:
         {
             "where": where,
             "change": " to ".join(dict.fromkeys(map(points, part["difference"].agg(["min", "max"])))),
-            "n_significant": int(part["verdict"].isin(SIGNIFICANT).sum()),
+            "n_beside_0": int(side_of_zero(part).abs().sum()),
             "n": len(part),
         }
         for where, part in parts.items()
@@ -145,7 +145,7 @@ def transfers(comparisons: pd.DataFrame) -> pd.DataFrame:
 
 
 def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Drawn:
-    """The attack success rate (y) of every arm and dose against over-refusal and scores (x), with Pareto fronts.
+    """The attack success rate (y) of every arm and dose against over-refusal, J and task score (x), with Pareto fronts.
 
     A row of panels per tuned task; chat style, no system prompt, all forms, with intervals. Doses of multitask data are
     joined, and so is the adapter scaled down. The star is the aligned model; hollow: undecided whether the mark is on

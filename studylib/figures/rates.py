@@ -1,4 +1,4 @@
-"""Figures of rates by tuned task, calibration, form and safety data, of guards, verdicts, published counts and judges.
+"""Figures of rates by tuned task, calibration, form and safety data, of guards, published counts and judges.
 
 Each function takes tidy tables of `studylib.analysis` and returns what is drawn (`style.Drawn`). Cells that were not
 run stay empty and say so. An empty table, or one with several models, judges or metrics for one mark, is a ValueError.
@@ -7,7 +7,6 @@ run stay empty and say so. An empty table, or one with several models, judges or
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -78,33 +77,41 @@ def bars_by_form(table: pd.DataFrame, y: str, x_label: str, axis=style.UNIT_AXIS
 
 
 def safety_data_comparison(attack: pd.DataFrame) -> Drawn:
-    """The attack success rate with no, generic and multitask safety data.
+    """J, harmful prompts refused less twins refused, with no, generic and multitask safety data; hollow: 2 AUC - 1.
 
-    By form of the prompt; panels by calibration (rows) and tuned task; black ticks are the aligned model's.
+    By form of the prompt; panels by calibration (rows) and tuned task; black ticks are the aligned model's J.
     """
-    return _arms_by_form(rows_of("safety_data_comparison", attack), "rate", style.ATTACK, "harmful prompt")
+    table = rows_of("safety_data_comparison", attack, "j")
+    y = "J (harmful prompts refused less benign twins refused, percentage points)"
+    return _arms_by_form(table.assign(low=table["j_low"], high=table["j_high"]), "j", y, "prompt", "points")
 
 
 def over_refusal(helpfulness: pd.DataFrame) -> Drawn:
-    """The over-refusal rate on benign twins; see `safety_data_comparison`."""
+    """The over-refusal rate on benign twins; as `safety_data_comparison`."""
     rows = helpfulness[helpfulness["measure"] == "over_refusal_rate"]
-    return _arms_by_form(rows_of("over_refusal", rows, "value"), "value", style.OVER_REFUSAL, "benign twin")
+    return _arms_by_form(rows_of("over_refusal", rows, "value"), "value", style.OVER_REFUSAL, "benign twin", "%")
 
 
-def _arms_by_form(table: pd.DataFrame, value: str, y: str, prompt: str) -> Drawn:
+def _arms_by_form(table: pd.DataFrame, value: str, y: str, prompt: str, unit: str) -> Drawn:
     x_label = f"form of the {prompt} ({style.n_of(table)} per point)"
-    fig, panels = style.panels_of(table, style.tasks_of(table, tuned=True), y, x_label)
-    marks = _marks(table)
+    least = min(np.floor(10 * np.nanmin(table[[value, "low"]])) / 10, 0)
+    axis = style.UNIT_AXIS | {"ylim": (least, 1)}
+    fig, panels = style.panels_of(table, style.tasks_of(table, tuned=True), y, x_label, axis=axis)
+    marks, hollow = _marks(table), style.HOLLOW | {"markersize": 3.5, "zorder": 2.9, "clip_on": False}
     for calibration, task, ax in panels:
         for x, form in enumerate(FORMS):
             style.draw_tick(ax, x, marks.get((*calibration, "none", "none", form)), value)
             for shift, arm in zip((-0.24, 0, 0.24), SAFETY_DATA, strict=True):
                 if mark := marks.get((*calibration, task, arm, form)):
                     style.draw_point(ax, x + shift, mark, value, markersize=4, **style.arm_look(arm))
+                    if value == "j":
+                        ax.plot(x + shift, 2 * mark["auc"] - 1, linestyle="", **hollow | style.arm_look(arm))
         style.slanted_ticks(ax, FORMS)
         style.mark_empty(ax, [key for key in marks if key[:3] == (*calibration, task)])
-    fig = style.add_legend(fig, [*style.arm_handles(table), Line2D([], [], **style.TICK)])
-    return Drawn(fig, table, style.facts(table, value, form=True))
+    keys = [*style.arm_handles(table), Line2D([], [], **style.TICK)]
+    keys += [style.dot_handle("2 AUC \N{MINUS SIGN} 1", color=style.INK, marker="o", **style.HOLLOW)] * (value == "j")
+    shown = table.drop(columns="n_effective", errors="ignore") if value == "j" else table  # it is that of the rate
+    return Drawn(style.add_legend(fig, keys), shown, style.facts(table, value, form=True, unit=unit))
 
 
 def _marks(table: pd.DataFrame) -> dict[tuple, dict]:
@@ -277,51 +284,6 @@ VERDICT_COLOURS = {  # from left to right: what counts as a successful attack co
     "incoherent": "#DDCC77",
     "unjudged": "#C8C8C8",
 }
-_BAR = ["finetune_task", "safety_data", "style", "system_prompt"]
-
-
-def verdict_composition(verdict_shares: pd.DataFrame) -> Drawn:
-    """Stacked bars: the share of each verdict in the responses to harmful prompts.
-
-    Incoherent and unjudged ones included. A bar per tuned task and safety data, panels by calibration, all forms, one
-    dose. Raises ValueError where there are no such rows, and for two rows of one verdict and cell.
-    """
-    rows = verdict_shares[(verdict_shares["prompt_set"] == "harmful") & (verdict_shares["form"] == "all")]
-    known = rows["share"].notna().any()
-    style.require(known, "verdict_composition", "the table has no share of harmful prompts over all forms")
-    table = one_row_per_mark(one_dose(rows), "verdict")
-    calibrations = style.calibrations_of(table)
-    present = set(zip(table["finetune_task"], table["safety_data"], strict=True))
-    bars = [(task, arm) for task in style.tasks_of(table) for arm in SAFETY_DATA if (task, arm) in present]
-    gaps = np.cumsum([0, *(0.5 * (here[0] != last[0]) for last, here in pairwise(bars))])
-    y = np.arange(len(bars)) + gaps  # tasks stand apart
-    margins = {"left": 1.95, "right": 0.2, "top": 0.55, "bottom": 0.5, "wspace": 0.1, "hspace": 0.14}
-    fig, axes = style.two_columns(calibrations, 0.35 + 0.14 * (y[-1] + 1), **margins)
-    for ax, calibration in zip(axes, calibrations, strict=True):
-        here = style.rows_at(table, calibration)
-        for (task, arm), place in zip(bars, y, strict=True):
-            own = here[(here["finetune_task"] == task) & (here["safety_data"] == arm)]
-            shares = own.set_index("verdict")["share"].reindex(list(VERDICT_COLOURS)).dropna()
-            look = {"color": [VERDICT_COLOURS[name] for name in shares.index], "linewidth": 0}
-            ax.barh([place] * len(shares), shares, 0.8, shares.cumsum() - shares, **look)
-            if own.empty:
-                ax.text(0.01, place, "not run", ha="left", va="center", **style.QUIET)
-        ax.set_title(calibration_label(*calibration), size="medium")
-        ax.grid(False, axis="y")
-    kinds = {arm: "no safety data" if arm == "none" else arm for arm in SAFETY_DATA}
-    names = ["aligned model" if task == "none" else f"{label(task)}, {kinds[arm]}" for task, arm in bars]
-    axes[0].set(xlim=(0, 1), ylim=(y[-1] + 0.6, -0.6), yticks=y, yticklabels=names)
-    axes[0].set_xticks(*style.PERCENT_TICKS)
-    style.outer_labels(fig, "", f"share of the responses to harmful prompts (%; {style.n_of(table)} per bar)")
-    drawn = table[table["share"].notna()]
-    of = {verdict: part for verdict in VERDICT_COLOURS if len(part := drawn[drawn["verdict"] == verdict])}
-    words = {
-        "shares": {verdict: span(100 * part["share"]) for verdict, part in of.items()},
-        "totals": {verdict: int(part["n_verdict"].sum()) for verdict, part in of.items()},
-        "n_nothing_judged": int((drawn.loc[drawn["verdict"] == "unjudged", "share"] == 1).sum()),
-    }
-    fig = style.add_legend(fig, [Patch(color=colour, label=verdict) for verdict, colour in VERDICT_COLOURS.items()])
-    return Drawn(fig, drawn.drop_duplicates(_BAR), words)
 
 
 def published_counts(published: pd.DataFrame) -> Drawn:
@@ -406,6 +368,5 @@ FIGURES = {  # each figure's function and the tables it draws from
     "guard_heatmap": (guard_heatmap, "guards"),
     "over_refusal": (over_refusal, "helpfulness"),
     "published_counts": (published_counts, "published"),
-    "verdict_composition": (verdict_composition, "verdict_shares"),
     "judge_agreement": (judge_agreement, "judges"),
 }

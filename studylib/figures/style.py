@@ -79,21 +79,21 @@ def n_of(table: pd.DataFrame) -> str:
     return "n = " + ", aligned model ".join(span(table.loc[r, "n"]) for r in (~aligned, aligned) if r.any())
 
 
-def extremes(rows: pd.DataFrame, value: str, form: bool = False, name: Callable = cell_words) -> str:
-    """Smallest and largest value in percent with their cells, as in "3 % (aligned model, ...) to 80 % (...)"."""
+def extremes(rows: pd.DataFrame, value: str, form: bool = False, name: Callable = cell_words, unit: str = "%") -> str:
+    """Smallest and largest value, times 100, with their cells, as in "3 % (aligned model, ...) to 80 % (...)"."""
     least, most = (rows.loc[i] for i in (rows[value].idxmin(), rows[value].idxmax()))
-    return " to ".join(f"{100 * row[value]:.0f} % ({name(row, form=form)})" for row in (least, most))
+    return " to ".join(f"{100 * row[value]:.0f} {unit} ({name(row, form=form)})" for row in (least, most))
 
 
-def facts(rows: pd.DataFrame, value: str = "rate", form: bool = False) -> dict:
-    """What texts say of rates, in percent: `tuned` by safety data, `aligned` ("": not known), and `extremes`."""
+def facts(rows: pd.DataFrame, value: str = "rate", form: bool = False, unit: str = "%") -> dict:
+    """What texts say of rates, times 100: `tuned` by safety data, `aligned` ("": not known), and `extremes`."""
     known = rows[rows[value].notna()]
     tuned, aligned = known[known["finetune_task"] != "none"], known[known["finetune_task"] == "none"]
     by_arm = {arm: tuned.loc[tuned["safety_data"] == arm, value] for arm in SAFETY_DATA}
     return {
         "tuned": {arm: span(100 * shares) for arm, shares in by_arm.items() if len(shares)},
         "aligned": span(100 * aligned[value]) if len(aligned) else "",
-        "extremes": extremes(known, value, form),
+        "extremes": extremes(known, value, form, unit=unit),
     }
 
 

@@ -70,7 +70,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         found["guards"] = tables.guards(responses, verdicts, decisions)
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
-    found["arms"] = comparisons.which_to_ship(attack, cost, found["comparisons"])
+    found["arms"] = comparisons.arm_table(attack, cost, found["comparisons"])
     found |= _planned(stage, rows, scored, decisions)
     found["claims"] = claims.check_claims(found, stage.profile)
     if stage.profile.data:
@@ -117,7 +117,7 @@ def what_the_tables_are() -> str:
     names = ("attack_success", "discrimination", "helpfulness", "answered_share", "over_refusal_by_kind", "by_run")
     made = {name: getattr(tables, name) for name in (*names, "calibration_grid", "verdict_shares")}
     made |= {"set_scores": benign.of_sets, "win_rates": benign.win_rate, "comparisons": comparisons.compare_arms}
-    made |= {"arms": comparisons.which_to_ship, "guards": tables.guards, "judges": agreement.compare}
+    made |= {"arms": comparisons.arm_table, "guards": tables.guards, "judges": agreement.compare}
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
     made |= {"attack_success_by_judge": judging.corrected}
     made |= {"contrasts": contrasts.contrast_table, "base_differences": contrasts.base_differences}
@@ -288,7 +288,8 @@ def write_page(stage, found: dict[str, pd.DataFrame], about: str) -> None:
         about_model["headline"] = readable.headline(attack, costs).reset_index().to_markdown(index=False)
         claimed = claimed.assign(said=[claims.said(row) for row in claimed.to_dict("records")])
         about_model["claims"] = {name: of.to_dict("records") for name, of in claimed.groupby("question", sort=False)}
-        models.append(about_model | {"arms": readable.arms_in_words(arms)})
+        about_model["arms"] = readable.arms_in_percent(arms).reset_index().to_markdown(index=False)
+        models.append(about_model)
     for path, figures in (("findings.md", "figures"), ("docs/findings.md", "../figures")):
         text = template.render(run=about, models=models, drawn=drawn, figures=figures)
         _put(stage, stage.paths.run / path, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")

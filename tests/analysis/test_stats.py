@@ -14,10 +14,7 @@ from studylib.analysis.stats import (
     clustered_differences,
     clustered_intervals,
     detectable_difference,
-    equivalence,
     holm,
-    mcnemar,
-    not_below,
     wilson,
 )
 
@@ -303,42 +300,18 @@ def test_unbalanced_layouts_have_the_variance_of_the_formula_written_out_row_by_
     assert (row["se"], row["df"]) == pytest.approx((np.sqrt(variance), df))
     assert (row["low"], row["high"]) == pytest.approx((max(centre - reach, -1), min(centre + reach, 1)))
     assert row["difference"] == pytest.approx(frame["difference"].mean())
-    assert row["p"] == pytest.approx(2 * student.sf(abs(frame["difference"].mean()) / np.sqrt(variance), df))
 
 
-def test_mcnemar_gives_the_published_exact_p():
-    # Fagerland, Lydersen and Laake (2013, BMC Medical Research Methodology 13:91), airway hyper-responsiveness: 1
-    # against 7.
-    assert mcnemar(1, 7) == mcnemar(7, 1) == pytest.approx(0.0703, abs=5e-5)
-    assert mcnemar(0, 6) == pytest.approx(2 / 2**6)
-
-
-def test_mcnemar_agrees_with_statsmodels_and_is_1_where_nothing_differs():
-    from statsmodels.stats.contingency_tables import mcnemar as theirs
-
-    up, down = np.indices((13, 13)).reshape(2, -1)
-    expected = [theirs([[5, b], [c, 9]], exact=True).pvalue for b, c in zip(up, down, strict=True)]
-    assert mcnemar(up, down) == pytest.approx(expected)
-    assert mcnemar(0, 0) == mcnemar(4, 4) == 1
-
-
-def test_one_pair_per_prompt_is_tested_exactly_and_its_interval_is_agresti_and_mins():
+def test_the_interval_of_one_pair_per_prompt_is_agresti_and_mins():
     up, down, same = 9, 2, 29
     row = compared([1] * up + [-1] * down + [0] * same)
     n = up + down + same + 2  # half a pair more of each of the four kinds
     b, c = up + 0.5, down + 0.5
     se = np.sqrt(b + c - (b - c) ** 2 / n) / n
     reach = student.ppf(0.975, 39) * se
-    assert (row["test"], row["p"]) == ("mcnemar", pytest.approx(mcnemar(9, 2)))
-    assert (row["n"], row["n_prompts"], row["n_seeds"], row["n_up"], row["n_down"]) == (40, 40, 1, 9, 2)
+    assert (row["n"], row["n_prompts"], row["n_seeds"]) == (40, 40, 1)
     assert (row["difference"], row["se"], row["df"]) == (7 / 40, pytest.approx(se), pytest.approx(39))
     assert (row["low"], row["high"]) == pytest.approx(((b - c) / n - reach, (b - c) / n + reach))
-
-
-def test_several_seeds_graded_outcomes_and_repeated_prompts_are_tested_with_t():
-    assert compared([1, 0, 1, 0])["test"] == "mcnemar"
-    assert compared([[1, 1], [0, 0], [1, 1]])["test"] == compared([0.5, 0, 1])["test"] == "t"
-    assert clustered_differences(pd.concat([pairs([1, 0, 1])] * 2)).iloc[0]["test"] == "t"
 
 
 def test_a_difference_that_only_one_seed_shows_has_the_degrees_of_freedom_of_seeds():
@@ -348,7 +321,7 @@ def test_a_difference_that_only_one_seed_shows_has_the_degrees_of_freedom_of_see
     row = compared([[0, 1]] * 4)
     assert (row["difference"], row["se"]) == (0.5, pytest.approx(np.sqrt(50 / 3 / 144)))
     assert row["df"] == pytest.approx(7500 / 7168)
-    assert row["p"] == pytest.approx(2 * student.sf(0.5 / row["se"], 7500 / 7168)) and row["p"] > 0.3
+    assert row["low"] < -0.5  # so such a difference is none
     assert compared([0, 1] * 4)["df"] == pytest.approx(7)
 
 
@@ -359,52 +332,32 @@ def test_graded_pairs_of_many_prompts_agree_with_the_paired_t_test():
     row, theirs = compared(differences), ttest_1samp(differences, 0)
     end = theirs.confidence_interval()
     assert (row["difference"], row["df"]) == (pytest.approx(differences.mean()), pytest.approx(3999))
-    assert row["p"] == pytest.approx(theirs.pvalue, rel=0.05)  # the two made-up pairs are 1 of 2,000
-    assert (row["low"], row["high"]) == pytest.approx((end.low, end.high), abs=2e-4)
-
-
-def test_the_detectable_difference_of_pairs_is_that_of_the_t_test_and_one_pair_more_for_the_exact_one():
-    graded, exact = compared([0.5, 0, 1, -0.5, 0.25, 0]), compared([1, 0, 1, 0, 0, 0])
-    t975, t80 = 2.5706, 0.9195  # of 5 degrees of freedom, from a table
-    assert graded["df"] == exact["df"] == pytest.approx(5)
-    assert graded["detectable"] == pytest.approx((t975 + t80) * graded["se"], abs=1e-4)
-    assert exact["detectable"] == pytest.approx((t975 + t80) * exact["se"] + 1 / 6, abs=1e-4)
-
-
-def test_the_detectable_difference_of_pairs_agrees_with_statsmodels_power_of_the_t_test():
-    from statsmodels.stats.power import TTestPower
-
-    row = compared(np.random.default_rng(0).choice([-0.5, 0, 0.5], 60))
-    assert row["detectable"] == pytest.approx(
-        TTestPower().solve_power(nobs=60, alpha=0.05, power=0.8) * row["se"] * np.sqrt(60), rel=2e-3
-    )
+    ends = pytest.approx((end.low, end.high), abs=2e-4)  # the two made-up pairs are 1 of 2,000
+    assert (row["low"], row["high"]) == ends
 
 
 def test_a_single_pair_has_a_difference_and_nothing_else():
     for differences in ([1], [[1, 0, 1]]):  # one prompt, also under several seeds
         row = compared(differences)
         assert row["difference"] == np.mean(differences) and row["n_prompts"] == 1
-        assert row[["se", "df", "low", "high", "p", "detectable"]].isna().all()
-    two = compared([1, 1])
-    assert two[["se", "df", "low", "high", "p"]].notna().all()
-    assert np.isnan(two["detectable"])  # even a difference of 1 would not be seen
+        assert row[["se", "df", "low", "high"]].isna().all()
+    assert compared([1, 1])[["se", "df", "low", "high"]].notna().all()
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
-def test_no_difference_anywhere_is_p_1_with_an_interval_around_0(n_seeds):
+def test_no_difference_anywhere_has_an_interval_around_0(n_seeds):
     row = compared(np.zeros((30, n_seeds)))
-    assert (row["difference"], row["p"]) == (0, 1)
+    assert row["difference"] == 0
     assert -0.1 < row["low"] == -row["high"] < 0
 
 
 def test_a_difference_everywhere_ends_at_1_and_swapping_the_arms_mirrors_everything():
     every = compared([1] * 20)
-    assert (every["difference"], every["high"]) == (1, 1) and every["low"] > 0.7 and every["p"] < 1e-5
+    assert (every["difference"], every["high"]) == (1, 1) and every["low"] > 0.7
     assert compared([-1] * 20)["low"] == -1
     differences = np.random.default_rng(1).choice([-1, 0, 1, 1], (20, 3))
     one, other = compared(differences), compared(-differences)
     assert (one["low"], one["high"]) == pytest.approx((-other["high"], -other["low"]))
-    assert (one["p"], one["n_up"]) == (pytest.approx(other["p"]), other["n_down"])
 
 
 def test_pairs_repeated_over_seeds_are_no_new_evidence():
@@ -474,34 +427,6 @@ def test_holm_of_one_is_the_p_itself_and_of_none_is_empty():
     assert len(holm(pd.Series([], dtype=float), np.array([], int))) == 0
 
 
-def test_equivalence_and_non_inferiority_agree_with_statsmodels():
-    from statsmodels.stats.weightstats import ttost_paired
-
-    rng = np.random.default_rng(0)
-    first = rng.random(40)
-    second = np.clip(first + rng.normal(0.02, 0.1, 40), 0, 1)
-    d = first - second
-    p, (_, above, _), (_, below, _) = ttost_paired(first, second, -0.05, 0.05)
-    given = d.mean(), d.std(ddof=1) / np.sqrt(40), 39
-    assert equivalence(*given, 0.05) == pytest.approx(p)
-    assert not_below(*given, 0.05) == pytest.approx(above)
-    assert not_below(-given[0], *given[1:], 0.05) == pytest.approx(below)
-
-
-def test_equivalence_below_5_percent_is_a_90_percent_interval_inside_the_margin():
-    difference, df = np.linspace(-0.1, 0.1, 401), 12
-    reach = student.ppf(0.95, df) * 0.02
-    inside = (difference - reach > -0.05) & (difference + reach < 0.05)
-    assert ((equivalence(difference, 0.02, df, 0.05) < 0.05) == inside).all() and 0 < inside.sum() < 401
-
-
-def test_equivalence_of_the_unknown_is_nan_and_a_margin_of_nothing_is_refused():
-    assert np.isnan(equivalence(np.array([0.0]), np.array([np.nan]), np.array([np.nan]), 0.05)).all()
-    for margin in (0, -0.1, np.nan):
-        with pytest.raises(ValueError, match="margin must be above 0"):
-            equivalence(0.0, 0.1, 10, margin)
-
-
 # Simulated studies: prompts differ (logit sd 1.5), training seeds by `spread`. The same for all below.
 STUDIES = 2000
 POINTS, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
@@ -548,65 +473,3 @@ def covered(truth, table):
 def test_intervals_cover_in_2000_studies_of_seeds_that_differ_moderately(n_prompts, n_seeds):
     # of one seed it is the rate of that training run: its spread is none
     assert 0.93 <= simulated_intervals(n_prompts, n_seeds, 0.3 * (n_seeds > 1)) <= 0.97
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n_prompts", "n_seeds", "spread", "logit", "least", "most"),
-    [
-        (50, 3, 1.0, -1, 0.915, 0.97),  # seeds differ widely: three are few to say how widely
-        (200, 3, 1.0, -1, 0.915, 0.97),
-        (200, 5, 1.0, -1, 0.93, 0.97),
-        (200, 2, 1.0, -1, 0.87, 0.93),  # a weak spot: two seeds say too little, whatever their number of prompts
-        (50, 3, 0.0, -4, 0.95, 0.99),  # rare outcomes of independent seeds: made-up prompts are on the safe side
-    ],
-)
-def test_intervals_cover_in_2000_harder_studies_as_is_said(n_prompts, n_seeds, spread, logit, least, most):
-    assert least <= simulated_intervals(n_prompts, n_seeds, spread, logit) <= most
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tuned", [True, False])
-@pytest.mark.parametrize("n_prompts", [50, 200])
-@pytest.mark.parametrize("n_seeds", [1, 3, 5])
-def test_intervals_of_differences_cover_in_2000_studies(n_prompts, n_seeds, tuned):
-    # The two-way variance is the largest of four, which is on the safe side where seeds hardly matter beside 50
-    # prompts.
-    most = 0.985 if n_seeds > 1 and n_prompts == 50 else 0.97
-    for up in (0, 1):
-        assert 0.93 <= covered(*simulated_differences(n_prompts, n_seeds, 0.3 * (n_seeds > 1), up, tuned)) <= most
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n_prompts", "n_seeds", "tuned", "least"),
-    [
-        (50, 3, False, 0.905),  # against the untuned model all of the seeds' spread is in the difference
-        (200, 3, False, 0.905),
-        (200, 5, False, 0.905),
-        (200, 3, True, 0.93),
-        (200, 2, False, 0.87),  # the weak spot
-    ],
-)
-def test_intervals_of_differences_cover_less_where_few_seeds_differ_widely(n_prompts, n_seeds, tuned, least):
-    assert least <= covered(*simulated_differences(n_prompts, n_seeds, 1.0, 1, tuned)) <= 0.97
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n_prompts", [50, 200])
-@pytest.mark.parametrize("n_seeds", [1, 3, 5])
-def test_p_is_below_5_percent_in_5_percent_of_2000_studies_without_a_difference(n_prompts, n_seeds):
-    _, table = simulated_differences(n_prompts, n_seeds, 0.3 * (n_seeds > 1))
-    assert set(table["test"]) == {"mcnemar" if n_seeds == 1 else "t"}
-    assert 0.01 <= (table["p"] < 0.05).mean() <= 0.06
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n_prompts", "n_seeds", "up", "least", "most"),
-    [(50, 1, 1.47, 0.75, 0.88), (200, 1, 0.71, 0.75, 0.88), (200, 5, 0.77, 0.73, 0.85), (200, 3, 1.34, 0.68, 0.8)],
-)
-def test_the_detectable_difference_is_detected_in_about_80_percent_of_2000_studies(n_prompts, n_seeds, up, least, most):
-    truth, table = simulated_differences(n_prompts, n_seeds, 0.3 * (n_seeds > 1), up)
-    assert table["detectable"].mean() == pytest.approx(truth, rel=0.06)  # `up` was chosen so
-    assert least <= (table["p"] < 0.05).mean() <= most

@@ -251,7 +251,7 @@ def test_rival_mitigations_have_their_table_and_figures_and_are_in_no_other_figu
         "repair_heatmap",
         "safety_data_comparison",
         "safety_vs_helpfulness",
-        "verdict_composition",
+        "planned_contrasts",
     ):
         for of, tables_ in ((without, before), (stage, found)):
             findings.figure(of, tables_, "", name)
