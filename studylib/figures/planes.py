@@ -22,7 +22,7 @@ from studylib.study.words import ARMS, FORMS, SAFETY_DATA, STYLES, TASKS, StudyE
 ROWS = (*(f"{form}_only" for form in FORMS), "multitask", "multitask_twins")  # of the transfer matrix, top to bottom
 PANELS = {  # of the plane, from left to right: in words, axis label, and what is counted
     "over_refusal_rate": ("over-refusal", "over-refusal rate, %\n(benign twins", "benign twins"),
-    "j": ("J", "J, percentage points\n(harmful prompts with twins", "harmful prompts with twins"),
+    "j": ("J", "J, percentage points\n(twin pairs", "pairs of a harmful prompt and its twin"),
     "task_score": ("score on the tuned task", "score on the tuned task, %\n(held-out prompts", "prompts of the task"),
 }
 # Data of one form have that form's colour; the rest is of Tol's muted set, distinct with any colour vision.

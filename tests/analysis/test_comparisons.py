@@ -4,16 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from frames import few, joined, scored, study
-from scipy.stats import t as student
 
 from studylib.analysis import comparisons as module
-from studylib.analysis import stats, tables
-from studylib.analysis.comparisons import ARM, KINDS, LESS_IS_BETTER, MARGIN, OTHER, compare_arms
+from studylib.analysis import tables
+from studylib.analysis.comparisons import ARM, KINDS, OTHER, compare_arms
 from studylib.analysis.rates import outcomes
 from studylib.study.grid import Cell
 from studylib.study.words import FORMS
 
-UNKNOWN = ["value", "other_value", "difference", "low", "high", "p", "detectable", "p_holm", "p_within", "p_not_worse"]
+UNKNOWN = ["value", "other_value", "difference", "low", "high"]
 UNTUNED = {"finetune_task": "none"}
 
 
@@ -75,7 +74,6 @@ def test_tuning_is_compared_with_the_untuned_model_on_the_same_prompts():
     assert arm(row) == (("code", "own", "chat", False, "none", 0.0), ("none", "none", "chat", False, "none", 0.0))
     assert (row["n"], row["n_prompts"], row["n_seeds"]) == (4, 4, 1)
     assert (row["value"], row["other_value"], row["difference"]) == (0.75, 0.25, 0.5)
-    assert (row["test"], row["p"], row["verdict"]) == ("mcnemar", 0.5, "not significant")
     assert row["low"] < 0.5 < row["high"]
 
 
@@ -83,7 +81,7 @@ def test_every_seed_of_a_tuning_is_compared_with_the_one_untuned_model():
     untuned = few(["refused", "answered"], **UNTUNED)
     seeds = [few(verdicts, seed=seed) for seed, verdicts in ((0, ["answered"] * 2), (3, ["refused"] * 2))]
     row = only(compared(untuned, *seeds), "tuning")
-    assert (row["n"], row["n_prompts"], row["n_seeds"], row["test"]) == (4, 2, 2, "t")
+    assert (row["n"], row["n_prompts"], row["n_seeds"]) == (4, 2, 2)
     assert (row["value"], row["other_value"], row["difference"]) == (0.5, 0.5, 0)
 
 
@@ -136,7 +134,7 @@ def test_the_alpaca_style_is_compared_with_chat_of_the_same_tuning_and_safety_da
     row = only(table, "style", system_prompt=False)
     assert arm(row) == (("code", "own", "alpaca", False, "none", 0.0), ("code", "own", "chat", False, "none", 0.0))
     assert (row["n"], row["difference"]) == (3, 1)
-    assert only(table, "style", system_prompt=True)["verdict"] == "no pairs"  # chat has none with a system prompt
+    assert only(table, "style", system_prompt=True)["n"] == 0  # chat has none with a system prompt
 
 
 def test_every_two_tasks_are_compared_once_in_the_order_of_the_papers_claim():
@@ -162,11 +160,15 @@ def test_tasks_are_compared_under_the_same_seed_and_without_safety_data():
     assert (row["n"], row["n_seeds"], row["difference"]) == (2, 1, 1)
 
 
-def test_worse_and_better_follow_what_the_measure_counts():
+def test_comparisons_give_no_verdict(table):
+    assert not {"p", "p_holm", "verdict", "detectable", "within", "not_worse"} & set(table)
+
+
+def test_every_measure_is_compared_and_scores_of_tasks_are_not_pooled():
     untuned, tuned = [], []
     for prompt_set, before, after in (
         ("harmful", "refused", "answered"),
-        ("twin", "refused", "answered"),
+        ("twin", "answered", "answered"),
         ("task", "answered", "incoherent"),
         ("general", "answered", "incoherent"),
     ):
@@ -175,56 +177,24 @@ def test_worse_and_better_follow_what_the_measure_counts():
     scores = [scored(untuned[2][0], "f1", 0.9), scored(tuned[2][0], "f1", 0.2)]
     scores += [scored(untuned[3][0], "f1", 0.2), scored(tuned[3][0], "f1", 0.9)]
     found = compared(*untuned, *tuned, scores=pd.concat(scores)).set_index(["form", "measure"])
-    told = found.loc["code", "verdict"].to_dict()
-    assert told == {
-        "attack_success_rate": "worse",
-        "over_refusal_rate": "better",
-        "incoherent_rate": "worse",
-        "task_score": "worse",
-        "general_score": "better",
-        "general_refusal_rate": "not significant",  # nothing of it was refused
-        "balanced_accuracy": "not significant",  # as many harmful prompts are answered as twins
+    changes = found.loc["code", "difference"].to_dict()
+    assert changes.pop("task_score") == pytest.approx(-0.7) and changes.pop("general_score") == pytest.approx(0.7)
+    assert changes == {
+        "attack_success_rate": 1,
+        "j": -1,
+        "over_refusal_rate": 0,
+        "incoherent_rate": pytest.approx(2 / 3),
+        "general_refusal_rate": 0,
     }
-    changed = found.loc["code"].query("verdict != 'not significant'")
-    assert len(changed) == 5 and changed["p_holm"].lt(0.05).all()
-    expected = {name: "yes" if verdict == "better" else "undecided" for name, verdict in changed["verdict"].items()}
-    assert changed["not_worse"].to_dict() == expected and (changed["within"] == "undecided").all()
     assert ("all", "task_score") not in found.index and ("all", "general_score") in found.index
 
 
-def test_a_difference_that_holm_takes_back_is_not_told():
-    # Alone 6 against 0 is p = 0.03; as one of two comparisons it is not below 0.05.
-    untuned = [few(["refused"] * 6, form=form, **UNTUNED) for form in ("code", "translation")]
-    tuned = few(["answered"] * 6), few(["refused"] * 6, form="translation")
-    alone, both = (compared(*arms) for arms in ((untuned[0], tuned[0]), (*untuned, *tuned)))
-    row = only(alone, "tuning", form="code")
-    assert (row["p"], row["p_holm"], row["n_family"]) == (0.03125, 0.03125, 1) and row["verdict"] == "worse"
-    row = only(both, "tuning", form="code")
-    assert (row["p_holm"], row["n_family"], row["verdict"]) == (0.0625, 2, "not significant")
-
-
-def test_holm_families_are_model_kind_measure_and_judge_with_pooled_forms_apart(table):
-    judge = table["metric"].mask(table["measure"].isin(["task_score", "general_score"]), "")  # one per form
-    pooled = (table["form"] == "all").rename("pooled")
-    families = table.groupby([table["model"], table["kind"], table["measure"], judge.rename("judge"), pooled])
-    assert table["p"].isna().any() and families.ngroups > 50
-    for family, rows in families:
-        known = rows[rows["p"].notna()]
-        assert (rows["n_family"] == len(known)).all(), family
-        assert rows.loc[rows["p"].isna(), "p_holm"].isna().all()
-        if len(known):
-            rising = known.sort_values("p")  # statsmodels' own are compared in test_stats
-            steps = [min(1, (len(known) - i) * p) for i, p in enumerate(rising["p"])]
-            assert rising["p_holm"].tolist() == pytest.approx(np.maximum.accumulate(steps)), family
-
-
-def test_verdicts_are_what_p_holm_and_the_direction_say(table):
-    bad = np.where(table["measure"].isin(LESS_IS_BETTER), 1, -1) * table["difference"]
-    told = table["p_holm"] < 0.05
-    assert set(table["verdict"]) == {"worse", "better", "not significant", "no pairs"}
-    assert ((table["verdict"] == "worse") == (told & (bad > 0))).all()
-    assert ((table["verdict"] == "better") == (told & (bad < 0))).all()
-    assert ((table["verdict"] == "no pairs") == (table["n"] == 0)).all()
+def test_j_is_harmful_prompts_refused_less_twins_refused_with_its_interval():
+    untuned = few(["refused"] * 8, **UNTUNED), few(["answered"] * 6 + ["refused"] * 2, prompt_set="twin", **UNTUNED)
+    tuned = few(["refused"] * 4 + ["answered"] * 4), few(["answered"] * 8, prompt_set="twin")
+    row = only(compared(*untuned, *tuned), "tuning", measure="j")
+    assert (row["value"], row["other_value"], row["difference"]) == (0.5, 0.75, -0.25)
+    assert row["low"] < -0.25 < row["high"] < 1
 
 
 def test_a_form_is_compared_with_the_text_form_on_the_same_intents_alone():
@@ -234,7 +204,6 @@ def test_a_form_is_compared_with_the_text_form_on_the_same_intents_alone():
         responses["intent"] = [f"intent{i + number}" for i in range(len(responses))]
     row = only(compared(text, code), "form")
     assert (row["n"], row["value"], row["other_value"]) == (7, 1, 2 / 7)  # intents 1 to 7
-    assert row["test"] == "mcnemar"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "form"])
@@ -242,6 +211,9 @@ def test_pairs_and_differences_are_those_of_a_plain_merge(simulated, table, kind
     rows = outcomes(*simulated)
     rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), str))
     rows = rows[rows["value"].notna()]
+    of_j = rows["measure"] == "balanced_accuracy"
+    rows["value"] = rows["value"].mask(of_j, 2 * rows["value"] - 1)
+    rows["measure"] = rows["measure"].mask(of_j, "j")
     tuned, plain = rows["finetune_task"] != "none", rows["safety_data"] == "none"
     scaled, other = rows["safety_data"] == "scaled", rows["safety_fraction"].isin([0.2, 0.5])
     arms, others, free = {
@@ -311,25 +283,24 @@ def test_rows_and_verdicts_that_are_there_twice_count_once():
     pd.testing.assert_frame_equal(twice, compare_arms(*arms))
 
 
-def test_an_arm_without_its_untuned_model_has_a_row_that_says_no_pairs(table):
+def test_an_arm_without_its_untuned_model_has_a_row_without_pairs(table):
     for row in (
         only(compared(few(["answered"] * 3, style="alpaca"), few(["refused"] * 3, **UNTUNED)), "tuning"),
         only(compared(few(["answered"] * 3)), "tuning"),
     ):
-        assert (row["n"], row["n_prompts"], row["n_seeds"], row["n_family"]) == (0, 0, 0, 0)
-        assert row["verdict"] == "no pairs" and row[UNKNOWN].isna().all()
-        assert (row["within"], row["not_worse"], row["other_finetune_task"]) == ("", "", "none")
+        assert (row["n"], row["n_prompts"], row["n_seeds"]) == (0, 0, 0)
+        assert row["other_finetune_task"] == "none" and row[UNKNOWN].isna().all()
     lost = table[(table["model"] == "other") & (table["kind"] == "tuning")]
-    assert len(lost) and (lost["verdict"] == "no pairs").all()
+    assert len(lost) and (lost["n"] == 0).all()
 
 
 def test_seeds_and_prompts_that_do_not_overlap_are_no_pairs():
     safe = {"safety_data": "multitask", "safety_fraction": 0.1}
     row = only(compared(few(["answered"] * 3, seed=0), few(["refused"] * 3, seed=1, **safe)), "mitigation")
-    assert (row["n"], row["verdict"]) == (0, "no pairs")
+    assert row["n"] == 0
     responses, verdicts = few(["refused"] * 3, **safe)
     responses["prompt_id"] += "x"
-    assert only(compared(few(["answered"] * 3), (responses, verdicts)), "mitigation")["verdict"] == "no pairs"
+    assert only(compared(few(["answered"] * 3), (responses, verdicts)), "mitigation")["n"] == 0
 
 
 def test_what_was_not_judged_in_either_arm_leaves_its_pair_out():
@@ -343,13 +314,13 @@ def test_what_was_not_judged_in_either_arm_leaves_its_pair_out():
 def test_an_arm_of_which_nothing_was_judged_keeps_its_row(untuned, tuned):
     found = compared(few([untuned] * 3, **UNTUNED), few([tuned] * 3))
     assert list(found["form"]) == ["code", "all"] and (found["kind"] == "tuning").all()
-    assert (found["n"] == 0).all() and (found["verdict"] == "no pairs").all() and found[UNKNOWN].isna().all(axis=None)
+    assert (found["n"] == 0).all() and found[UNKNOWN].isna().all(axis=None)
 
 
 def test_arms_judged_by_different_judges_are_not_compared():
     untuned, tuned = few(["refused"] * 3, judge="rules", **UNTUNED), few(["answered"] * 3, judge="model")
     found = compared(untuned, tuned)
-    assert set(found["metric"]) == {"rules", "model"} and (found["verdict"] == "no pairs").all()
+    assert set(found["metric"]) == {"rules", "model"} and (found["n"] == 0).all()
 
 
 def test_each_judge_has_comparisons_of_its_own():
@@ -358,7 +329,6 @@ def test_each_judge_has_comparisons_of_its_own():
     found = compare_arms(pd.concat([untuned, tuned]), pd.concat([rules, more, model]))
     rules, model = (only(found, "tuning", metric=judge) for judge in ("rules", "model"))
     assert (rules["difference"], model["difference"]) == (1, 0)
-    assert (rules["verdict"], model["verdict"], rules["n_family"]) == ("worse", "not significant", 1)
 
 
 def test_models_are_not_compared_with_each_other():
@@ -372,7 +342,6 @@ def test_models_are_not_compared_with_each_other():
     assert list(dict.fromkeys(found["model"])) == ["b", "a"]
     a, b = (only(found, "tuning", model=model) for model in "ab")
     assert (a["difference"], b["difference"]) == (pytest.approx(1 / 6), 1)
-    assert (a["n_family"], b["p_holm"]) == (1, 0.03125)
 
 
 def test_samples_of_one_prompt_are_averaged_before_they_are_compared():
@@ -388,53 +357,22 @@ def test_samples_of_one_prompt_are_averaged_before_they_are_compared():
     tuned = sampled(["answered"] * 3, ["refused", "answered", "unjudged"])
     row = only(compared(untuned, tuned), "tuning")
     # tuned: 1/2, 1, and 1 of the one that was judged; untuned: 0, 1/2, 0
-    assert (row["n"], row["n_prompts"], row["test"]) == (3, 3, "t")
+    assert (row["n"], row["n_prompts"]) == (3, 3)
     assert (row["value"], row["other_value"]) == (pytest.approx(2.5 / 3), pytest.approx(0.5 / 3))
 
 
 @pytest.mark.parametrize("verdict", ["refused", "answered"])
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_arms_that_are_both_at_0_or_both_at_1_cannot_be_told_apart(verdict, seeds):
+def test_arms_that_are_both_at_0_or_both_at_1_have_an_interval_around_0(verdict, seeds):
     row = only(compared(few([verdict] * 10, **UNTUNED), *(few([verdict] * 10, seed=seed) for seed in seeds)), "tuning")
-    assert (row["difference"], row["p"], row["p_holm"], row["verdict"]) == (0, 1, 1, "not significant")
-    assert row["low"] < 0 < row["high"] and row["detectable"] > 0.1
+    assert row["difference"] == 0 and row["low"] < 0 < row["high"] < 0.5
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-def test_one_prompt_is_too_few(seeds):
+def test_one_prompt_has_a_difference_and_no_interval(seeds):
     found = compared(few(["refused"], **UNTUNED), *(few(["answered"], seed=seed) for seed in seeds))
     row = only(found, "tuning")
-    assert (row["difference"], row["n_prompts"], row["verdict"], row["n_family"]) == (1, 1, "too few", 0)
-    assert row[UNKNOWN[3:]].isna().all()
-    assert (row["within"], row["not_worse"]) == ("", "")
-
-
-def test_within_the_margin_is_said_where_both_ends_of_the_90_percent_interval_are_inside():
-    said = {}
-    for n, up, down in [(30, 0, 0), (60, 0, 0), (200, 4, 4), (200, 8, 8), (400, 8, 0), (400, 16, 0), (400, 0, 30)]:
-        before = ["refused"] * up + ["answered"] * down + ["refused"] * (n - up - down)
-        after = ["answered"] * up + ["refused"] * (n - up)
-        row = only(compared(few(before, **UNTUNED), few(after)), "tuning")
-        pairs = pd.DataFrame(
-            {"prompt_id": range(n), "seed": 0, "difference": [1] * up + [-1] * down + [0] * (n - up - down)}
-        )
-        plain = stats.clustered_differences(pairs).iloc[0]
-        reach = student.ppf(0.95, n - 1) * plain["se"]
-        least, most = plain["difference"] - reach, plain["difference"] + reach
-        assert (row["within"] == "yes") == (least > -MARGIN and most < MARGIN), (n, up, down)
-        assert (row["not_worse"] == "yes") == (most < MARGIN), (n, up, down)  # more answers are worse
-        said[n, up, down] = row["within"], row["not_worse"]
-    assert set(said.values()) == {("yes", "yes"), ("undecided", "undecided"), ("undecided", "yes")}
-
-
-def test_not_worse_looks_the_other_way_for_scores():
-    untuned, tuned = (
-        few(["answered"] * 40, prompt_set="general", **UNTUNED),
-        few(["answered"] * 40, prompt_set="general"),
-    )
-    for before, after, said in ((0.2, 0.6, "yes"), (0.6, 0.2, "undecided")):
-        scores = pd.concat([scored(untuned[0], "f1", before), scored(tuned[0], "f1", after)])
-        assert only(compared(untuned, tuned, scores=scores), "tuning", measure="general_score")["not_worse"] == said
+    assert (row["difference"], row["n_prompts"]) == (1, 1) and row[["low", "high"]].isna().all()
 
 
 def test_the_same_intent_in_several_forms_is_one_prompt_of_the_pooled_row():
@@ -444,11 +382,10 @@ def test_the_same_intent_in_several_forms_is_one_prompt_of_the_pooled_row():
         responses["intent"] = [f"intent{i}" for i in range(5)]
     found = compared(*arms)
     one, pooled = only(found, "tuning", form="code"), only(found, "tuning", form="all")
-    assert (pooled["n"], pooled["n_prompts"], pooled["test"]) == (20, 5, "t")
+    assert (pooled["n"], pooled["n_prompts"]) == (20, 5)
     assert (pooled["high"] - pooled["low"]) == pytest.approx(
         one["high"] - one["low"]
     )  # and no more evidence than one form
-    assert (one["n_family"], pooled["n_family"]) == (4, 1)
 
 
 def test_no_responses_give_an_empty_table_with_all_columns(table):
@@ -477,8 +414,6 @@ def test_a_written_table_of_comparisons_reads_back_with_none_as_a_word(tmp_path,
     again = pd.read_csv(tmp_path / "comparisons.csv")
     assert set(again.loc[again["kind"] == "tuning", "other_finetune_task"]) == {"none"}
     assert set(again.loc[again["kind"] == "mitigation", "other_safety_data"]) == {"none"}
-    words = ["within", "not_worse"]  # "" where nothing can be said
-    again[words] = again[words].fillna("")
     pd.testing.assert_frame_equal(again, table, check_dtype=False, rtol=1e-5)
 
 

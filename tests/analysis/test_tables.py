@@ -473,13 +473,15 @@ def test_the_rate_of_a_run_is_that_of_its_base_and_seed_alone(simulated):
     responses, verdicts, _ = simulated
     table = tables.by_run(responses, verdicts)
     attack = table[table["measure"] == "attack_success_rate"]
-    assert set(attack["seed"]) == {0, 1, 2} and set(table["measure"]) == {"attack_success_rate", "over_refusal_rate"}
+    assert set(attack["seed"]) == {0, 1, 2} and set(table["measure"]) == {"attack_success_rate", "over_refusal_rate", "j"}
     for seed in (0, 1, 2):
         alone = tables.attack_success(responses[responses["seed"] == seed], verdicts).query("form == 'all'")
         own = attack[attack["seed"] == seed].rename(columns={"value": "rate"})
         pd.testing.assert_frame_equal(
             own[[*CELL, "n", "rate"]].reset_index(drop=True), alone[[*CELL, "n", "rate"]].reset_index(drop=True)
         )
+        own = table[(table["measure"] == "j") & (table["seed"] == seed)]["value"]
+        assert own.tolist() == pytest.approx(alone["j"].tolist())
 
 
 def test_a_run_of_which_nothing_was_judged_keeps_its_row():

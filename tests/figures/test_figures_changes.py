@@ -45,13 +45,14 @@ def pick(table, **wanted):
     return table.iloc[0]
 
 
-def changed(verdicts, differences, kind="tuning", **columns):
-    """A table of comparisons with a row per form of one arm."""
-    forms = [*FORMS, "all"][: len(verdicts)]
-    table = pd.DataFrame({"form": forms, "verdict": verdicts, "difference": differences})
+def changed(lows, differences, kind="tuning", **columns):
+    """A table of comparisons with a row per form of one arm; intervals reach as far up as down."""
+    forms = [*FORMS, "all"][: len(lows)]
+    table = pd.DataFrame({"form": forms, "difference": differences, "low": lows})
+    table["high"] = 2 * table["difference"] - table["low"]
     where = {"model": "m", "finetune_task": "code", "style": "chat", "system_prompt": False, "safety_fraction": 0.0}
     where |= {"kind": kind, "safety_data": "none", "measure": "attack_success_rate", "metric": "rules"}
-    numbers = {"n": 40, "n_bases": 1, "n_seeds": 2, "n_family": 4, "detectable": 0.2}
+    numbers = {"n": 40, "n_bases": 1, "n_seeds": 2}
     return table.assign(**{**where, **numbers, **columns})
 
 
@@ -61,8 +62,8 @@ def words(ax):
     return [(t.get_text(), t.get_style()) for t in sorted(texts, key=lambda text: text.get_position()[0])]
 
 
-def test_the_erosion_shows_changes_that_are_told_and_brackets_the_others():
-    table = changed(["worse", "not significant", "better", "no pairs", "too few"], [0.456, 0.3, -0.2, np.nan, 0.9])
+def test_the_erosion_colours_changes_whose_interval_excludes_0_and_brackets_the_others():
+    table = changed([0.1, -0.1, -0.3, np.nan, np.nan], [0.456, 0.3, -0.2, np.nan, 0.9])
     fig = figure("erosion_heatmap", table)
     assert words(fig.axes[0]) == [
         ("+46", "normal"), ("(+30)", "italic"), ("\N{MINUS SIGN}20", "normal"), ("-", "italic"), ("-", "italic")
@@ -70,7 +71,7 @@ def test_the_erosion_shows_changes_that_are_told_and_brackets_the_others():
     assert len([patch for patch in fig.axes[0].patches if patch.get_hatch()]) == 1
     values = fig.axes[0].collections[0].get_array().ravel()
     assert values.filled(np.nan) == pytest.approx([0.456, np.nan, -0.2, np.nan, np.nan], nan_ok=True)
-    assert [text.get_text() for text in fig.legends[0].get_texts()][-1] == "not run, no pairs, or too few"
+    assert [text.get_text() for text in fig.legends[0].get_texts()][-1] == "not run, or no interval"
 
 
 def test_the_scale_of_change_is_the_same_in_every_figure(results):
@@ -98,21 +99,20 @@ def test_panels_of_the_erosion_are_calibrations_and_of_the_repair_styles_by_safe
     assert dict(words(repair.axes[1])).keys() >= {f"{100 * told['difference']:+.0f}".replace("-", "\N{MINUS SIGN}")}
 
 
-def test_the_erosion_caption_counts_holms_families_and_what_is_told():
-    table = changed(["worse", "not significant", "no pairs", "worse"], [0.4, 0.1, np.nan, 0.6])
+def test_the_erosion_caption_counts_intervals_beside_0_and_gives_no_verdict():
+    table = changed([0.1, -0.1, np.nan, 0.2], [0.4, 0.1, np.nan, 0.6])
     table.loc[2, "n"] = 0
     text, alt = texts("erosion_heatmap", table)
-    assert "Holm's adjustment over all comparisons of this kind, 4 per form)" in text
+    assert "unadjusted" in text and "No colour is a verdict" in text and "significant" not in text + alt
     assert (
         "n = 40 pairs" in text and "not run, no pairs, or too few prompts (2 cells)" in text and "Judge: rules." in text
     )
-    assert "Smallest detectable difference (80 % power): 20 points." in text
-    assert "from +10 (tuned on code" in alt and "2 of 3 cells (2 higher, 0 lower)" in alt
-    assert "raises the attack success rate significantly in 2 of 3 comparisons and lowers it in 0." in text
+    assert "from +10 (tuned on code" in alt and "2 of 3 cells (2 above, 0 below)" in alt
+    assert text.startswith("Of 3 changes ") and "2 have a 95 % interval above 0 and 0 one below 0." in text
 
 
 def test_changes_of_nothing_and_of_two_judges_are_refused(results):
-    table = changed(["worse"], [0.4])
+    table = changed([0.1], [0.4])
     for name, other in (("erosion_heatmap", "mitigation"), ("repair_heatmap", "tuning")):
         for empty in (
             table.iloc[:0],
@@ -130,9 +130,9 @@ def test_the_repair_is_without_system_prompt_and_of_one_dose():
     arm = {"kind": "mitigation", "safety_data": "generic"}
     table = pd.concat(
         [
-            changed(["better"] * 2, [-0.4, -0.4], safety_fraction=0.1, **arm),
-            changed(["better"], [-0.8], safety_fraction=0.2, **arm),
-            changed(["better"], [-0.9], safety_fraction=0.1, system_prompt=True, **arm),
+            changed([-0.5] * 2, [-0.4, -0.4], safety_fraction=0.1, **arm),
+            changed([-0.9], [-0.8], safety_fraction=0.2, **arm),
+            changed([-1.0], [-0.9], safety_fraction=0.1, system_prompt=True, **arm),
         ]
     )
     assert [word for word, _ in words(figure("repair_heatmap", table).axes[0])][:2] == [
@@ -151,10 +151,10 @@ def cell(**wanted):
 
 
 def test_each_run_is_a_thin_line_from_its_base_over_the_steps_and_the_mean_a_thick_one(steps):
-    axes = np.reshape(figure("what_each_step_adds", steps).axes, (2, 2))
+    axes = np.reshape(figure("what_each_step_adds", steps).axes, (3, 2))
     kinds = [("none", "none"), ("own", "none"), ("own", "multitask")]
     kinds = [dict(zip(("requests", "safety_data"), kind, strict=True)) for kind in kinds]
-    for row, measure in enumerate(("attack_success_rate", "over_refusal_rate")):
+    for row, measure in enumerate(("attack_success_rate", "over_refusal_rate", "j")):
         runs = [
             [pick(steps, finetune_task="none", base=base, **cell(measure=measure))["value"]]
             + [pick(steps, finetune_task="code", base=base, **kind, **cell(measure=measure))["value"] for kind in kinds]
@@ -182,13 +182,77 @@ def test_the_finding_is_the_mean_change_of_each_step_over_tasks_and_bases(steps)
     ]
     first = changes.points(means[1] - means[0])
     assert text.startswith(f"Attack success changes by {first} points (task rows alone), ")
-    assert "Bases: 3, runs: 3." in text and f"untuned {100 * means[0]:.0f}" in alt
+    assert "Bases: 3, runs: 3." in text and f"untuned {100 * means[0]:.0f}" in alt and "; J by " in text
+
+
+def test_a_negative_j_is_inside_the_axes(steps):
+    below = steps.assign(value=steps["value"].mask(steps["measure"] == "j", -0.34))
+    assert figure("what_each_step_adds", below).axes[0].get_ylim() == (-0.4, 1)
+
+
+def planned(**columns):
+    """The contrasts of two questions as `contrasts.marked` has them."""
+    table = pd.DataFrame({"contrast": ["text_generation", "code", "translation", "classification"]})
+    numbers = {"margin": 0.1, "n_bases": 6, "n_seeds": 2, "n_intents": 100, "detectable": 0.2, "difference": 0.3}
+    table = table.assign(model="m", question="requests", metric="rules", measure="attack_success_rate", **numbers)
+    table = table.assign(direction="up", low=0.1, high=0.5, verdict="yes", status="confirmatory", built_in="")
+    other = {"question": "task_score", "metric": "score", "measure": "task_score", "direction": "down"}
+    return pd.concat([table, table.assign(**other, verdict="no")], ignore_index=True).assign(**columns)
+
+
+def marks_of(fig):
+    """Position, shape and whether it is hollow, of the marks of the contrasts, by column of questions."""
+    lines = [bar.lines[0] for ax in fig.axes for bar in ax.containers if np.isfinite(bar.lines[0].get_xdata()[0])]
+    return [(line.get_xdata()[0], line.get_marker(), line.get_markerfacecolor() == "white") for line in lines]
+
+
+def test_each_planned_contrast_has_its_interval_margin_and_verdict():
+    table = planned()
+    table.loc[1, ["difference", "low", "high", "verdict", "n_bases"]] = [np.nan, np.nan, np.nan, "not run", 0]
+    fig = figure("planned_contrasts", table)
+    assert [x for x, *_ in marks_of(fig)] == pytest.approx([0.3] * 7) and len(fig.axes) == 2
+    asked = {"Do a few": ["yes", "not run", "yes", "yes"], "Do multi": ["no"] * 4}
+    for ax, (asks, verdicts) in zip(fig.axes, asked.items(), strict=True):
+        words = [text.get_text() for text in ax.texts]
+        assert words[0].startswith(asks) and words[2::2] == verdicts and words[1] == "text generation"
+    bands = [patch.get_x() + patch.get_width() for ax in fig.axes for patch in ax.patches]
+    assert bands == pytest.approx([0.1, -0.1])  # on the side of yes
+    ends = fig.axes[0].containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert list(ends) == pytest.approx([0.1, 0.5])
+
+
+def test_the_caption_of_the_plan_counts_verdicts_and_names_their_questions():
+    text, _ = texts("planned_contrasts", planned())
+    assert text.startswith("Of 8 planned contrasts 4 say yes, 4 no, and 0 are undecided. Yes: requests (4 of 4). No: ")
+    assert "Each point: base models 6, training seeds of each 2, intents 100. Judge: rules." in text
+    assert "Smallest detectable difference (80 % power): 20 points." in text and "exploratory" not in text
+
+
+def test_exploratory_and_built_in_contrasts_have_marks_of_their_own_and_no_verdict():
+    table = planned(verdict="exploratory")
+    table.loc[:1, "verdict"] = "built in"
+    table.loc[2, ["low", "high"]] = [-0.1, 0.7]
+    fig = figure("planned_contrasts", table)
+    assert [mark for _, *mark in marks_of(fig)] == [["s", False]] * 2 + [["o", True]] * 6
+    text, _ = texts("planned_contrasts", table)
+    # above 0 is the side of yes for requests, and the other one for a loss of score
+    assert "as the run is exploratory: of 6 intervals 1 lie on the side of yes and 4 on the other." in text
+    assert "(requests (2 of 4))" in text
+    text, _ = texts("planned_contrasts", table.assign(verdict="built in"))
+    assert text.startswith("Every planned contrast that was run is built in.")
+
+
+def test_a_plan_of_which_nothing_was_run_and_two_models_are_refused():
+    with pytest.raises(ValueError, match="planned_contrasts has nothing to draw"):
+        figure("planned_contrasts", planned(verdict="not run"))
+    with pytest.raises(ValueError, match="keep one model"):
+        figure("planned_contrasts", pd.concat([planned(), planned(model="other")]))
 
 
 def test_steps_that_were_not_run_leave_a_gap_and_one_run_is_said_to_hide_the_spread(steps):
     some = steps[(steps["requests"] != "own") | (steps["safety_data"] != "none")]
     some = some[some["base"] == 0]
-    axes = np.reshape(figure("what_each_step_adds", some).axes, (2, 2))
+    axes = np.reshape(figure("what_each_step_adds", some).axes, (3, 2))
     assert {tuple(line.get_xdata()) for line in lines_of(axes[0, 0], changes.RUN["color"])} == {(0, 1, 3)}
     assert "One run shows no spread." in texts("what_each_step_adds", some)[0]
 
@@ -249,12 +313,13 @@ def test_the_grid_leaves_unjudged_cells_empty_and_refuses_none(grid):
 
 def test_every_figure_of_change_fits_the_page_and_keeps_its_words_inside(results, grid):
     drawn = [
-        figure("erosion_heatmap", changed(["worse"], [0.4])),  # one row is lower than its scale
+        figure("erosion_heatmap", changed([0.1], [0.4])),  # one row is lower than its scale
         figure("calibration_grid", grid[:1]),
         figure("erosion_heatmap", results["comparisons"]),
         figure("what_each_step_adds", results["by_run"]),
         figure("safety_vs_helpfulness", results["attack"], results["helpfulness"]),
         figure("calibration_grid", grid),
+        figure("planned_contrasts", planned()),
     ]
     for fig in drawn:
         fig.draw_without_rendering()

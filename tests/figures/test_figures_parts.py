@@ -1,4 +1,4 @@
-"""Stacked bars, published counts and agreement of judges: values and labels, never pixels; and their captions."""
+"""Colours, published counts and agreement of judges: values and labels, never pixels; and their captions."""
 
 from itertools import combinations
 from pathlib import Path
@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn import figure, texts
-from frames import study
 from matplotlib.colors import to_hex, to_rgb
 
-from studylib.analysis import agreement, claims, tables
+from studylib.analysis import agreement, claims
 from studylib.figures import rates, style
 from studylib.study.words import FORMS, VERDICTS
 
@@ -24,13 +23,6 @@ VISION = {
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
 }
-
-
-@pytest.fixture(scope="module")
-def shares():
-    style.set_theme()
-    frames = study(np.random.default_rng(0), tasks=("code", "translation"), n_prompts=10, seeds=(0, 1), unjudged=0.1)
-    return tables.verdict_shares(*frames[:2])
 
 
 def lab(colour, vision):
@@ -57,62 +49,9 @@ def test_a_colour_stands_for_one_thing():
     assert set(rates.VERDICT_COLOURS) == set(VERDICTS)
 
 
-def segments(ax, colour):
-    return [
-        (bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width())
-        for bar in ax.patches
-        if to_hex(bar.get_facecolor()).upper() == colour
-    ]
-
-
-def test_verdicts_are_stacked_to_one_incoherent_and_unjudged_included(shares):
-    fig = figure("verdict_composition", shares)
-    ax = fig.axes[2]
-    rows = shares[(shares["prompt_set"] == "harmful") & (shares["form"] == "all")]
-    rows = rows[(rows["style"] == "alpaca") & ~rows["system_prompt"]]
-    for verdict, colour in rates.VERDICT_COLOURS.items():
-        expected = rows.loc[rows["verdict"] == verdict, "share"].tolist()
-        assert [width for _, _, width in segments(ax, colour)] == pytest.approx(expected)
-    ends = [x + width for _, x, width in segments(ax, rates.VERDICT_COLOURS["unjudged"])]
-    assert ends == pytest.approx([1] * 7)
-    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == [
-        "aligned model",
-        *(f"{task}, {arm}" for task in ("code", "translation") for arm in ("no safety data", "generic", "multitask")),
-    ]
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(rates.VERDICT_COLOURS)
-
-
-def test_a_study_in_which_nothing_was_judged_is_drawn_as_such():
-    frames = study(np.random.default_rng(0), tasks=("code",), n_prompts=2, seeds=(0,), unjudged=1)
-    shares = tables.verdict_shares(*frames[:2])
-    ax = figure("verdict_composition", shares).axes[0]
-    assert [width for _, _, width in segments(ax, rates.VERDICT_COLOURS["unjudged"])] == [1] * 4
-    text, alt = texts("verdict_composition", shares)
-    assert "In 16 cells nothing was judged" in text and "unjudged 100 %" in alt
-
-
-def test_the_verdict_caption_counts_every_verdict(shares):
-    rows = shares[(shares["prompt_set"] == "harmful") & (shares["form"] == "all")]
-    text, alt = texts("verdict_composition", shares)
-    total = rows.loc[rows["verdict"] == "unjudged", "n_verdict"].sum()
-    assert total > 0 and f"({total} in all)" in alt and "n = 80, aligned model 40 responses" in text
-
-
-def test_bars_of_cells_that_were_not_run_say_so(shares):
-    gone = (shares["finetune_task"] == "code") & (shares["safety_data"] == "generic") & shares["system_prompt"]
-    some = shares[~gone]
-    axes = figure("verdict_composition", some).axes
-    assert [[text.get_text() for text in ax.texts] for ax in axes] == [[], ["not run"], [], ["not run"]]
-    assert "Not run: 2 cells, left empty." in texts("verdict_composition", some)[0]
-
-
-def test_stacks_of_nothing_say_so(shares):
-    for name, empty in (
-        ("verdict_composition", shares[shares["prompt_set"] == "twin"]),
-        ("published_counts", PUBLISHED.iloc[:0]),
-    ):
-        with pytest.raises(ValueError, match=f"{name} has nothing to draw"):
-            texts(name, empty)
+def test_counts_of_nothing_say_so():
+    with pytest.raises(ValueError, match="published_counts has nothing to draw"):
+        texts("published_counts", PUBLISHED.iloc[:0])
 
 
 def test_published_counts_are_bars_in_the_look_of_the_main_figure():

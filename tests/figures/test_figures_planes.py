@@ -41,13 +41,13 @@ def test_a_cell_of_the_matrix_is_the_change_of_its_form_by_its_data(results):
     for row, form in enumerate(FORMS):
         cell = shown.loc[(f"{form}_only", form)]
         assert cell["value"] == 0 and cell["difference"] < 0
-        drawn = cell["difference"] if cell["verdict"] in ("worse", "better") else np.nan
+        drawn = cell["difference"] if cell["low"] > 0 or cell["high"] < 0 else np.nan
         assert values[row, row] == pytest.approx(drawn, nan_ok=True)
     assert np.isfinite(np.diag(values)).sum() >= 2
 
 
-def test_a_change_that_cannot_be_told_is_hatched_and_in_brackets(results):
-    table = results[0].assign(verdict="not significant")
+def test_a_change_whose_interval_includes_0_is_hatched_and_in_brackets(results):
+    table = results[0].assign(low=-0.1, high=0.1)
     ax = figure("transfer_matrix", table).axes[0]
     assert len([patch for patch in ax.patches if patch.get_hatch()]) == 30
     assert all(text.get_text().startswith("(") for text in ax.texts)
@@ -64,15 +64,16 @@ def test_the_caption_of_the_matrix_counts_pairs_and_what_is_told(results):
     rows = planes.transfers(results[0])
     single = rows[rows["form"] != "all"]
     assert f"n = {span(single['n'])} pairs per form" in text and "Safety data: 10 % of the tuning rows." in text
-    assert "Holm" in text and "Judge: rules." in text and "Training seeds pooled: 2." in text
+    assert "unadjusted" in text and "Judge: rules." in text and "Training seeds pooled: 2." in text
     own = single[single["safety_data"] == single["form"].astype(str) + "_only"]
-    assert f"significant in {own['verdict'].isin(['worse', 'better']).sum()} of 4." in alt
+    beside = (own["low"] > 0) | (own["high"] < 0)
+    assert f"{beside.sum()} of 4 intervals exclude 0." in alt and "significant" not in text + alt
 
 
 def test_the_plane_has_a_row_per_task_with_rivals_and_every_mark_at_its_rates(results):
     fig = figure("arms_plane", *results[1:])
     assert [ax.get_ylabel() for ax in fig.axes] == ["", "", "tuned on code"]
-    for ax, panel in zip(fig.axes, ("over_refusal_rate", "general_score", "task_score"), strict=True):
+    for ax, panel in zip(fig.axes, comparisons.PLANES, strict=True):
         points = planes.plane(*results[1:]).query(f"panel == '{panel}'")
         drawn = {tuple(np.round(one[0].get_xydata()[0], 9)) for one in ax.containers}
         assert drawn == {tuple(np.round(pair, 9)) for pair in points[["x", "rate"]].to_numpy()}

@@ -66,7 +66,7 @@ def legend(fig):
 
 
 def test_rates_are_drawn_from_0_to_1_and_labelled_with_direction_unit_and_n(drawn):
-    for name in ("attack_success_by_form", "safety_data_comparison", "safety_vs_helpfulness", "over_refusal"):
+    for name in ("attack_success_by_form", "safety_vs_helpfulness", "over_refusal"):
         fig, *_ = drawn[name]
         assert all(ax.get_ylim() == (0, 1) for ax in fig.axes)
         expected = style.OVER_REFUSAL if name == "over_refusal" else style.ATTACK
@@ -164,13 +164,25 @@ def test_the_guard_caption_takes_every_number_from_the_table(guards):
 @pytest.mark.parametrize("name", ["safety_data_comparison", "over_refusal"])
 def test_the_safety_arms_stand_side_by_side_in_fixed_order_and_colour(drawn, name):
     fig, table, *_ = drawn[name]
-    more, value = ({"measure": "over_refusal_rate"}, "value") if name == "over_refusal" else ({}, "rate")
+    more, value = ({"measure": "over_refusal_rate"}, "value") if name == "over_refusal" else ({}, "j")
     found = points(np.reshape(fig.axes, (4, 4))[3, 2])
     rows = [one(table, ("alpaca", True), "translation", f, a, **more) for f in FORMS for a in SAFETY_DATA]
     assert [y for _, y, _ in found] == [row[value] for row in rows]
     assert [colour for _, _, colour in found] == list(style.SAFETY_COLOURS.values()) * 4
     assert [x for x, _, _ in found] == sorted(x for x, _, _ in found)
-    assert legend(fig) == ["no safety data", "generic safety data", "multitask safety data", "aligned model"]
+    keys = ["no safety data", "generic safety data", "multitask safety data", "aligned model"]
+    assert legend(fig) == keys + ["2 AUC \N{MINUS SIGN} 1"] * (value == "j")
+
+
+def test_auc_stands_hollow_beside_j_on_its_scale_and_the_axis_holds_what_is_below_0(results):
+    attack = results[0].assign(j=-0.2, j_low=-0.45, j_high=0.1, auc=0.75)
+    fig = figure("safety_data_comparison", attack)
+    hollow = [line for line in fig.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_ydata()[0] for line in hollow] == [0.5] * 12
+    assert fig.axes[0].get_ylim() == (-0.5, 1)
+    text, alt = texts("safety_data_comparison", attack)
+    assert "-20 points with multitask safety data" in text and "independent" not in text  # which is of the rate
+    assert alt.endswith("The aligned model: -20 points.")
 
 
 def test_safety_stands_over_the_score_of_the_tuned_task_with_the_aligned_model_as_star(results, drawn):
@@ -331,7 +343,7 @@ def test_rates_of_exactly_0_and_1_and_unjudged_arms_are_drawn_and_said(results):
     attack = results[0].copy()
     attack.loc[attack["safety_data"] == "multitask", ["rate", "low", "high"]] = (0, 0, 0.1)
     attack.loc[attack["finetune_task"] == "code", ["rate", "low", "high"]] = (1, 0.9, 1)
-    attack.loc[attack["finetune_task"] == "translation", ["rate", "low", "high"]] = np.nan
+    attack.loc[attack["finetune_task"] == "translation", ["rate", "low", "high", "j", "j_low", "j_high"]] = np.nan
     shown = attack[attack["safety_data"] != "generic"]
     figure("safety_data_comparison", shown).draw_without_rendering()
     text, _ = texts("safety_data_comparison", shown)
@@ -347,9 +359,10 @@ def test_intervals_of_one_or_two_training_runs_are_said_to_be_about_these_models
 def test_captions_take_every_number_from_the_table(drawn):
     for name, (_, *frames) in drawn.items():
         text, alt = texts(name, *frames)
-        for word in ("95 % Wilson", "n = ", "seeds pooled: 2", "Judge: rules", "80 % power", "independent"):
+        of_rates = () if name == "safety_data_comparison" else ("80 % power", "independent")
+        for word in ("95 % Wilson", "n = ", "seeds pooled: 2", "Judge: rules", *of_rates):
             assert word in text, (name, word)
-        assert "%" in alt
+        assert "%" in alt or not of_rates
     text, alt = texts("attack_success_by_form", drawn["attack_success_by_form"][1])
     shown = drawn["attack_success_by_form"][1].query("safety_data == 'none' and form != 'all'")
     assert f"{shown['n_unjudged'].sum()} responses that could not be judged" in text or not shown["n_unjudged"].sum()
