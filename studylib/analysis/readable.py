@@ -47,12 +47,12 @@ def cell_words(row, form: bool = False) -> str:
 
 
 def span(numbers) -> str:
-    """Smallest and largest number, as in "148-150"; one where they round to the same, "no" where all are NaN."""
+    """Smallest and largest number, as in "148-150" or "-1 to 5"; one where they are rounded the same, "no" of NaN."""
     known = [float(number) for number in numbers if not np.isnan(number)]
     if not known:
         return "no"
-    low, high = f"{min(known):.0f}", f"{max(known):.0f}"
-    return low if low == high else f"{low}-{high}"
+    low, high = round(min(known)), round(max(known))
+    return str(low) if low == high else f"{low} to {high}" if low < 0 else f"{low}-{high}"
 
 
 def in_percent(attack: pd.DataFrame) -> pd.DataFrame:

@@ -84,8 +84,9 @@ def change_heatmap(
     tasks. `left` in inches is their room.
     """
     names = names or {task: label(task) for task in style.tasks_of(table, tuned=True)}
-    forms, margins = [*FORMS, "all"], {"left": left, "right": 1.1, "top": 0.55, "wspace": 0.08, "hspace": 0.22}
-    fig, axes = style.two_columns(panels, 0.32 * len(names), **margins)
+    forms, margins = [*FORMS, "all"], {"left": left, "right": 1.1, "top": 0.55, "wspace": 0.08}
+    height = 0.32 * len(names)
+    fig, axes = style.two_columns(panels, height, hspace=0.29 / height, **margins)  # room for a title
     for ax, (title, part) in zip(axes, panels, strict=True):
         wide = {
             name: part.assign(side=side_of_zero(part)).pivot(index=key, columns="form", values=name)
@@ -223,17 +224,16 @@ def planned_contrasts(contrasts: pd.DataFrame) -> Drawn:
                 ax.text(-0.04, y + 0.5, name, ha="right", **place)
                 quiet = {"weight": "bold"} if row["verdict"] in ("yes", "no") else style.QUIET
                 ax.text(1.04, y + 0.5, row["verdict"], **place | quiet)
+                look = {"elinewidth": 1, "zorder": 3, "clip_on": False} | _contrast_look(row["verdict"])
                 xerr = style.ends(row["difference"], row["low"], row["high"])
-                ax.errorbar(
-                    row["difference"], y + 0.5, xerr=xerr, elinewidth=1, zorder=3, **_contrast_look(row["verdict"])
-                )
+                ax.errorbar(row["difference"], y + 0.5, xerr=xerr, **look)
                 y += 1
             y += 0.8
     ends = np.nanmax(run[["difference", "low", "high"]].abs())
     reach = min(np.ceil(4 * ends) / 4, 2.0)
     ax.set(xlim=(-reach, reach), ylim=(rows, 0), yticks=())
     for ax in axes[0]:
-        ax.xaxis.set_major_locator(MultipleLocator(0.25 if reach <= 0.5 else 0.5))
+        ax.xaxis.set_major_locator(MultipleLocator(0.5 if reach < 1 else 1.0))
         ax.xaxis.set_major_formatter(lambda share, _: points(share))
     sns.despine(fig, left=True)
     style.outer_labels(fig, "", "difference in percentage points, with its 95 % interval over bases")

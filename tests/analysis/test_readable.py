@@ -81,7 +81,15 @@ def test_a_cell_is_told_in_full():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "text"), [([148, 150.2], "148-150"), ([3.1, 2.9, np.nan], "3"), ([np.nan], "no"), ([], "no")]
+    ("numbers", "text"),
+    [
+        ([148, 150.2], "148-150"),
+        ([3.1, 2.9, np.nan], "3"),
+        ([-1.2, 5], "-1 to 5"),
+        ([-0.2, 5], "0-5"),
+        ([np.nan], "no"),
+        ([], "no"),
+    ],
 )
 def test_a_span_copes_with_nan(numbers, text):
     assert readable.span(np.array(numbers)) == text

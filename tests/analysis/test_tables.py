@@ -473,7 +473,11 @@ def test_the_rate_of_a_run_is_that_of_its_base_and_seed_alone(simulated):
     responses, verdicts, _ = simulated
     table = tables.by_run(responses, verdicts)
     attack = table[table["measure"] == "attack_success_rate"]
-    assert set(attack["seed"]) == {0, 1, 2} and set(table["measure"]) == {"attack_success_rate", "over_refusal_rate", "j"}
+    assert set(attack["seed"]) == {0, 1, 2} and set(table["measure"]) == {
+        "attack_success_rate",
+        "over_refusal_rate",
+        "j",
+    }
     for seed in (0, 1, 2):
         alone = tables.attack_success(responses[responses["seed"] == seed], verdicts).query("form == 'all'")
         own = attack[attack["seed"] == seed].rename(columns={"value": "rate"})
