@@ -7,7 +7,8 @@ PUBLIC = {
     "claims": "PUBLISHED_PROMPTS PUBLISHED_SHARE check_claims choices choices_page claims_in_words deviations "
     "paper_vs_ours published_counts said",
     "comparisons": "ARM_ORDER KINDS arm_marks arm_table compare_arms pareto_front",
-    "contrasts": "J Plan base_differences check_profile contrast_table differences load_plan marked plan_rows paired",
+    "contrasts": "BLOCKED BUILT_IN EXPLORATORY J NOT_RUN Plan base_differences check_profile contrast_table "
+    "differences load_plan marked plan_rows paired",
     "power": "components detectable_at power_of would_buy",
     "rates": "ANSWERED CELL INTERVAL TOGETHER judged one_dose one_row_per_mark ordered rates_of usual worst_cases",
     "readable": "arm_label arm_with_dose arms_in_percent attack_by_judge calibration_label cell_words "

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MultipleLocator
 
-from studylib.analysis.contrasts import BLOCKED, BUILT_IN, EXPLORATORY, NOT_RUN, load_plan
-from studylib.analysis.rates import J, one_dose, one_row_per_mark
+from studylib.analysis.contrasts import BLOCKED, BUILT_IN, EXPLORATORY, NOT_RUN, J, load_plan
+from studylib.analysis.rates import one_dose, one_row_per_mark
 from studylib.analysis.readable import calibration_label, cell_words, label, span
 from studylib.figures import style
 from studylib.figures.style import Drawn, n_of, points
