@@ -114,7 +114,9 @@ def _found(contrasts: pd.DataFrame, plan: Plan) -> str:
 
 def _size(rows: pd.DataFrame) -> str:
     n = rows["n_bases"].max()
-    return f"{n} bases" if n > 1 else rows["note"].iat[0].split(", smaller")[0]
+    if n == 1:
+        return rows["note"].iat[0].split(", smaller")[0]
+    return f"{n} bases" + " of different numbers of seeds" * any(rows["note"].str.contains("training seeds"))
 
 
 def _change(row: dict) -> str:

@@ -327,10 +327,11 @@ def contrast_table(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
 def _estimated(pairs: pd.DataFrame, untuned: bool) -> dict:
     if pairs.empty:
         return {"n_bases": 0, "n_seeds": 0, "n_intents": 0, "note": "no pairs"}
-    table, seeds = tabled(pairs), pairs.groupby("base")["seed"].nunique()
-    row = {"n_bases": len(seeds), "n_seeds": seeds.min(), "n_intents": table.shape[1], "note": ""}
-    if seeds.min() < seeds.max():
-        row["note"] = f"bases have {seeds.min()} to {seeds.max()} training seeds"
+    table, sizes = tabled(pairs), pairs.groupby("base")[["seed", "intent"]].nunique()
+    seeds, words = sizes["seed"], {"seed": "training seeds", "intent": "intents"}
+    uneven = [f"{n.min()} to {n.max()} {words[name]}" for name, n in sizes.items() if n.min() < n.max()]
+    row = {"n_bases": len(seeds), "n_seeds": seeds.min(), "n_intents": table.shape[1]}
+    row["note"] = f"bases have {' and '.join(uneven)}" if uneven else ""
     if len(seeds) == 1:
         row["note"] = "about this model alone" + ", from one training" * (len(table) == 1 and not untuned)
     else:

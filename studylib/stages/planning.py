@@ -141,6 +141,8 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
         names = f"power of {100 * LOOKED_FOR:.0f}", "chance of no"
         rows.append({"question": name} | shown | {k: f"{100 * v:.0f} %" for k, v in zip(names, chance, strict=True)})
         bought = power.would_buy(LOOKED_FOR, question.margin, *size, of, n) if bought is None else bought
+    if not rows:
+        return f"Power: unknown, as {path} has none of the questions of data/plan.yaml."
     said = (
         f"Power with {runs[0]} bases, {runs[1]} training seeds and {intents} intents, at Holm's first step, from the "
         f"variance components in {path} (percentage points):\n{pd.DataFrame(rows).to_string(index=False)}\n"
@@ -159,11 +161,8 @@ def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
     words = [f"{len(profile.base_seeds)} bases, {count['fine_tunes']} fine-tunes, {count['responses']:,} responses"]
     if not profile.miniature:
         words += [f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most"]
-    of_machine = found[~(found["need"] == "hours") | (not profile.miniature)]
-    words += [
-        f"{row.need}: {row.needed} for {row.what}" + f" ({row.found})" * bool(row.found)
-        for row in of_machine.itertuples()
-    ]
+    rows = found[(found["need"] != "hours") | (not profile.miniature)].itertuples()
+    words += [f"{row.need}: {row.needed} for {row.what}" + f" ({row.found})" * bool(row.found) for row in rows]
     own, path = measured(profile, paths), SHIPPED / "seconds.json"
     if profile.miniature and not path.is_file():
         words += [f"time, tokens and disk of the whole run: unknown, as {_ship(path)}"]

@@ -196,6 +196,20 @@ def test_the_sentence_holds_the_question_and_the_numbers():
     assert found.endswith(" percentage points.") and "detectable with 80 % power" in found
 
 
+def test_bases_of_different_numbers_of_seeds_are_said_to_be():
+    rows = rows_of("erodes", "yes", MINIATURE)
+    more = [one[one["base"] < 2].assign(seed=1) for one in rows if set(one["finetune_task"]) != {"none"}]
+    found = checked([*rows, *more], MINIATURE).set_index("claim").loc[CLAIMS["erodes"]["claim"], "found"]
+    assert "(6 bases of different numbers of seeds): " in found
+
+
+def test_a_claim_about_j_is_not_run_where_no_harmful_prompt_has_its_twin():
+    rows = [one[~one["prompt_id"].str.startswith("t")] for one in rows_of("discrimination_kept", "no", MINIATURE)]
+    table = checked([*rows, *rows_of("erodes", "yes", MINIATURE)], MINIATURE).set_index("claim")
+    row = table.loc[CLAIMS["discrimination_kept"]["claim"]]
+    assert row["verdict"] == "not run" and row["found"] == "The run has no responses of both sides of a contrast."
+
+
 def test_the_claims_say_whether_they_are_about_a_world_or_a_model():
     world, real = (checked(rows_of("erodes", "yes", profile), profile) for profile in (MINIATURE, REAL))
     assert claims.claims_in_words(world, "RQ1").startswith(f"**{CLAIMS['erodes']['claim']}** In this world: yes. Does")

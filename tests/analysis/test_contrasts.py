@@ -358,6 +358,9 @@ def test_bases_of_different_sizes_count_the_same_and_are_named():
     one, other = cell(np.ones((1, 3, 10))), cell(np.zeros((1, 1, 10))).assign(base=1)
     found = row([cell(np.zeros((2, 1, 10)), **UNTUNED), one, other])
     assert found["difference"] == 0.5 and found["note"] == "bases have 1 to 3 training seeds"
+    fewer = other.query("intent not in ['i0', 'i1']")
+    found = row([cell(np.zeros((2, 1, 10)), **UNTUNED), one, fewer])
+    assert found["difference"] == 0.5 and found["note"] == "bases have 1 to 3 training seeds and 8 to 10 intents"
 
 
 def test_a_contrast_without_pairs_keeps_its_row():

@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from studylib import run
 from studylib.stages import needs, planning
 from studylib.study import files, grid
 from studylib.study.paths import RunPaths
@@ -139,6 +140,12 @@ def test_a_question_whose_answer_is_built_in_has_no_power(paths):
     assert "task_alone" in said and "forms" not in said.split("What more")[0].split("from the")[1]
 
 
+def test_components_of_other_questions_give_no_power(paths):
+    table = pd.DataFrame([{"question": "another", "contrast": "all", **COMPONENTS}])
+    files.write_text(planning.SHIPPED / "components.csv", table.to_csv(index=False))
+    assert "components.csv has none of the questions of data/plan.yaml" in planning.in_words(PROFILE, paths, 2)
+
+
 def test_a_score_has_the_prompts_of_its_own_test_set(paths):
     rows = [{"question": name, "contrast": "all", **COMPONENTS} for name in ("multitask", "task_score")]
     files.write_text(planning.SHIPPED / "components.csv", pd.DataFrame(rows).to_csv(index=False))
@@ -155,14 +162,24 @@ def test_a_run_that_differs_from_the_plan_is_exploratory_and_says_in_what(paths)
     assert "the plan is for miniature" in planning.in_words(load_profile("smoke"), paths, 2)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"base_seeds": [0], "grid.explore_bases": [0]}, "has 1 base"),
-        ({"grid.requests": ["none"]}, "requests own"),
-        ({"grid.tasks": ["code"]}, "task text_generation"),
-    ],
-)
+LACKING = [
+    ({"base_seeds": [0], "grid.explore_bases": [0]}, "has 1 base"),
+    ({"grid.requests": ["none"]}, "requests own"),
+    ({"grid.tasks": ["code"]}, "task text_generation"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), LACKING)
 def test_a_plan_whose_cells_the_profile_lacks_is_refused_before_anything_starts(paths, change, named):
     with pytest.raises(StudyError, match=named):
         planning.in_words(load_profile("miniature", change), paths, 2)
+
+
+@pytest.mark.parametrize(("change", "named"), LACKING)
+def test_a_run_that_lacks_cells_of_the_plan_starts_nothing(tmp_path, monkeypatch, change, named):
+    monkeypatch.setattr(run, "load_profile", lambda name: load_profile(name, change))
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(run.os, "execv", lambda *command: pytest.fail("started"))
+    with pytest.raises(StudyError, match=named):
+        run.study("miniature", 1, [])
+    assert not (tmp_path / "runs").exists()
