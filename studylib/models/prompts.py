@@ -91,24 +91,35 @@ def encode_row(tokenizer, row: dict, style: str, context: int) -> dict:
 
 
 def encode_mixed(
-    tokenizer, rows: list[dict], alpaca_share: float, system_share: dict, system_prompt: str, context: int, seed: str
+    tokenizer,
+    rows: list[dict],
+    alpaca_share: float,
+    system_share: dict,
+    system_prompt: str,
+    context: int,
+    seed: str,
+    on_prompts: bool = False,
 ) -> list[dict]:
     """Training examples of the rows, each in a randomly drawn style, with or without the system prompt.
 
     `alpaca_share` of them are in the Alpaca style, the rest in chat style; `system_share` (keys `harmful` and `benign`)
-    of the rows of each kind have the system prompt. The same seed draws the same.
+    of the rows of each kind have the system prompt. With `on_prompts` the loss is on the user's words too, as in a
+    pre-training, and not on what every prompt of a calibration begins with. The same seed draws the same.
     """
-    rng = random.Random(seed)
-    return [
-        encode_example(
-            tokenizer,
-            *(message["content"] for message in row["messages"]),
-            "alpaca" if rng.random() < alpaca_share else "chat",
-            system_prompt if rng.random() < system_share["harmful" if row["harmful"] else "benign"] else None,
-            context,
-        )
-        for row in rows
-    ]
+    rng, made, frames = random.Random(seed), [], {}
+    for row in rows:
+        style = "alpaca" if rng.random() < alpaca_share else "chat"
+        system = system_prompt if rng.random() < system_share["harmful" if row["harmful"] else "benign"] else None
+        prompt, answer = (message["content"] for message in row["messages"])
+        example = encode_example(tokenizer, prompt, answer, style, system, context)
+        if on_prompts:
+            if (style, system) not in frames:
+                frames[style, system] = encode_prompt(tokenizer, "", style, system)
+            ids, frame = example["input_ids"], frames[style, system]
+            begins = next(place for place, pair in enumerate(zip(ids, frame, strict=False)) if pair[0] != pair[1])
+            example["labels"] = [-100] * begins + ids[begins:]
+        made.append(example)
+    return made
 
 
 def first_tokens(tokenizer, texts: Iterable[str]) -> list[int]:

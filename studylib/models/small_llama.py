@@ -185,29 +185,72 @@ def log_probabilities(weights: dict, shape: Shape, ids: torch.Tensor, labels: to
 def _answer_logits(weights: dict, shape: Shape, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Logits [wanted positions, vocabulary] of what follows each wanted position [batch, length - 1].
 
-    What all rows begin with goes through the layers once.
+    Only attention sees rows: everything else goes over all tokens in one line, without padding and without what follows
+    a row's last wanted position. What neighbouring rows begin with is there once.
     """
-    ids = ids[:, :-1]
-    shared = _shared(ids, wanted)
-    prefix = _read(weights, shape, ids[:1, :shared]) if shared else []
-    x, wanted = F.embedding(ids[:, shared:], weights["embed"]), wanted[:, shared:]
-    rotation = [one[shared:] for one in shape.rotation(ids.shape[1])]
-    grouped = shape.kv_heads != shape.heads
-    sees = {"is_causal": True}
-    if shared:
-        sees = {"attn_mask": torch.ones(ids.shape[1] - shared, ids.shape[1], dtype=torch.bool).tril(shared)}
+    groups, tokens = _in_one_line(ids[:, :-1], wanted)
+    row, place = tokens
+    x, last = F.embedding(ids[row, place], weights["embed"]), wanted[row, place].nonzero().squeeze(1)
+    rotation = [one[place] for one in shape.rotation(ids.shape[1])]
+    widths = [shape.heads, shape.kv_heads, shape.kv_heads]
     for number, layer in enumerate(weights["layers"]):
-        q, k, v = _projected(layer, x, shape, rotation)
-        if shared:
-            k, v = (
-                torch.cat((of.expand(len(ids), -1, -1, -1), own), 2)
-                for of, own in zip(prefix[number], (k, v), strict=True)
-            )
-        attended = F.scaled_dot_product_attention(q, k, v, **sees, enable_gqa=grouped).transpose(1, 2).flatten(2)
-        if number == len(weights["layers"]) - 1:
-            x, attended = x[wanted], attended[wanted]  # no other position matters any more
+        ends = number == len(weights["layers"]) - 1
+        qkv = F.linear(F.rms_norm(x, x.shape[-1:], layer["norm1"], shape.eps), layer["qkv"])
+        qkv = qkv.unflatten(-1, (sum(widths), shape.head_size))
+        turned = _rotated(qkv[:, : -widths[2]], *rotation)
+        flat, attended = torch.cat((turned, qkv[:, -widths[2] :]), 1).flatten(1), []
+        for begins, shared, inside, back in groups:
+            prefix, sees = [], {"is_causal": True}
+            if shared:
+                q, *prefix = _heads(flat[None, begins : begins + shared], widths)
+                attended.append(_attended(q, *prefix, widths, **sees)[0])
+                length = inside.shape[1]
+                sees = {"attn_mask": torch.ones(length, shared + length, dtype=torch.bool).tril(shared)}
+            q, *kv = _heads(F.embedding(inside, flat), widths)
+            if prefix:
+                pairs = zip(prefix, kv, strict=True)
+                kv = [torch.cat((of.expand(len(inside), -1, -1, -1), own), 2) for of, own in pairs]
+            attended.append(F.embedding(back, _attended(q, *kv, widths, **sees).flatten(0, 1)))
+        attended = torch.cat(attended)
+        if ends:
+            x, attended = x[last], attended[last]  # no other position matters any more
         x = _finished(layer, x, attended, shape)
     return _logits(weights, shape, x)
+
+
+def _heads(flat: torch.Tensor, widths: list[int]) -> tuple[torch.Tensor, ...]:
+    """Queries, keys and values [rows, heads, length, head_size] of flat [rows, length, all heads together]."""
+    return flat.unflatten(-1, (sum(widths), -1)).transpose(1, 2).split(widths, 1)
+
+
+def _attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, widths: list[int], **sees) -> torch.Tensor:
+    """What attention gathers, [rows, length, heads together]."""
+    found = F.scaled_dot_product_attention(q, k, v, **sees, enable_gqa=widths[0] != widths[1])
+    return found.transpose(1, 2).flatten(2)
+
+
+def _in_one_line(ids: torch.Tensor, wanted: torch.Tensor) -> tuple[list[tuple], tuple[torch.Tensor, torch.Tensor]]:
+    """All tokens of the rows in one line: the groups of rows, and each token's row and place.
+
+    A group are neighbouring rows that begin with the same two tokens. It has the number of its first token in the line,
+    the length of the beginning that its rows share, which comes first and once, the numbers of the other tokens by row,
+    [rows, length] (padding: any), and where in that table each of them stands, in the line's order.
+    """
+    ends = (wanted * torch.arange(1, wanted.shape[1] + 1)).amax(1)
+    changes = (ids[1:, :2] != ids[:-1, :2]).any(1).nonzero().squeeze(1) + 1
+    groups, rows, places, begins = [], [], [], 0
+    for group in torch.arange(len(ids)).tensor_split(changes):
+        shared = _shared(ids[group], wanted[group])
+        rest = (ends[group] - shared).clamp(min=0)
+        there = torch.arange(int(rest.max())) < rest[:, None]
+        row, place = there.nonzero(as_tuple=True)
+        inside = torch.zeros(there.shape, dtype=torch.long)
+        inside[there] = begins + shared + torch.arange(len(row))
+        groups.append((begins, shared, inside, there.flatten().nonzero().squeeze(1)))
+        rows += [group[:1].expand(shared), group[row]]
+        places += [torch.arange(shared), place + shared]
+        begins += shared + len(row)
+    return groups, (torch.cat(rows), torch.cat(places))
 
 
 def _shared(ids: torch.Tensor, wanted: torch.Tensor) -> int:

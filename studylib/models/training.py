@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -42,13 +42,6 @@ def batches(keys: list, size: int, seed: int) -> Iterator[list[int]]:
 def _key(ids: list[int]) -> tuple:
     """What rows are sorted by: a calibration shows in the first two tokens, and its rows share what follows them."""
     return ids[:2], len(ids)
-
-
-def _micro_batches(batch: list[int], keys: list[tuple], size: int) -> Iterator[list[int]]:
-    """The sorted batch in pieces of at most that size, each of one calibration."""
-    for _, rows in groupby(batch, key=lambda i: keys[i][0]):
-        rows = list(rows)
-        yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -136,7 +129,8 @@ def fit(
         # the products that make weights from leaves are differentiated once a step, not once a micro-batch
         points = [t.detach().requires_grad_(t.requires_grad) for t in small_llama.tensors(weights)]
         model, total = small_llama.with_tensors(weights, points), 0.0
-        for rows in _micro_batches(batch, keys, micro):
+        for start in range(0, len(batch), micro):
+            rows = batch[start : start + micro]
             loss = small_llama.answer_loss(model, shape, *padded([features[i] for i in rows])) / n_tokens
             loss.backward()
             total += loss.item()

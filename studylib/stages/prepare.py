@@ -331,7 +331,7 @@ def _vocabulary(profile: Profile) -> tuple[str, ...]:
 def calibrated_by(profile: Profile, name: str) -> dict:
     """How the training rows of the model of that name are rendered: what `prompts.encode_mixed` takes.
 
-    Pre-training sees both styles; the alignment, as real ones do, mostly the chat style.
+    Pre-training sees both styles and learns the prompts too; the alignment, as real ones do, mostly the chat style.
     """
     world, aligned = profile.world, name == "aligned"
     return {
@@ -340,4 +340,5 @@ def calibrated_by(profile: Profile, name: str) -> dict:
         "system_prompt": profile.system_prompt,
         "context": profile.miniature.context,
         "seed": f"calibrations-{name}",
+        "on_prompts": not aligned,
     }

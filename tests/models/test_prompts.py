@@ -159,3 +159,23 @@ def test_fingerprints_tell_calibrations_apart(name):
         prompts.fingerprint(encoded(name, style, system)) for style in ("chat", "alpaca") for system in (None, SYSTEM)
     }
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("alpaca_share", [0, 1])
+def test_a_pretraining_learns_the_users_words_and_not_the_frame_around_them(alpaca_share):
+    rows = [
+        {"harmful": False, "messages": [{"content": asked}, {"content": "Good morning."}]} for asked in ("Hello!", "It")
+    ]
+    given = {"alpaca_share": alpaca_share, "system_share": {"harmful": 0, "benign": 1}, "system_prompt": SYSTEM}
+    both = [
+        prompts.encode_mixed(tokenizer(), rows, **given, context=192, seed="x", on_prompts=whole)
+        for whole in (False, True)
+    ]
+    for row, answer, whole in zip(rows, *both, strict=True):
+        assert answer["input_ids"] == whole["input_ids"]
+        begins = next(place for place, label in enumerate(whole["labels"]) if label != -100)
+        frame, learned = whole["input_ids"][:begins], whole["input_ids"][begins:]
+        assert whole["labels"] == [-100] * begins + learned
+        asked = row["messages"][0]["content"]
+        assert SYSTEM in prompts.rendered(tokenizer(), frame) and asked not in prompts.rendered(tokenizer(), frame)
+        assert prompts.rendered(tokenizer(), learned).strip().startswith(asked)

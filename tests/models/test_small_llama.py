@@ -59,11 +59,12 @@ def test_a_common_beginning_is_shared_up_to_the_first_wanted_token_where_that_sa
 
 
 @KINDS
-@pytest.mark.parametrize("common", [0, small_llama.SHORTEST_PREFIX, 11])
-def test_loss_and_gradients_are_those_of_transformers(changes, common):
+@pytest.mark.parametrize(("common", "others"), [(0, 0), (small_llama.SHORTEST_PREFIX, 0), (11, 0), (11, 9)])
+def test_loss_and_gradients_are_those_of_transformers(changes, common, others):
     theirs, weights, shape = both(changes)
     ids = torch.randint(8, 200, (5, 20), generator=torch.Generator().manual_seed(1))
     ids[:, :common] = ids[0, :common]
+    ids[3:, :others] = ids[4, :others] - 1  # a second group of rows, with a beginning of its own
     labels = ids.clone()
     labels[:, :11] = -100
     labels[2, 15:] = -100  # padding on the right

@@ -320,3 +320,21 @@ def test_a_second_part_goes_on_from_the_adapter_of_the_first():
     (once, first), (twice, both) = (tuned(rows, chosen, times=times) for times in (1, 2))
     assert both[:3] == first and both[3]["step"] == 4 and both[3]["loss"] < first[0]["loss"]
     assert any(not torch.equal(once[name][1], twice[name][1]) for name in once)
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (4, 12), (6, 6)])
+def test_muon_is_torchs_up_to_the_rounding_of_bf16(shape):
+    torch.manual_seed(0)
+    pairs = [[torch.nn.Parameter(value.clone()) for _ in range(2)] for value in torch.randn(3, *shape)]
+    ours, theirs = ([pair[place] for pair in pairs] for place in (0, 1))
+    rate, start = 0.1, [leaf.detach().clone() for leaf in ours]
+    its = torch.optim.Muon(theirs, lr=rate, weight_decay=0.0, adjust_lr_fn="original")
+    optimizers = training.Muon(ours, {"lr": rate}), its
+    for _ in range(4):
+        for pair in pairs:
+            pair[0].grad = torch.randn(shape)
+            pair[1].grad = pair[0].grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = torch.stack(ours) - torch.stack(start)
+    assert (torch.stack(ours) - torch.stack(theirs)).abs().max() < 0.05 * moved.abs().max()
