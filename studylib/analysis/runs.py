@@ -21,7 +21,7 @@ from studylib.study.profile import profile_names
 from studylib.study.words import ARMS, FORMS, REQUESTS, SAFETY_DATA, STYLES, TASKS, StudyError
 
 ATTACK = "attack_success_rate"
-SIGNIFICANT = ("higher", "lower")
+BESIDE_0 = ("above 0", "below 0")
 MEASURES_WITH_FIGURE = (ATTACK, "over_refusal_rate")
 KEYS = ["measure", *rates.CELL, "form", "metric", "judge"]
 NUMBERS = ["n", "n_unjudged", "value", *rates.INTERVAL]  # of a result
@@ -144,21 +144,21 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
     A result is known by its measure, cell, form and metric. Model, share of safety data and judge may be another where
     every run has just one of them; `note` says so, and names different prompts; else it is "". `value`, `low` and
     `high` are the run's, those with `_against` the other's, named in `run_against`; all in 0-1. `difference` is value -
-    value_against, its interval (see `stats.newcombe`) difference_low to difference_high. `verdict` is "higher" or
-    "lower" where that leaves out 0, else "not significant". Each is a test by itself: of equal results one in twenty
-    differs by chance, fewer where the prompts are the same. Raises StudyError for a table that cannot be used.
+    value_against, its interval (see `stats.newcombe`) difference_low to difference_high. `interval` says
+    where that lies: "above 0", "below 0", or "includes 0". It is unadjusted: of equal results one in twenty excludes 0
+    by chance, fewer where the prompts are the same. Raises StudyError for a table that cannot be used.
     """
     rows = all_results(runs)
     keys = known_by(rows)
     both = rows.merge(rows.drop_duplicates(keys), on=keys, suffixes=("", "_against"))
     both = both[both["run"] != both["run_against"]].reset_index(drop=True)
     low, high = stats.newcombe(*(both[name + end] for end in ("", "_against") for name in ("value", *rates.INTERVAL)))
-    verdict = np.select([low > 0, high < 0], SIGNIFICANT, "not significant")
+    interval = np.select([low > 0, high < 0], BESIDE_0, "includes 0")
     both = both.assign(difference=both["value"] - both["value_against"], difference_low=low, difference_high=high)
     by_name = {run.name: run for run in runs}
-    both = both.assign(verdict=verdict, note=[_note(row, by_name) for row in both.to_dict("records")])
+    both = both.assign(interval=interval, note=[_note(row, by_name) for row in both.to_dict("records")])
     columns = [*KEYS, "run", *NUMBERS, "run_against", *(f"{name}_against" for name in NUMBERS)]
-    return both[[*columns, "difference", "difference_low", "difference_high", "verdict", "note"]]
+    return both[[*columns, "difference", "difference_low", "difference_high", "interval", "note"]]
 
 
 def in_one_run(runs: Sequence[Run]) -> pd.DataFrame:
@@ -168,8 +168,8 @@ def in_one_run(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def largest_differences(found: pd.DataFrame) -> pd.DataFrame:
-    """The significant rows of `differences`, largest first, for reading: in percent and percentage points."""
-    found = found[found["verdict"].isin(SIGNIFICANT)]
+    """The rows of `differences` whose interval excludes 0, largest first, in percent and percentage points."""
+    found = found[found["interval"].isin(BESIDE_0)]
     found = found.sort_values("difference", key=lambda column: -column.abs(), kind="stable")
     points = (100 * found[["difference", "difference_low", "difference_high"]]).round().astype(int)
     words = [f"{one:+d} ({low:+d} to {high:+d})" for one, low, high in points.itertuples(index=False)]
@@ -197,23 +197,24 @@ def runs_in_percent(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def runs_in_words(runs: Sequence[Run]) -> str:
-    """One paragraph: the share of comparable results that differ significantly, the largest difference, and caveats."""
+    """One paragraph: of how many comparable results the difference excludes 0, the largest one, and caveats."""
     found, alone = differences(runs), in_one_run(runs)
     if found.empty:
         said = ["**No result is in two of these runs**: their models, calibrations, tasks or metrics differ."]
     else:
-        differs = found["verdict"].isin(SIGNIFICANT)
+        differs = found["interval"].isin(BESIDE_0)
         counts = differs.groupby(found["measure"], sort=False).agg(["sum", "size"]).itertuples()
         each = ", ".join(f"{label(measure)} {n_differ} of {n}" for measure, n_differ, n in counts)
         said = [
-            f"**{differs.sum()} of {len(found)} comparable results ({100 * differs.mean():.0f} %) differ "
-            f"significantly** ({each}). By chance one in twenty equal ones would, fewer where the prompts are the same."
+            f"**The interval of the difference excludes 0 in {differs.sum()} of {len(found)} comparable results "
+            f"({100 * differs.mean():.0f} %)**: {each}. By chance it does in one of twenty equal ones, in fewer where "
+            "the prompts are the same."
         ]
     largest = largest_differences(found)
     if len(largest):
         row = largest.iloc[0]
         said.append(
-            f"The largest significant difference: {row['points'].replace(' (', ' percentage points (')}, "
+            f"The largest of these differences: {row['points'].replace(' (', ' percentage points (')}, "
             f"{label(row['measure'])}, {cell_words(row, form=True)}, {row['percent'].split()[0]} % in {row['run']} "
             f"against {row['its_percent'].split()[0]} % in {row['against']}."
         )

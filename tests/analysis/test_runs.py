@@ -65,7 +65,7 @@ def test_a_run_and_its_copy_differ_in_nothing(runs):
         for t, v in (("attack_success", "rate"), ("helpfulness", "value"))
     )
     assert len(found) == n_results > 100
-    assert found["difference"].eq(0).all() and found["verdict"].eq("not significant").all()
+    assert found["difference"].eq(0).all() and found["interval"].eq("includes 0").all()
     assert (
         found["note"].eq("").all()
         and between_runs.in_one_run(pair).empty
@@ -73,30 +73,32 @@ def test_a_run_and_its_copy_differ_in_nothing(runs):
     )
     assert between_runs.settings(pair).empty
     words = between_runs.runs_in_words(pair)
-    assert words.startswith(f"**0 of {n_results} comparable results (0 %) differ significantly**")
+    assert words.startswith(
+        f"**The interval of the difference excludes 0 in 0 of {n_results} comparable results (0 %)**"
+    )
     assert "largest" not in words and "Caveats" not in words and "before tuning" not in words
 
 
 def test_the_later_run_is_lower_where_it_answers_less_and_the_first_is_what_it_is_compared_with(runs):
     found = between_runs.differences(between_runs.read_runs([ONE, TWO]))
     row = where(found, measure="attack_success_rate", **CODE).iloc[0]
-    assert (row["run"], row["run_against"], row["verdict"]) == (TWO, ONE, "lower")
+    assert (row["run"], row["run_against"], row["interval"]) == (TWO, ONE, "below 0")
     assert (row["value"], row["value_against"], row["difference"]) == (0, 1, -1)
     assert -1 <= row["difference_low"] < row["difference_high"] < -0.5
     ends = stats.newcombe(0, row["low"], row["high"], 1, row["low_against"], row["high_against"])
     assert (row["difference_low"], row["difference_high"]) == ends
-    differ = found[found["verdict"] != "not significant"]
+    differ = found[found["interval"] != "includes 0"]
     assert set(differ["measure"]) == {"attack_success_rate"} and set(differ["finetune_task"]) == {"code"}
     turned = between_runs.differences(between_runs.read_runs([TWO, ONE]))
-    assert where(turned, measure="attack_success_rate", **CODE)["verdict"].tolist() == ["higher"]
+    assert where(turned, measure="attack_success_rate", **CODE)["interval"].tolist() == ["above 0"]
 
 
-def test_the_words_and_the_short_table_give_the_share_of_significant_differences_and_the_largest(runs):
+def test_the_words_and_the_short_table_give_the_share_of_intervals_that_exclude_0_and_the_largest(runs):
     pair = between_runs.read_runs([ONE, TWO])
     found, words = between_runs.differences(pair), between_runs.runs_in_words(between_runs.read_runs([ONE, TWO]))
-    differ = found[found["verdict"] == "lower"]
+    differ = found[found["interval"] == "below 0"]
     share = 100 * len(differ) / len(found)
-    assert f"**{len(differ)} of {len(found)} comparable results ({share:.0f} %) differ significantly**" in words
+    assert f"excludes 0 in {len(differ)} of {len(found)} comparable results ({share:.0f} %)**: " in words
     assert f"attack success rate {len(differ)} of {len(where(found, measure='attack_success_rate'))}" in words
     assert "-100 percentage points" in words and "0 % in two against 100 % in one" in words
     short = between_runs.largest_differences(found)
@@ -338,7 +340,7 @@ def test_the_notebook_compares_all_finished_runs_and_writes_tables_and_figures(r
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
     shown = " ".join(str(o.get("data", {}).get(kind, "")) for o in outputs for kind in ("text/markdown", "text/html"))
-    assert "differ significantly**" in shown and "-100 (-100 to" in shown
+    assert "of the difference excludes 0 in" in shown and "-100 (-100 to" in shown
     names = {"settings.csv", "differences.csv", "in_one_run.csv"}
     names |= {f"{name}.{e}" for name in between_runs.MEASURES_WITH_FIGURE for e in ("png", "svg", "md")}
     assert names <= {path.name for path in (runs / "compare").iterdir()}
