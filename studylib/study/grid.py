@@ -40,8 +40,7 @@ def cells(
 ) -> list[Cell]:
     """The fine-tunes of one task with one kind of safety data, in fixed order; of all models and bases unless named.
 
-    On a base that is not among `grid.explore_bases` the confirmatory part alone: chat style, without safety data or
-    with multitask data.
+    Where `explores` says no the confirmatory part alone: chat style, without safety data or with multitask data.
     """
     models, bases = list(models) or list(profile.models), list(bases) or profile.base_seeds
     asked = (([task], TASKS, "task"), (styles, STYLES, "style"), (models, profile.models, "model"))
@@ -58,7 +57,7 @@ def cells(
     dose = safety_data, 0.0 if safety_data == "none" else profile.grid.safety_fraction
     found = []
     for model, base, style, seed in product(models, bases, styles, seeds):
-        for requests in _requests(profile, safety_data, style, base):
+        for requests in _requests(profile, safety_data, style, base, seed):
             found.append(Cell(model, task, style, *dose, seed, requests, base))
     return found
 
@@ -68,14 +67,18 @@ def main_requests(profile: Profile) -> str:
     return "own" if "own" in profile.grid.requests else profile.grid.requests[0]
 
 
-def explores(profile: Profile, base: int) -> bool:
-    """Whether all the grid is tried on that base, not the confirmatory part alone."""
-    return profile.grid.explore_bases is None or base in profile.grid.explore_bases
+def explores(profile: Profile, base: int, seed: int = 0) -> bool:
+    """Whether all the grid is tried on that base with that training seed, not the confirmatory part alone.
+
+    Where `grid.explore_bases` names the bases, the first of the grid's seeds alone.
+    """
+    grid = profile.grid
+    return grid.explore_bases is None or (base in grid.explore_bases and seed not in grid.seeds[1:])
 
 
-def _requests(profile: Profile, safety_data: str, style: str, base: int) -> list[str]:
+def _requests(profile: Profile, safety_data: str, style: str, base: int, seed: int) -> list[str]:
     """The kinds of requests of such fine-tunes: other than the main one in the first style, without safety data."""
-    main, first, whole = main_requests(profile), style == profile.grid.styles[0], explores(profile, base)
+    main, first, whole = main_requests(profile), style == profile.grid.styles[0], explores(profile, base, seed)
     if not whole and (not first or safety_data == "generic"):
         return []
     if safety_data != "none" or not first:
@@ -93,7 +96,7 @@ def arm_cells(
 ) -> list[Cell]:
     """The cells of the profile's rival mitigations, `grid.arms` if any, on one task, of these styles and seeds.
 
-    On the bases that are explored alone.
+    Where `explores` says yes alone.
     """
     arms = profile.grid.arms
     if arms is None or task not in arms.tasks:
@@ -103,9 +106,12 @@ def arm_cells(
     for name in arms.safety_data:
         doses += [(name, share) for share in (arms.removed if name == "scaled" else [own])]
     styles, seeds = [one for one in arms.styles if one in styles], [one for one in arms.seeds if one in seeds]
-    bases = [base for base in list(bases) or profile.base_seeds if explores(profile, base)]
-    found, main = product(list(models) or profile.models, bases, styles, seeds, doses), main_requests(profile)
-    return [Cell(model, task, style, *dose, seed, main, base) for model, base, style, seed, dose in found]
+    bases, main = list(bases) or profile.base_seeds, main_requests(profile)
+    return [
+        Cell(model, task, style, *dose, seed, main, base)
+        for model, base, style, seed, dose in product(list(models) or profile.models, bases, styles, seeds, doses)
+        if explores(profile, base, seed)
+    ]
 
 
 def system_prompts(profile: Profile, cell: Cell) -> tuple[bool, ...]:
@@ -116,7 +122,7 @@ def system_prompts(profile: Profile, cell: Cell) -> tuple[bool, ...]:
     own_dose = cell.safety_fraction in (0, profile.grid.safety_fraction)
     rival = cell.safety_data in ARMS or not own_dose
     beside = cell.finetune_task != "none" and cell.requests != main_requests(profile)
-    return (False,) if rival or beside or not explores(profile, cell.base) else (False, True)
+    return (False,) if rival or beside or not explores(profile, cell.base, cell.seed) else (False, True)
 
 
 def untuned(profile: Profile, models: Iterable[str] = ()) -> list[Cell]:
