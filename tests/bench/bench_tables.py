@@ -90,8 +90,8 @@ def all_tables(models: int) -> dict:
 
 
 def plain_comparisons(rows: pd.DataFrame, verdicts: pd.DataFrame) -> int:
-    """The attack-success comparisons the plain way: merge and statsmodels' McNemar."""
-    from statsmodels.stats.contingency_tables import mcnemar
+    """The attack-success comparisons the plain way: merge and scipy's t interval."""
+    from scipy.stats import ttest_1samp
 
     rows = rows.astype({name: str for name in rows.select_dtypes("category")})
     rows = rows.merge(verdicts[["response_id", "verdict"]].astype(str), on="response_id")
@@ -103,8 +103,7 @@ def plain_comparisons(rows: pd.DataFrame, verdicts: pd.DataFrame) -> int:
     for (_, style, system, _), arm in tuned.groupby(["finetune_task", "style", "system_prompt", "form"]):
         other = base.loc[style, system]
         difference = arm["answered"].to_numpy() - arm["prompt_id"].map(other).to_numpy()
-        b, c = (difference > 0).sum(), (difference < 0).sum()
-        mcnemar([[0, b], [c, 0]], exact=True)
+        ttest_1samp(difference, 0, nan_policy="omit").confidence_interval()
         made += 1
     return made
 
