@@ -164,7 +164,7 @@ def study(profile_name: str, cores: int, arguments: list[str]) -> None:
     ]
     if any((run / ".snakemake" / "locks").glob("*")):
         subprocess.run([*command, "--unlock"], check=True, capture_output=True, cwd=ROOT)
-    os.environ["STUDY_PID"] = str(os.getpid())
+    os.environ |= {"STUDY_PID": str(os.getpid()), "STUDY_CORES": str(cores)}
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell ignores for what it starts in the background
     os.chdir(ROOT)
     sys.stdout.flush()
@@ -244,7 +244,7 @@ def _wall(logs: dict[str, dict]) -> dict:
     for first, last in spans:
         total += max(0.0, last - (first if first - end > PAUSE else end))
         end = max(end, last)
-    return {"total": round(total, 1), "cores": cpu_count()} if spans else {}
+    return {"total": round(total, 1), "cores": int(os.environ.get("STUDY_CORES", cpu_count()))} if spans else {}
 
 
 def _read(files: dict[str, Path]) -> dict[str, dict]:

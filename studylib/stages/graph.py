@@ -291,8 +291,8 @@ def check_parameters(stage: str, given: dict) -> None:
 
 def _of_one_type(value, default) -> bool:
     if isinstance(default, list) and isinstance(value, list):
-        if not default:  # all of a profile unless named
-            return all(type(item) is str for item in value)
+        if not default:  # all models, or bases, of a profile unless named
+            return {type(item) for item in value} in (set(), {str}, {int})
         return bool(value) and all(type(item) is type(default[0]) for item in value)
     return type(value) is type(default)
 

@@ -36,6 +36,8 @@ def test_defaults_are_the_miniature_and_one_of_its_units_where_there_is_a_grid(n
         ({"task": ["code"]}, ["'task'"]),
         ({"styles": "chat"}, ["'styles'"]),
         ({"seeds": [True]}, ["'seeds'"]),
+        ({"bases": [True]}, ["'bases'"]),
+        ({"bases": [0, "1"]}, ["'bases'"]),
     ],
 )
 def test_a_mistyped_parameter_is_an_error_that_shows_the_expected_form(given, named):

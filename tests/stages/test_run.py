@@ -341,10 +341,11 @@ def test_times_are_kept_for_every_notebook(smoke_runs):
     assert rates["total"] == manifest["wall"]["total"] and 0.5 < rates["stretch"] < 5
 
 
-def test_the_time_of_a_run_has_the_starts_of_its_notebooks_and_no_pause():
+def test_the_time_of_a_run_has_the_starts_of_its_notebooks_and_no_pause(monkeypatch):
+    monkeypatch.setenv("STUDY_CORES", "3")
     spans = [(0, 100), (20, 90), (110, 130), (125, 200), (5000, 5030)]  # a start of 10 s, then a night
     logs = {str(n): {"total": end - start, "ended": end} for n, (start, end) in enumerate(spans)}
-    assert run._wall(logs | {"old": {"total": 7.0}})["total"] == 200 + 30
+    assert run._wall(logs | {"old": {"total": 7.0}}) == {"total": 200 + 30, "cores": 3}
     assert run._wall({"old": {"total": 7.0}}) == {}
 
 

@@ -22,10 +22,7 @@ def in_runs(smoke_runs, monkeypatch):
 
 
 def test_a_name_of_the_reader_is_no_parameter(in_runs):
-    assert (
-        stage.begin("02_finetune", values("02_finetune", task="code", my_note="hello", In=["x = 1"])).unit
-        == "code-seed0+1+2"
-    )
+    assert stage.begin("02_finetune", values("02_finetune", task="code", my_note="hello", In=["x = 1"])).unit == "code"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +43,7 @@ def test_a_tweak_is_kept_apart_and_shown_beside_the_run(in_runs):
         "02_finetune", values("02_finetune", task="code", styles=["chat"], seeds=[0], overrides={"tuning.steps": 2})
     )
     assert tweak.profile.tuning.steps == 2 and tweak.paths.run.parent == in_runs / "smoke" / "tweaks"
-    assert tweak.paths.model("aligned").is_dir()  # shares the models of its run
+    assert tweak.paths.model("aligned-0").is_dir()  # shares the models of its run
     before = sorted(p.name for p in (in_runs / "smoke" / "adapters").iterdir())
     made = tweak.answer()
     shown = tweak.compare(tables.attack_success(made, registry.judge(made)))
@@ -160,7 +157,7 @@ def test_an_override_is_in_the_settings_and_shown(in_runs, capsys, name, overrid
 
 def test_a_4_bit_tweak_of_the_baseline_answers_with_the_4_bit_model(in_runs):
     tweak = stage.begin("01_baseline", values("01_baseline", overrides={"models.miniature.quantization": "nf4"}))
-    assert tweak._runner_of("miniature").base.model.is_loaded_in_4bit
+    assert tweak._runner_of(tweak.cells[0]).base.model.is_loaded_in_4bit
 
 
 @pytest.mark.parametrize(
@@ -177,14 +174,14 @@ def test_what_is_outside_the_grid_is_kept_apart_from_the_run(in_runs, capsys, na
 
 
 def test_a_style_outside_the_grid_and_an_arm_outside_it_are_told_apart(in_empty):
-    profile = load_profile("smoke", {"grid.styles": ["chat"], "grid.safety_data": ["none"]})
+    profile = load_profile("smoke", {"grid.styles": ["chat"], "grid.safety_data": ["none"], "grid.seeds": [0, 1]})
     cells = grid.cells(profile, "multitask", "code", ["chat", "alpaca"], [1, 0])
     assert stage.outside_grid(profile, cells) == {"styles": ["alpaca"], "safety_data": ["multitask"]}
 
 
 def test_a_part_of_the_grid_belongs_to_the_run(in_runs, capsys):
-    begun = stage.begin("02_finetune", values("02_finetune", task="code", styles=["alpaca"], seeds=[1]))
-    assert begun.paths.run == begun.paths.base == in_runs / "smoke" and begun.unit == "code-alpaca-seed1"
+    begun = stage.begin("02_finetune", values("02_finetune", task="code", styles=["chat"], bases=[1]))
+    assert begun.paths.run == begun.paths.base == in_runs / "smoke" and begun.unit == "code-base1-chat"
     assert "apart from" not in capsys.readouterr().out
 
 
@@ -192,13 +189,14 @@ def test_another_seed_is_shown_beside_the_seeds_of_the_run(in_runs):
     begun = stage.begin("02_finetune", values("02_finetune", task="code", styles=["chat"], seeds=[7]))
     rows = pd.read_parquet(in_runs / "smoke" / "responses" / "02_finetune" / "code.parquet").query("style == 'chat'")
     shown = begun.compare(tables.attack_success(rows, registry.judge(rows)))
-    assert shown.xs("the run")["n_seeds"].eq(2).all()
+    assert shown.xs("the run")["n_seeds"].eq(1).all() and shown.xs("the run")["n"].gt(0).all()
 
 
 def test_times_by_kind_add_up_to_the_total(in_runs, monkeypatch, tmp_path):
     for log in (in_runs / "smoke" / "logs").glob("*/*.json"):
         times = json.loads(log.read_text())
-        assert times["total"] == pytest.approx(sum(v for k, v in times.items() if k != "total"), abs=0.1), log
+        parts = {kind: seconds for kind, seconds in times.items() if kind not in ("total", "ended")}
+        assert times["total"] == pytest.approx(sum(parts.values()), abs=0.1), log
 
 
 def test_models_tuned_without_safety_data_are_asked_in_the_style_they_were_not_tuned_in(in_runs):
@@ -233,13 +231,17 @@ def test_the_grid_of_calibrations_of_a_run_has_every_style_of_tuning_and_of_test
     kinds = ("responses", "verdicts", "across", "across_verdicts")
     responses, verdicts, across, theirs = (graph.collect(paths, profile, kind, ["02_finetune"]) for kind in kinds)
     table = tables.calibration_grid(responses, verdicts, across, theirs)
-    assert list(readable.in_percent(table).index.names)[:2] == ["finetune_task", "trained_style"]
+    assert list(readable.in_percent(table).index.names)[:3] == ["finetune_task", "requests", "trained_style"]
     first = table[(table["judge"] == profile.judges[0]) & (table["form"] == "all")]
-    assert len(first) == len(profile.grid.tasks) * 2 * 2 * 2  # styles of tuning x styles of test x system prompt
-    asked = 4 * profile.world.harmful_per_form * len(profile.grid.seeds)
+    own = first[first["requests"] == "own"]
+    assert len(own) == len(profile.grid.tasks) * 2 * 2 * 2  # styles of tuning x styles of test x system prompt
+    places = own.set_index(["trained_style", "style", "system_prompt"])["n_bases"]
+    everywhere = ("chat", "chat", False)  # the confirmatory part
+    assert set(places[everywhere]) == {3} and set(places.drop(everywhere)) == {1}
+    asked = 4 * profile.world.harmful_per_form * len(profile.grid.seeds) * first["n_bases"]
     assert (first["n"] + first["n_unjudged"] == asked).all()
     alike = first[first["trained_style"] == first["style"]]
-    keys = ["finetune_task", "style", "system_prompt"]
+    keys = ["finetune_task", "requests", "style", "system_prompt"]
     plain = tables.attack_success(responses, verdicts)
     plain = plain[(plain["judge"] == profile.judges[0]) & (plain["form"] == "all")].set_index(keys)
     shared = ["n", "rate", "low", "high"]
