@@ -21,6 +21,7 @@ _LABELS = {
 }
 _LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
 
+_COSTS = ("twins refused", "general refused", "general score", "task score")  # as comparisons.ARM_COSTS has them
 _REQUESTS = {"none": "no requests", "other": "requests in the other forms", "alone": "requests alone"}
 
 
@@ -206,7 +207,8 @@ def arms_in_percent(table: pd.DataFrame, model: str = "") -> pd.DataFrame:
     if table.empty:
         return pd.DataFrame(columns=["attack success"])
     in_percent = lambda name: percent(table, name, f"{name}_low", f"{name}_high")  # noqa: E731
-    shown = {name.replace("_", " "): in_percent(name) for name in ("attack_success", *ARM_COSTS)}
+    costs = dict(zip(ARM_COSTS, _COSTS, strict=True))
+    shown = {words: in_percent(name) for name, words in ({"attack_success": "attack success"} | costs).items()}
     shown |= {"J": in_percent(J), "AUC": table["auc"].map("{:.2f}".format).replace("nan", "-")}
     shown |= {"change of attack success": in_percent("attack_success_difference")}
     shown |= {"change of J": in_percent("j_difference")}

@@ -84,7 +84,7 @@ def test_without_scores_costs_are_not_known(simulated):
     table = comparisons.arm_table(attack, costs, compared)
     assert table[["general", "task", "general_difference", "scaled_to"]].isna().all(axis=None)
     shown = readable.arms_in_percent(table)
-    assert shown["task"].eq("-").all() and (shown["AUC"].iloc[0] == f"{table['auc'].iloc[0]:.2f}")
+    assert shown["task score"].eq("-").all() and (shown["AUC"].iloc[0] == f"{table['auc'].iloc[0]:.2f}")
     assert shown["J"].str.fullmatch(r"\d+ \(-?\d+( to |-)\d+\)").all()
 
 
