@@ -29,7 +29,7 @@ def paths(tmp_path, monkeypatch):
 
 def test_the_time_is_that_of_the_parts_side_by_side_on_the_cores():
     count = needs.counts(PROFILE)
-    alone, shared = 100, 6 * 500 * 0.4 + 6 * 250 * 0.5
+    alone, shared = 100, 6 * (PROFILE.pretraining.steps * 0.4 + PROFILE.alignment.steps * 0.5)
     shared += count["fine_tunes"] * 48 * 0.1 + count["responses"] * 0.005 + 12 * 10
     for cores in (1, 2):
         assert planning.seconds(PROFILE, RATES, cores) == pytest.approx(alone + shared / cores)
@@ -40,7 +40,7 @@ def test_a_base_more_takes_its_alignment_and_its_confirmatory_cells_alone():
     grown = {name: n - needs.counts(PROFILE)[name] for name, n in needs.counts(more).items()}
     assert grown["fine_tunes"] == 4 * 3
     extra = planning.seconds(more, RATES, 1) - planning.seconds(PROFILE, RATES, 1)
-    assert extra == pytest.approx(250 * 0.5 + 12 * 48 * 0.1 + grown["responses"] * 0.005)
+    assert extra == pytest.approx(PROFILE.alignment.steps * 0.5 + 12 * 48 * 0.1 + grown["responses"] * 0.005)
 
 
 def test_a_run_that_starts_slowly_and_waits_stretches_the_time_of_the_next():
