@@ -1,6 +1,6 @@
 """The Llama forward pass on plain tensors: what trains, tunes and questions a model small enough for the CPU.
 
-A model of a million parameters spends more time around its matrix products than in them. Here the products are few and
+A model of half a million parameters spends more time around its matrix products than in them. Here the products are few and
 large: projections that share an input are one matrix, only answer tokens reach the last layer's second half and the
 vocabulary, an adapter is trained through the merged weights, a prefix that all prompts share is computed once, and
 finished answers leave their batch.
