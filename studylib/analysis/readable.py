@@ -87,7 +87,8 @@ def headline(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
 
     `J` is harmful prompts refused less twins refused, in points, `AUC` as in `tables.discrimination` (0-1). `twins
     refused` is over-refusal in all forms, `general score` that of the general prompts not refused, `task score` that of
-    the task that the model was tuned on; "-" where nothing is known. Raises ValueError where there is no such row.
+    the task that the model was tuned on, `bases` the number of bases; "-" where nothing is known. Raises ValueError
+    where there is no such row.
     """
     attack, helpfulness = headline_rows(attack), headline_rows(helpfulness)
     wide = in_percent(attack).reset_index(["style", "system_prompt"], drop=True)
@@ -103,14 +104,17 @@ def headline(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
     separates = {
         "J": percent(whole, "j", "j_low", "j_high"),
         "AUC": whole["auc"].map("{:.2f}".format).replace("nan", "-"),
+        "bases": whole["n_bases"],
     }
     costs = pd.DataFrame(costs).map(_whole_percent)
     return wide.join(pd.DataFrame(separates)).join(costs).rename_axis(columns=None)
 
 
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The `usual` rows in the chat style without system prompt, of the grid's safety data at one dose."""
-    rows = usual(one_dose(table[table["safety_data"].isin(SAFETY_DATA)]))
+    """The `usual` rows and those of task rows alone, in the chat style without system prompt, of one dose."""
+    rows = one_dose(table[table["safety_data"].isin(SAFETY_DATA)])
+    alone = (rows["requests"] == "none") & (rows["safety_data"] == "none")
+    rows = rows[alone | rows.index.isin(usual(rows).index)]
     rows = rows[(rows["style"] == "chat") & ~rows["system_prompt"].astype(bool)]
     return rows[~rows["note"].str.startswith("not run")] if "note" in rows else rows
 
@@ -118,8 +122,8 @@ def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
 def headline_numbers(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> list[dict]:
     """The numbers of `headline` one by one, whole percents as they are shown, for a test of sentences that quote them.
 
-    Each has model, finetune_task, safety_data, measure, form, percent, low and high; unknown ones are left out. Of j
-    and auc they are a hundred times the value too.
+    Each has model, finetune_task, requests, safety_data, measure, form, percent, low, high and n_bases; unknown ones
+    are left out. Of j and auc they are a hundred times the value too.
     """
     attack, shown = headline_rows(attack), {"attack_success_rate": ("rate", *INTERVAL)}
     shown |= {name: (name, f"{name}_low", f"{name}_high") for name in (J, "auc")}
@@ -128,8 +132,8 @@ def headline_numbers(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> list[di
     rows = pd.concat([*parts, headline_rows(helpfulness)], ignore_index=True)
     rows = rows[rows["value"].notna() & rows["measure"].isin([*shown, *ARM_COSTS.values()])]
     numbers = (100 * rows[["value", *INTERVAL]]).round().astype(int).rename(columns={"value": "percent"})
-    words = rows[["model", "finetune_task", "safety_data", "measure", "form"]].astype(str)
-    return words.join(numbers).to_dict("records")
+    words = rows[["model", "finetune_task", "requests", "safety_data", "measure", "form"]].astype(str)
+    return words.join(numbers).join(rows["n_bases"].astype(int)).to_dict("records")
 
 
 def _whole_percent(share: float) -> str:
@@ -224,13 +228,13 @@ def attack_by_judge(attack: pd.DataFrame) -> pd.DataFrame:
 
     Chat style without system prompt, all forms, the safety data of the grid at one dose.
     """
-    rows = headline_rows(attack)
+    rows = usual(headline_rows(attack))
     return _wide(rows[rows["form"] == "all"], _MODEL, "judge")
 
 
 def corrected_in_percent(attack: pd.DataFrame, judge: str) -> pd.DataFrame:
     """Attack success by form as that judge finds it, in the two worst cases, and corrected; see `attack_by_judge`."""
-    rows = headline_rows(attack)
+    rows = usual(headline_rows(attack))
     rows = rows[(rows["judge"] == judge) & (rows["form"] != "all")]
     worst = ["rate_if_unjudged_refused", "rate_if_unjudged_answered"]
     shown = {"n": rows["n"], "n_unjudged": rows["n_unjudged"], "raw": percent(rows, "rate", *INTERVAL)}

@@ -1,14 +1,12 @@
 """The Llama forward pass on plain tensors: what trains, tunes and questions a model small enough for the CPU.
 
-A model of half a million parameters spends more time around its matrix products than in them. Here the products are few and
-large: projections that share an input are one matrix, only answer tokens reach the last layer's second half and the
-vocabulary, an adapter is trained through the merged weights, a prefix that all prompts share is computed once, and
-finished answers leave their batch.
+So small a model spends more time around its products than in them. Here they are few and large: projections that share
+an input are one matrix, all rows are one line of tokens, only answer tokens reach the end of the last layer, an adapter
+is trained through the merged weights, a common beginning is computed once, and finished answers leave their batch.
 
-Weights are a dict: `embed` [vocabulary, d], `norm` [d], `head` where it is not tied, and `layers`, a list of dicts with
-`norm1`, `qkv`, `o`, `norm2`, `gate_up`, `down`. Everything is equal to transformers' LlamaForCausalLM up to fp32
-rounding (tests/models/test_small_llama.py). A LoRA adapter is a dict from a projection's name to its pair
-(A [r, inputs], B [outputs, r]); on disk it is an ordinary peft adapter.
+Weights are a dict: `embed` [vocabulary, d], `norm` [d], `head` where not tied, and `layers`, a list of dicts with the
+keys of FUSED. All is equal to transformers' LlamaForCausalLM up to fp32 rounding (tests/models/test_small_llama.py). An
+adapter is a dict from a projection to its pair (A [r, inputs], B [outputs, r]); on disk it is peft's.
 """
 
 import json
@@ -164,10 +162,7 @@ def _logits(weights: dict, shape: Shape, x: torch.Tensor) -> torch.Tensor:
 
 
 def answer_loss(weights: dict, shape: Shape, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy in nats of the labels that are not -100; ids and labels are [batch, length].
-
-    Padded on the right, where causal attention never looks, so padding needs no mask.
-    """
+    """Summed cross-entropy in nats of the labels that are not -100; ids and labels are [batch, length], right-padded."""
     wanted = labels[:, 1:] != -100
     return F.cross_entropy(_answer_logits(weights, shape, ids, wanted), labels[:, 1:][wanted], reduction="sum")
 
@@ -185,8 +180,7 @@ def log_probabilities(weights: dict, shape: Shape, ids: torch.Tensor, labels: to
 def _answer_logits(weights: dict, shape: Shape, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Logits [wanted positions, vocabulary] of what follows each wanted position [batch, length - 1].
 
-    Only attention sees rows: everything else goes over all tokens in one line, without padding and without what follows
-    a row's last wanted position. What neighbouring rows begin with is there once.
+    Only attention sees rows; all else goes over one line of tokens, without padding or what follows the last wanted.
     """
     groups, tokens = _in_one_line(ids[:, :-1], wanted)
     row, place = tokens
@@ -230,11 +224,10 @@ def _attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, widths: list[in
 
 
 def _in_one_line(ids: torch.Tensor, wanted: torch.Tensor) -> tuple[list[tuple], tuple[torch.Tensor, torch.Tensor]]:
-    """All tokens of the rows in one line: the groups of rows, and each token's row and place.
+    """All tokens in one line: groups of neighbouring rows that begin with the same two tokens; each token's row, place.
 
-    A group are neighbouring rows that begin with the same two tokens. It has the number of its first token in the line,
-    the length of the beginning that its rows share, which comes first and once, the numbers of the other tokens by row,
-    [rows, length] (padding: any), and where in that table each of them stands, in the line's order.
+    A group has the number of its first token, the length of its rows' common beginning, which comes first and once, the
+    numbers of its other tokens by row, [rows, length] (padding: any), and where each of these stands in that table.
     """
     ends = (wanted * torch.arange(1, wanted.shape[1] + 1)).amax(1)
     changes = (ids[1:, :2] != ids[:-1, :2]).any(1).nonzero().squeeze(1) + 1
@@ -269,13 +262,10 @@ def generate(
     end: int,
     watched: Sequence[int] = (),
 ) -> Iterator[list[tuple[int, list[int], float | None]]]:
-    """Greedy answers in batches, as lists of (index of the prompt, ids, score).
+    """Greedy answers in batches, as lists of (index of the prompt, ids, score), in order of the prompts' length.
 
-    The ids are without the end token, or max_new_tokens of them. The score is the log-odds that the answer's first
-    token is one of `watched`, None without those.
-
-    Prompts go through in order of length. An answer does not depend on the batch it is in (in fp32). Needs at least one
-    prompt, none empty.
+    The ids are without the end token, or max_new_tokens of them; the score is `log_odds` of the first, None where none
+    are watched. An answer does not depend on its batch (in fp32). Needs at least one prompt, none empty.
     """
     shared = _common_prefix(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

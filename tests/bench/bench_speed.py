@@ -203,6 +203,7 @@ def levers(scratch: Path, sets: dict, tokenizer) -> None:
         "two threads, passive, 10,000 spins": two | passive | {"GOMP_SPINCOUNT": "10000"},
         "two trainings at a time, one thread each": {"processes": 2},
         **{f"one thread, micro-batches of {size}": {"micro": size} for size in (8, 32, 64)},
+        "one thread, torch's Muon": {"muon": "torch"},
     }
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         sides["one thread, bf16 autocast"] = {"dtype": "bfloat16"}
@@ -223,9 +224,9 @@ def levers(scratch: Path, sets: dict, tokenizer) -> None:
         print(f"  {name:<45} {statistics.median(one[name] for one in rounds):7.0f}   {spread}", flush=True)
 
 
-def _started(scratch: Path, processes=1, threads=1, micro=16, dtype="float32", **environment) -> list:
+def _started(scratch: Path, processes=1, threads=1, micro=16, dtype="float32", muon="ours", **environment) -> list:
     """Processes that take the steps whenever they are told to, warmed up."""
-    command = [sys.executable, __file__, "--steps", scratch / "steps", str(threads), str(micro), dtype]
+    command = [sys.executable, __file__, "--steps", scratch / "steps", str(threads), str(micro), dtype, muon]
     inherited = {name: value for name, value in os.environ.items() if name not in OF_THREADS}
     ends = dict(zip(("stdin", "stdout", "stderr"), (subprocess.PIPE, subprocess.PIPE, subprocess.DEVNULL), strict=True))
     running = [subprocess.Popen(command, text=True, env=inherited | environment, **ends) for _ in range(processes)]
@@ -240,9 +241,12 @@ def _all_go(running: list[subprocess.Popen]) -> None:
     assert all(one.stdout.readline() == "done\n" for one in running)
 
 
-def take_steps(file: str, threads: str, micro: str, dtype: str) -> None:
+def take_steps(file: str, threads: str, micro: str, dtype: str, muon: str) -> None:
     """One of those processes: a step to warm up, then all steps at each word from the parent."""
     torch.set_num_threads(int(threads))
+    if muon == "torch":
+        same = {"adjust_lr_fn": "original", "weight_decay": 0.0}
+        training.Muon = lambda leaves, chosen: torch.optim.Muon(leaves, **chosen, **same)
     features, state, config, settings = torch.load(file)
     weights, shape = small_llama.fuse(state, tied=True), small_llama.shape_of(config)
     chosen = TrainSettings(**settings | {"micro_batch_size": int(micro)})
