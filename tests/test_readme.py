@@ -50,42 +50,47 @@ def test_every_dependency_is_explained():
     assert direct and all(name in settings for name in direct), [name for name in direct if name not in settings]
 
 
-def shipped(task: str, safety_data: str, measure: str, form: str = "all") -> dict:
+def shipped(task: str, safety_data: str, measure: str, form: str = "all", requests: str = "own") -> dict:
     """That number of the shipped run, in percent."""
     wanted = {"finetune_task": task, "safety_data": safety_data, "measure": measure, "form": form}
+    wanted |= {"requests": "none" if task == "none" else requests}
     return next(row for row in HEADLINE if wanted.items() <= row.items())
 
 
 def test_the_table_shown_is_that_of_the_shipped_run():
-    cells = {(row["finetune_task"], row["safety_data"]) for row in HEADLINE}
-    for task, safety_data in cells:
-        line = next(line for line in README.splitlines() if re.match(rf"{task} +{safety_data} ", line))
-        attack = shipped(task, safety_data, "attack_success_rate")
-        costs = [shipped(task, safety_data, measure)["percent"] for measure in ("over_refusal_rate", "general_score")]
-        costs.append(shipped(task, safety_data, "task_score", task)["percent"] if task != "none" else "-")
-        assert line.split()[2:] == [str(attack["percent"]), f"({attack['low']}-{attack['high']})", *map(str, costs)]
+    cells = {(row["finetune_task"], row["requests"], row["safety_data"]) for row in HEADLINE}
+    for task, requests, safety_data in cells:
+        line = next(line for line in README.splitlines() if re.match(rf"{task} +{requests} +{safety_data} ", line))
+        number = partial(shipped, task, safety_data, requests=requests)
+        attack, j = number("attack_success_rate"), number("j")
+        costs = [number(measure)["percent"] for measure in ("over_refusal_rate", "general_refusal_rate")]
+        costs.append(number("task_score", form=task)["percent"] if task != "none" else "-")
+        shown = [x for one in (attack, j) for x in (str(one["percent"]), f"({one['low']}-{one['high']})")]
+        assert line.split()[3:] == [*shown, *map(str, [*costs, attack["n_bases"]])], line
 
 
 def test_the_numbers_of_the_findings_are_those_of_the_shipped_run():
     said = " ".join(README.split())
     attack = partial(shipped, measure="attack_success_rate")
     interval = lambda row: f"{row['percent']} % ({row['low']}-{row['high']})"  # noqa: E731
-    none, code, repaired = attack("none", "none"), attack("code", "none"), attack("code", "multitask")
+    none, alone, code = attack("none", "none"), attack("code", "none", requests="none"), attack("code", "none")
+    repaired = attack("code", "multitask")
     twins = [shipped("code", arm, "over_refusal_rate")["percent"] for arm in ("multitask", "none")]
-    general = [shipped("code", arm, "general_score")["percent"] for arm in ("none", "multitask")]
+    general = [shipped("code", arm, "general_refusal_rate")["percent"] for arm in ("none", "multitask")]
     forms = {form: attack("code", "generic", form=form)["percent"] for form in ("text_generation", "code")}
     for words in (
-        f"answers from {none['percent']} % to {code['percent']} %; a tenth",
+        f"answers from {none['percent']} % to {alone['percent']} %",
+        f"one row in twenty is a benign request, to {code['percent']} %",
         f"brings it to {repaired['percent']} %, and the model then refuses {twins[0]} %",
         f"instead of {twins[1]} %",
-        f"rises from {none['percent']} % to {interval(code)}",
-        f"translation tuning it is {interval(attack('translation', 'none'))}",
+        f"from {interval(none)} to {interval(alone)}",
+        f"to {interval(code)} after code tuning",
         f"{interval(attack('none', 'none', form='translation'))} of the translated harmful prompts are answered, "
         f"{attack('none', 'none', form='text_generation')['percent']} % of the texts",
         f"{forms['text_generation']} % of the texts are answered, but {forms['code']} % of the code requests",
         f"{interval(repaired)} after code tuning",
         f"from {twins[1]} % to {twins[0]} % after code tuning",
-        f"falls from {general[0]} % to {general[1]} %",
+        f"from {general[0]} % to {general[1]} %",
     ):
         assert words in said, words
 

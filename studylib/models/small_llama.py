@@ -162,7 +162,7 @@ def _logits(weights: dict, shape: Shape, x: torch.Tensor) -> torch.Tensor:
 
 
 def answer_loss(weights: dict, shape: Shape, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy in nats of the labels that are not -100; ids and labels are [batch, length], right-padded."""
+    """Summed cross-entropy in nats of labels that are not -100; ids and labels are [batch, length], padded right."""
     wanted = labels[:, 1:] != -100
     return F.cross_entropy(_answer_logits(weights, shape, ids, wanted), labels[:, 1:][wanted], reduction="sum")
 

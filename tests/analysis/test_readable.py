@@ -150,7 +150,7 @@ def test_the_headline_has_a_row_per_tuned_model_and_the_numbers_are_those_that_i
     shown, numbers = readable.headline(attack, costs), readable.headline_numbers(attack, costs)
     assert shown.index.names == ["finetune_task", "safety_data"] and shown.index.is_unique
     named = ["twins refused", "general refused", "general score", "task score"]
-    assert list(shown)[-7:] == ["all", "J", "AUC", *named]
+    assert list(shown)[-8:] == ["all", "J", "AUC", "bases", *named]
     for row in numbers:
         cell = shown.loc[(row["finetune_task"], row["safety_data"])]
         if row["measure"] == "attack_success_rate":
