@@ -192,15 +192,19 @@ def test_tables_of_scores_are_in_percent_of_the_rows_that_they_show(simulated):
     assert set(shown["twins"]) == {"owner", "all"} and (shown["twins", "owner"] == shown["twins", "all"]).all()
 
 
-def test_requests_are_named_where_tuned_models_have_several_kinds_and_the_headline_shows_the_usual_one():
+def test_requests_are_named_where_tuned_models_have_several_kinds_and_the_headline_shows_task_rows_alone_too():
     given = {"tasks": ("code",), "styles": ("chat",), "system_prompts": (False,), "n_prompts": 4}
     frames = study(np.random.default_rng(0), requests=("none", "own"), **given)
     attack, cost = tables.attack_success(*frames[:2]), tables.helpfulness(*frames)
     wide = readable.in_percent(attack)
     assert list(wide.index.get_level_values("requests")) == ["none", "none", "own", "own", "own"]
-    own = attack[attack["requests"].ne("none") | attack["finetune_task"].eq("none")]
+    own, its = (of[of["requests"].ne("none") | of["finetune_task"].eq("none")] for of in (attack, cost))
     assert "requests" not in readable.in_percent(own).index.names
-    pd.testing.assert_frame_equal(readable.headline(attack, cost), readable.headline(own, cost))
+    shown = readable.headline(attack, cost)
+    plain = [("none", "none", "none"), ("code", "none", "none"), ("code", "own", "none")]
+    assert list(shown.index)[:3] == plain and set(shown.index) >= {("code", "own", "multitask")}
+    usual = shown.drop(index=("code", "none", "none")).droplevel("requests")
+    pd.testing.assert_frame_equal(usual, readable.headline(own, its))
     row = attack[(attack["requests"] == "none") & (attack["finetune_task"] == "code")].iloc[0]
     assert readable.cell_words(row) == "tuned on code, no requests, chat template, no system prompt"
     assert "requests" not in readable.cell_words(own.iloc[-1])
