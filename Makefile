@@ -2,8 +2,8 @@
 PROFILE ?= miniature
 PYTHON := .venv/bin/python
 export UV_COMPILE_BYTECODE := 1
-# as many as 00_prepare and the laboratory use, and none that burns a core while it waits (without the short
-# spin two threads take 0.9 s a step of pre-training instead of 0.4); a stage run by make has its own
+# as many as the laboratory uses, and none that burns a core while it waits (without the short spin two threads take
+# twice as long); a stage run by make has its own
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 10000
