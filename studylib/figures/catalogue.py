@@ -62,7 +62,7 @@ def captions() -> dict[str, dict]:
 def footer_of(
     drawn: style.Drawn, mark: str = "mark", unit: str = "responses", value: str = "rate", expected=(), intervals="drawn"
 ) -> str:
-    """Sample sizes, doses, seeds, judge, what is left out, intervals and the smallest detectable difference.
+    """Sample sizes, requests, doses, seeds, judge, omissions, intervals and the smallest detectable difference.
 
     `unit` is what n counts and `value` the column that is drawn; a row without it is left out. `expected` are the kinds
     of safety data that the figure compares, of which what was not run is named. `intervals` is "drawn", or a sentence
@@ -73,6 +73,8 @@ def footer_of(
         return ""
     known = rows[rows[value].notna()]
     text = [f"Each {mark}: {words.get('n') or f'{style.n_of(known)} {unit}'}."]
+    if "requests" in rows and set(rows.loc[rows["finetune_task"] != "none", "requests"]) == {"own"}:
+        text.append("Tuned on the task's rows with a few benign requests in its form among them.")
     if "safety_fraction" in rows:
         doses = sorted(set(rows.loc[rows["safety_data"] != "none", "safety_fraction"]))
         text += [f"Safety data: {listed(f'{100 * dose:g}' for dose in doses)} % of the tuning rows."] if doses else []

@@ -50,6 +50,13 @@ def test_the_footer_says_doses_seeds_judge_and_omissions_where_the_rows_have_the
     assert short == "Each bar: n = 50 prompts. No intervals."
 
 
+def test_the_footer_says_that_benign_requests_were_among_the_rows_where_all_tuned_models_had_them():
+    table = cells(0.1, rate=0.5, requests="own")
+    untuned = cells(rate=0.5, requests="none", finetune_task="none")
+    assert "Tuned on the task's rows with a few benign requests" in footer(pd.concat([untuned, table]))
+    assert "benign requests" not in footer(pd.concat([table, table.assign(requests="none")]))
+
+
 def test_every_figure_has_its_texts_and_every_text_its_figure():
     assert set(catalogue.captions()) == {*catalogue.FIGURES, "runs_side_by_side"}
     for name, entry in catalogue.captions().items():
