@@ -15,7 +15,7 @@ PUBLIC = {
     "corrected_in_percent examples guarded_in_percent guards_in_percent headline headline_numbers in_percent label "
     "over_refusal_in_percent paper_in_percent percent scores_in_percent set_scores_in_percent span",
     "runs": "largest_differences of_measure output_folder read_runs runs_in_percent runs_in_words write_runs",
-    "stats": "CONFIDENCE POWER detectable_difference wilson",
+    "stats": "CONFIDENCE POWER wilson",
     "tables": "answered_share attack_success by_run calibration_grid discrimination guarded_attack_success guards "
     "helpfulness over_refusal_by_kind unsafe_options verdict_shares with_not_run with_untested write_table",
 }

@@ -159,25 +159,6 @@ def newcombe(value, low, high, other, other_low, other_high):
     return difference - below, difference + above
 
 
-def detectable_difference(n, rate: float = 0.5, power: float = POWER, alpha: float = 0.05):
-    """Smallest difference (0-1) from `rate` that two independent samples of n show at this power.
-
-    Of a two-sided test. `n` is a number or an array; pass effective sample sizes where rows are clustered. The
-    difference is taken towards the middle: up from a rate below 0.5, down from one above. NaN where n is too small to
-    show any difference. Raises ValueError for a rate outside 0-1. Source: Cohen (1988), Statistical Power Analysis,
-    section 6.2: the arcsine effect size h = (z_(1-alpha/2) + z_power) sqrt(2 / n), turned back into a difference.
-    """
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate must lie in 0-1, found {rate}")
-    n = np.asarray(n, float)
-    start = min(rate, 1 - rate)
-    with np.errstate(divide="ignore"):
-        h = (norm.ppf(1 - alpha / 2) + norm.ppf(power)) * np.sqrt(2 / n)
-        end = np.arcsin(np.sqrt(start)) + h / 2
-    difference = np.where(end <= np.pi / 2, np.sin(np.minimum(end, np.pi / 2)) ** 2 - start, np.nan)
-    return float(difference) if difference.ndim == 0 else difference
-
-
 def crossed(values: np.ndarray):
     """Mean of replicates x prompts, and its variance from the replicates and from the prompts: arrays of shape [...].
 

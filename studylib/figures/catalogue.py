@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from studylib.analysis.readable import span
-from studylib.analysis.stats import CONFIDENCE, POWER, detectable_difference
+from studylib.analysis.stats import CONFIDENCE, POWER
 from studylib.figures import changes, planes, rates, style
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
@@ -62,7 +62,7 @@ def captions() -> dict[str, dict]:
 def footer_of(
     drawn: style.Drawn, mark: str = "mark", unit: str = "responses", value: str = "rate", expected=(), intervals="drawn"
 ) -> str:
-    """Sample sizes, requests, doses, seeds, judge, omissions, intervals and the smallest detectable difference.
+    """Sample sizes, requests, doses, seeds, judge, omissions, intervals, and what the plan detects.
 
     `unit` is what n counts and `value` the column that is drawn; a row without it is left out. `expected` are the kinds
     of safety data that the figure compares, of which what was not run is named. `intervals` is "drawn", or a sentence
@@ -93,11 +93,9 @@ def footer_of(
     text.append(wilson if intervals == "drawn" else intervals)
     if intervals == "drawn" and "n_effective" in rows and known["n_effective"].notna().any():
         text.append(f"A {mark} is worth {span(known['n_effective'])} independent {unit}.")
-    near, smallest = "", span(100 * known["detectable"]) if "detectable" in rows else "no"
-    if "n_effective" in rows:
-        near, smallest = ", rates near 50 %", span(100 * detectable_difference(known["n_effective"].to_numpy()))
-    if smallest != "no":
-        text.append(f"Smallest detectable difference ({100 * POWER:.0f} % power{near}): {smallest} points.")
+    if "detectable" in rows:
+        smallest = span(100 * known["detectable"])
+        text.append(f"Smallest detectable difference ({100 * POWER:.0f} % power): {smallest} points.")
     text += [f"{mark.capitalize()}s whose intervals overlap are not ranked."] if intervals == "drawn" else []
     return " ".join(text)
 

@@ -301,15 +301,16 @@ def write_page(stage, found: dict[str, pd.DataFrame], about: str) -> None:
 def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, found: dict) -> str:
     """One paragraph: the model, the grid, the prompts, the seeds, the judge and its kappa, and what has not run."""
     profile, harmful = stage.profile, responses[responses["harmful"].astype(bool)]
-    names = ["model", "finetune_task", "style", "safety_data", "seed"]
+    names = ["model", "base", "finetune_task", "requests", "style", "safety_data", "safety_fraction", "seed"]
     tuned = responses.loc[responses["finetune_task"] != "none", names].drop_duplicates()
-    tasks, styles, kinds, seeds = (tuned[name].nunique() for name in names[1:])
+    counts = {name: tuned[name].nunique() for name in names}
     waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing]
     make = f" (`make study PROFILE={profile.name}` makes them)"
     not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}{make}." if waiting else ""
     return (
         f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, "
-        f"{len(tuned)} fine-tunes ({tasks} tasks, {styles} styles, {kinds} kinds of safety data, {seeds} seeds), "
+        f"{len(tuned)} fine-tunes ({counts['base']} bases, {counts['finetune_task']} tasks, {counts['style']} styles, "
+        f"{counts['requests']} kinds of requests and {counts['safety_data']} of safety data, {counts['seed']} seeds), "
         f"{len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
         f"harmful prompts ({harmful['intent'].nunique()} intents in {harmful['form'].nunique()} forms); judge "
         f"`{'`, `'.join(verdicts['judge'].unique())}`, "

@@ -13,7 +13,6 @@ from studylib.analysis.stats import (
     ONE_OF_EACH_PAIR,
     clustered_differences,
     clustered_intervals,
-    detectable_difference,
     holm,
     wilson,
 )
@@ -185,34 +184,6 @@ def test_time_grows_no_faster_than_the_number_of_groups():
     frame = pd.concat([answers(rng.random((50, 3)) < 0.5)] * 1000, ignore_index=True)
     frame["cell"] = np.repeat(np.arange(1000), 150)
     assert growth(lambda n: clustered_intervals(frame.head(n * 150), ["cell"]), 100) < 25
-
-
-def test_fifty_prompts_per_cell_show_differences_of_23_to_28_points():
-    for rate in (0.15, 0.3, 0.5, 0.7, 0.85):
-        assert 0.23 <= detectable_difference(50, rate) <= 0.28
-    # Around the middle, from half a difference below to half above it, the most unfavourable pair.
-    assert detectable_difference(50, 0.5 - 0.138) == pytest.approx(0.276, abs=0.001)
-
-
-def test_the_detectable_difference_agrees_with_statsmodels():
-    from statsmodels.stats.power import NormalIndPower
-    from statsmodels.stats.proportion import proportion_effectsize
-
-    effect = proportion_effectsize(0.3 + detectable_difference(120, 0.3, power=0.9), 0.3)
-    assert NormalIndPower().power(effect, 120, alpha=0.05) == pytest.approx(0.9, abs=1e-6)
-
-
-def test_the_detectable_difference_shrinks_with_n_and_is_nan_where_nothing_can_be_seen():
-    small, medium, large = detectable_difference(np.array([1, 50, 5000]))
-    assert np.isnan(small)
-    assert large < medium / 5
-    assert np.isnan(detectable_difference(0))
-
-
-def test_the_detectable_difference_is_the_same_from_both_ends():
-    assert detectable_difference(60, 0.1) == pytest.approx(detectable_difference(60, 0.9))
-    with pytest.raises(ValueError, match="0-1"):
-        detectable_difference(50, 1.2)
 
 
 def pairs(differences):

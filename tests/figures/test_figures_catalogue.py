@@ -41,7 +41,6 @@ def test_the_footer_says_doses_seeds_judge_and_omissions_where_the_rows_have_the
         "Left out: 6 responses that could not be judged.",
         "Intervals: 95 % Wilson, clustered by prompt and base or training run.",
         "A mark is worth 40 independent responses.",
-        "Smallest detectable difference (80 % power, rates near 50 %): 29 points.",
     ):
         assert words in said, words
     several = footer(table.assign(n_bases=4))
