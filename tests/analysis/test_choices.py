@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from studylib.analysis import claims
 from studylib.data import world
+from studylib.stages.prepare import calibrated_by
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
 from studylib.study.profile import load_profile
@@ -15,6 +16,7 @@ from studylib.study.profile import load_profile
 CHOICES = read_yaml(DATA / "choices.yaml")["choices"]
 PROFILE = load_profile("miniature")
 OF_THE_CODE = {  # knobs that are no key of the profile
+    "pre-training on prompts": lambda value: calibrated_by(PROFILE, "helpful_only")["on_prompts"] is value,
     "generic safety data in text alone": lambda value: (
         {row["form"] for row in world.build_sets(load_profile("smoke").world)["safety_generic"]} == {"text_generation"}
     ),
