@@ -12,7 +12,7 @@ export PYTHONPATH := $(CURDIR)
 # a user's settings of pip that an environment of its own cannot have
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES
 
-.PHONY: help study plan test lab teach bench lock format
+.PHONY: help study plan test lab teach ship bench lock format
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -30,6 +30,15 @@ lab: .venv/ready  ## open the notebooks in JupyterLab
 
 teach: .venv/ready  ## run the laboratory for a lecture, after the study
 	@$(PYTHON) -m studylib.run stage --stage 07_laboratory --profile "$(PROFILE)"
+
+# what the repository shows, of a finished run: make ship PROFILE=miniature_full
+RUN = $(or $(STUDY_RUNS),runs)/$(PROFILE)
+ship: .venv/ready
+	rm -f figures/*
+	cp $(RUN)/figures/*.png $(RUN)/figures/*.md figures/
+	cp $(addprefix $(RUN)/tables/,$(addsuffix .csv,attack_success arms contrasts components)) figures/
+	cp $(RUN)/tables/headline.json $(RUN)/tables/seconds.json figures/
+	cp $(RUN)/docs/*.md docs/
 
 test: .venv/ready  ## run the tests
 	$(PYTHON) -m pytest -n auto --no-loadscope-reorder
