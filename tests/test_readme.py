@@ -58,7 +58,8 @@ def shipped(task: str, safety_data: str, measure: str, form: str = "all", reques
 
 
 def test_the_table_shown_is_that_of_the_shipped_run():
-    cells = {(row["finetune_task"], row["requests"], row["safety_data"]) for row in HEADLINE}
+    shown = [row for row in HEADLINE if row["finetune_task"] in ("none", "code")]
+    cells = {(row["finetune_task"], row["requests"], row["safety_data"]) for row in shown}
     for task, requests, safety_data in cells:
         line = next(line for line in README.splitlines() if re.match(rf"{task} +{requests} +{safety_data} ", line))
         number = partial(shipped, task, safety_data, requests=requests)
