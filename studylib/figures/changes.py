@@ -201,11 +201,12 @@ def planned_contrasts(contrasts: pd.DataFrame) -> Drawn:
         raise ValueError("several rows for one contrast: keep one model")
     asks = {name: question.asks for name, question in load_plan().questions.items()}
     parts = [(wrap(asks.get(name, label(name)), 66), of) for name, of in contrasts.groupby("question", sort=False)]
+    parts.sort(key=lambda part: (part[1]["verdict"] == BUILT_IN).all())  # their sizes would flatten the others'
     heights = np.array([len(lines) * 0.8 + len(of) + 0.8 for lines, of in parts])
     after = np.cumsum(heights)
     first = int(np.argmin(np.maximum(after, after[-1] - after))) + 1  # of two columns
     rows = max(after[first - 1], after[-1] - after[first - 1])
-    margins = {"left": 1.62, "right": 0.75, "top": 0.3, "bottom": 0.5, "wspace": 1.95}
+    margins = {"left": 1.62, "right": 0.75, "top": 0.3, "bottom": 0.5, "wspace": 1.95, "sharex": False}
     fig, axes = style.new_figure(1, 2, 0.148 * rows, **margins)
     for ax, column in zip(axes[0], (parts[:first], parts[first:]), strict=True):
         y = 0.0
@@ -229,11 +230,10 @@ def planned_contrasts(contrasts: pd.DataFrame) -> Drawn:
                 ax.errorbar(row["difference"], y + 0.5, xerr=xerr, **look)
                 y += 1
             y += 0.8
-    ends = np.nanmax(run[["difference", "low", "high"]].abs())
-    reach = min(np.ceil(4 * ends) / 4, 2.0)
-    ax.set(xlim=(-reach, reach), ylim=(rows, 0), yticks=())
-    for ax in axes[0]:
-        ax.xaxis.set_major_locator(MultipleLocator(0.5 if reach < 1 else 1.0))
+        ends = np.nanmax(pd.concat([of for _, of in column])[["difference", "low", "high"]].abs().to_numpy(), initial=0)
+        reach = min(np.ceil(4 * max(ends, 0.1)) / 4, 1.0)
+        ax.set(xlim=(-reach, reach), ylim=(rows, 0), yticks=())
+        ax.xaxis.set_major_locator(MultipleLocator(reach / 2 if reach < 1 else 1.0))
         ax.xaxis.set_major_formatter(lambda share, _: points(share))
     sns.despine(fig, left=True)
     style.outer_labels(fig, "", "difference in percentage points, with its 95 % interval over bases")
