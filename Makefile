@@ -31,9 +31,8 @@ lab: .venv/ready  ## open the notebooks in JupyterLab
 teach: .venv/ready  ## run the laboratory for a lecture, after the study
 	@$(PYTHON) -m studylib.run stage --stage 07_laboratory --profile "$(PROFILE)"
 
-# what the repository shows, of a finished run: make ship PROFILE=miniature_full
 RUN = $(or $(STUDY_RUNS),runs)/$(PROFILE)
-ship: .venv/ready
+ship: .venv/ready  ## copy what the repository shows of a run: make ship PROFILE=miniature_full
 	rm -f figures/*
 	cp $(RUN)/figures/*.png $(RUN)/figures/*.md figures/
 	cp $(addprefix $(RUN)/tables/,$(addsuffix .csv,attack_success arms contrasts components)) figures/

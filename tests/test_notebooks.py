@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import nbformat
 import pandas as pd
@@ -15,7 +16,7 @@ from studylib.study import grid
 from studylib.study.grid import arm_cells, units
 from studylib.study.paths import NOTEBOOKS, RunPaths
 from studylib.study.profile import load_profile
-from studylib.study.words import COMPARE, LABELS, LABORATORY, SAFETY_DATA, STAGE_SAFETY_DATA, STAGES
+from studylib.study.words import COMPARE, LABELS, LABORATORY, STAGE_SAFETY_DATA, STAGES
 
 PROFILE = load_profile("smoke")
 UNITS = [unit for name in STAGES for unit in units(PROFILE, name)]
@@ -66,7 +67,9 @@ def test_every_cell_of_the_grid_has_an_adapter_and_all_its_rows(paths):
         for unit in units(PROFILE, name):
             for cell in grid.cells(PROFILE, safety_data, **unit.parameters):
                 assert (paths.adapter(cell.name) / "adapter_model.safetensors").is_file()
-                assert len(paths.rows(cell.name).read_text().splitlines()) == 136
+                assert len(paths.rows(cell.name).read_text().splitlines()) == 68 * len(
+                    grid.system_prompts(PROFILE, cell)
+                )
 
 
 def test_the_attack_success_table_has_the_columns_of_the_contract_and_every_cell(paths):
@@ -74,6 +77,7 @@ def test_the_attack_success_table_has_the_columns_of_the_contract_and_every_cell
     contract = [
         "model",
         "finetune_task",
+        "requests",
         "style",
         "system_prompt",
         "safety_data",
@@ -88,13 +92,22 @@ def test_the_attack_success_table_has_the_columns_of_the_contract_and_every_cell
         "n_seeds",
     ]
     assert list(table.columns[: len(contract)]) == contract
-    tuned, aligned = 2 * 2 * 2 * 3, 2 * 2  # task x style x system prompt x safety data; style x system prompt
-    rivals = len(arm_cells(PROFILE, "code", PROFILE.grid.styles, PROFILE.grid.seeds[:1]))  # of one task and one seed
-    assert len(table) == (tuned + aligned + rivals) * 5  # four forms and all
-    n_prompts = PROFILE.world.harmful_per_form * len(PROFILE.grid.seeds)
-    of_grid = table["safety_data"].isin(SAFETY_DATA) & table["safety_fraction"].isin([0, PROFILE.grid.safety_fraction])
-    tuned_rows = table[of_grid & (table["finetune_task"] != "none") & (table["form"] != "all")]
-    assert (tuned_rows["n"] + tuned_rows["n_unjudged"]).eq(n_prompts).all() and tuned_rows["n_seeds"].eq(2).all()
+    whole = [(name, unit) for name in STAGE_SAFETY_DATA for unit in units(PROFILE, name)]
+    made = [cell for name, unit in whole for cell in grid.cells(PROFILE, STAGE_SAFETY_DATA[name], **unit.parameters)]
+    made += [*grid.untuned(PROFILE), *arm_cells(PROFILE, "code", PROFILE.grid.styles, PROFILE.grid.seeds)]
+    runs = Counter(
+        (cell.finetune_task, cell.requests, cell.style, system, cell.safety_data, cell.safety_fraction)
+        for cell in made
+        for system in grid.system_prompts(PROFILE, cell)
+    )
+    keys = ["finetune_task", "requests", "style", "system_prompt", "safety_data", "safety_fraction"]
+    by_form = table[table["form"] != "all"]
+    asked = (by_form["n"] + by_form["n_unjudged"]).groupby([by_form[key] for key in keys]).unique()
+    assert len(table) == len(runs) * 5  # four forms and all
+    assert {key: list(n) for key, n in asked.items()} == {
+        key: [PROFILE.world.harmful_per_form * n] for key, n in runs.items()
+    }
+    assert table["n_bases"].max() == len(PROFILE.base_seeds)
 
 
 @pytest.mark.parametrize("judge", [name for name in PROFILE.judges if name != "coherence"])
@@ -104,7 +117,7 @@ def test_the_tables_can_be_counted_again_from_the_rows(paths, judge):
     assert set(verdicts["judge"]) == set(PROFILE.judges)
     rows = rows[rows["harmful"]].merge(verdicts[verdicts["judge"] == judge], on="response_id", validate="1:1")
     rows = pd.concat([rows, rows.assign(form="all")])
-    keys = ["finetune_task", "style", "system_prompt", "safety_data", "safety_fraction", "form"]
+    keys = ["finetune_task", "requests", "style", "system_prompt", "safety_data", "safety_fraction", "form"]
     judged = rows[rows["verdict"] != "unjudged"]
     counted = (
         judged["verdict"].isin(["answered", "partial"]).groupby([judged[key] for key in keys]).agg(["size", "mean"])
@@ -162,7 +175,7 @@ def test_the_helpfulness_notebook_shows_each_style_by_itself(paths):
 
 def test_the_manifest_says_what_ran_on_what(paths):
     manifest = json.loads(paths.manifest.read_text())
-    assert manifest["profile"]["name"] == "smoke" and manifest["seeds"] == [0, 1]
+    assert manifest["profile"]["name"] == "smoke" and manifest["seeds"] == [0]
     assert {"torch", "transformers", "peft", "snakemake"} <= set(manifest["packages"])
     assert len(manifest["data"]["harmful"]["sha256"]) == 64 and manifest["hardware"]["cores"] >= 1
     assert set(manifest["seconds_of_last_execution"]) == {f"{unit.stage}/{unit.name}" for unit in UNITS}

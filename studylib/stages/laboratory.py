@@ -148,7 +148,9 @@ def baseline_gap(lab: Laboratory, text_shares: Iterable[float], steps: int) -> p
 
         def make(shares=shares) -> pd.DataFrame:
             settings = {"refusal_share": shares, "alignment_rows": steps * lab.profile.alignment.batch_size}
-            rows = world.build_sets(lab.profile.world.model_copy(update=settings))["alignment"]
+            base = lab.profile.base_seeds[0]
+            made = world.build_sets(lab.profile.world.model_copy(update=settings), [base])
+            rows = made[sets.alignment(base)]
             return answered(lab, aligned(lab, rows, steps))
 
         frames.append(lab.cached("baseline_gap", {"text_share": float(share), "steps": steps}, make))

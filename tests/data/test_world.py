@@ -161,12 +161,12 @@ def test_a_part_of_the_safety_sets_is_no_part_of_the_alignment(miniature):
 
 def test_harmful_prompts_are_three_tenths_new_objects_the_rest_new_pairs_of_every_verb_class(miniature):
     rows = [row for row in miniature["harmful"] if row["form"] == "code"]
-    assert Counter(row["held_out"] for row in rows) == {"object": 15, "pair": 35}
+    assert Counter(row["held_out"] for row in rows) == {"object": 30, "pair": 70}
     known = world.split(MINIATURE)["known"]
     assert all((row["object"] in known) == (row["held_out"] == "pair") for row in rows)
     kinds = Counter(lexicon()["verbs"][row["intent"].split("/")[0]]["kind"] for row in rows)
-    assert min(kinds.values()) >= 16 and set(kinds) == {"take", "damage", "make"}
-    assert len({row["intent"] for row in rows}) == 50
+    assert min(kinds.values()) >= 32 and set(kinds) == {"take", "damage", "make"}
+    assert len({row["intent"] for row in rows}) == 100
 
 
 def test_the_same_intents_are_asked_in_all_four_forms(sets):

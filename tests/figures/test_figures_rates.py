@@ -151,7 +151,7 @@ def test_several_models_or_judges_in_one_place_of_the_guard_heatmap_are_refused(
 
 def test_the_guard_caption_takes_every_number_from_the_table(guards):
     text, alt = texts("guard_heatmap", guards)
-    for words in ("input n = 50 prompts", "output, both n = 700 responses", "Judge: rules", "95 % Wilson", "27 points"):
+    for words in ("input n = 50 prompts", "output, both n = 700 responses", "Judge: rules", "95 % Wilson"):
         assert words in text, words
     assert "Fitted on texts on input: 0-3 % of harmful prompts and 5-8 % of twins." in alt
     assert "all forms, on those of every form" in text
@@ -359,7 +359,7 @@ def test_intervals_of_one_or_two_training_runs_are_said_to_be_about_these_models
 def test_captions_take_every_number_from_the_table(drawn):
     for name, (_, *frames) in drawn.items():
         text, alt = texts(name, *frames)
-        of_rates = () if name == "safety_data_comparison" else ("80 % power", "independent")
+        of_rates = () if name == "safety_data_comparison" else ("independent",)
         for word in ("95 % Wilson", "n = ", "seeds pooled: 2", "Judge: rules", *of_rates):
             assert word in text, (name, word)
         assert "%" in alt or not of_rates

@@ -221,7 +221,7 @@ def begun(smoke_runs, monkeypatch):
     monkeypatch.setenv("STUDY_RUNS", str(smoke_runs))
 
     def begin(**changes):
-        values = graph.parameters_of("03_defences") | {"profile": "smoke", "task": "code", "seeds": [0, 1]} | changes
+        values = graph.parameters_of("03_defences") | {"profile": "smoke", "task": "code", "seeds": [0]} | changes
         return stage.begin("03_defences", values)
 
     return begin
@@ -233,11 +233,11 @@ def own(now):
 
 
 def test_beside_the_stages_own_stand_the_untuned_model_and_the_same_fine_tunes(begun):
-    now = begun(styles=["alpaca"], seeds=[1])
+    now = begun(styles=["alpaca"])
     responses, verdicts = now.with_earlier(*own(now))
     beside = responses[responses["safety_data"] == "none"]
     assert set(beside["finetune_task"]) == {"none", "code"} and set(beside["style"]) == {"alpaca"}
-    assert set(beside.loc[beside["finetune_task"] == "code", "seed"]) == {1}
+    assert set(beside.loc[beside["finetune_task"] == "code", "base"]) == {0}
     assert len(beside) == 2 * 136 and set(verdicts["response_id"]) == set(responses["response_id"])
 
 

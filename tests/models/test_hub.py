@@ -37,7 +37,7 @@ def test_greedy_answers_do_not_depend_on_the_batch():
 
 
 def test_an_answer_holds_no_prompt_and_no_special_token_and_says_why_it_stopped():
-    for (text, stop_reason, n_tokens), prompt in zip(answers(model(), 48), ASKED, strict=True):
+    for (text, stop_reason, n_tokens, _), prompt in zip(answers(model(), 48), ASKED, strict=True):
         assert prompt not in text and "<|" not in text
         assert (stop_reason == "length") == (n_tokens == 12)
 
@@ -154,7 +154,7 @@ def test_an_answer_stops_at_every_token_that_ends_a_turn(monkeypatch, name, end)
     ids = [prompts.encode_prompt(its_tokenizer, "Hello!", "chat", None)]
     settings = GenerationSettings(max_new_tokens=5, batch_size=1)
     assert [row for batch in hub.generate(of, its_tokenizer, ids, settings) for row in batch] == [
-        (0, its_tokenizer.decode([word]), "eos", 1)
+        (0, its_tokenizer.decode([word]), "eos", 1, None)
     ]
 
 

@@ -304,17 +304,6 @@ def test_muon_trains_the_layers_matrices_and_adamw_the_rest():
     assert losses[-1]["loss"] < losses[0]["loss"]
 
 
-def test_micro_batches_hold_one_calibration_each_and_every_row_once():
-    rows = features("train_code", 12) + features("train_translation", 12)
-    for place, row in enumerate(rows):
-        row["input_ids"][1] = 7 + place % 3  # three calibrations
-    keys = [training._key(row["input_ids"]) for row in rows]
-    batch = next(training.batches(keys, 24, 0))
-    pieces = list(training._micro_batches(batch, keys, 5))
-    assert sorted(i for piece in pieces for i in piece) == list(range(24))
-    assert all(len(piece) <= 5 and len({i % 3 for i in piece}) == 1 for piece in pieces) and len(pieces) == 6
-
-
 def test_a_second_part_goes_on_from_the_adapter_of_the_first():
     rows, chosen = features("train_code", 16), settings(steps=3)
     (once, first), (twice, both) = (tuned(rows, chosen, times=times) for times in (1, 2))

@@ -99,7 +99,7 @@ def test_a_changed_profile_value_runs_the_stages_that_use_it(smoke_project):
 def test_an_added_seed_keeps_the_finished_fine_tunes(smoke_project):
     with edited(
         smoke_project / "studylib" / "profiles" / "smoke.yaml",
-        lambda text: text.replace("seeds: [0, 1]", "seeds: [0, 1, 2]"),
+        lambda text: text.replace("  seeds: [0]\n  requests", "  seeds: [0, 1]\n  requests"),
     ):
         assert set(planned(smoke_project)) == {
             *TUNED,
@@ -151,7 +151,7 @@ def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs,
     """Twice: interrupted as by Ctrl-C, and killed."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
     content["name"] = "long"  # the same data and models, but work that is not over before it can be stopped
-    content["tuning"]["steps"], content["grid"]["seeds"] = 12, list(range(8))
+    content["tuning"]["steps"], content["grid"]["seeds"] = 12, list(range(3))
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(content))
     run = tmp_path / "long"
     for part in ("data", "models"):  # what 00_prepare would make again, second for second
@@ -190,9 +190,9 @@ def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs,
     done = command(*wanted, runs=tmp_path, timeout=300)
     assert done.returncode == 0, done.stdout
     goes_on_from(*left)
-    made = list(run.glob("responses/rows/miniature-code-*.jsonl"))  # not of the untuned model, which judging needs
+    made = list(run.glob("responses/rows/miniature-base*-code*.jsonl"))  # not of the untuned model, which judging needs
     across = [path for path in made if "-asked-" in path.stem]  # in the other style, harmful prompts alone
-    assert len(across) == 2 * 8 == len(made) - len(across)
+    assert len(across) == 2 and len(made) - len(across) == 3 * 2 * 3 + 1  # bases, requests, seeds; Alpaca on one
     assert {len(path.read_bytes().splitlines()) for path in across} == {48}
     assert all(len(path.read_bytes().splitlines()) == 136 for path in made if path not in across)
 
@@ -265,7 +265,7 @@ def test_a_failing_stage_names_itself_and_leaves_its_notebook_with_the_traceback
     assert (run / "notebooks" / "05_helpfulness" / "all.ipynb").read_bytes() == before  # the good copy stays
 
 
-@pytest.mark.parametrize("damage", ["data/harmful.jsonl", "models/aligned/model.safetensors"])
+@pytest.mark.parametrize("damage", ["data/harmful.jsonl", "models/aligned-0/model.safetensors"])
 def test_damaged_data_or_weights_are_named_before_a_kernel_starts(smoke_runs, tmp_path, damage):
     for part in ("data", "models"):
         shutil.copytree(smoke_runs / "smoke" / part, tmp_path / "smoke" / part)
@@ -283,7 +283,7 @@ def test_damaged_data_or_weights_are_named_before_a_kernel_starts(smoke_runs, tm
         (lambda text: text.replace("lora:", "lorra:"), "unknown key 'lorra'"),
         (lambda text: text.replace("steps: 40", "steps: many"), "'pretraining.steps'"),
         (
-            lambda text: text.replace("source: miniature", "source: /nowhere/model"),
+            lambda text: text.replace("source: miniature", "source: /nowhere/model").replace("[0, 1, 2]", "[0]"),
             "There is no model folder /nowhere/model",
         ),
         (lambda text: text.replace("min_free_gb: 1", "min_free_gb: 1.0e+9"), "are free"),

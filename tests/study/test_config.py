@@ -13,7 +13,7 @@ def test_a_study_error_shows_no_traceback_in_a_notebook():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"models.miniature.hidden_size": 100}, "hidden_size 100 is not an even multiple of models.miniature.heads 4"),
+        ({"models.miniature.hidden_size": 100}, "hidden_size 100 is not an even multiple of models.miniature.heads 3"),
         ({"generation.max_new_tokens": 192}, "192 leaves no room for a prompt in models.miniature.context 192"),
         ({"tuning.matrix_learning_rate": 0.1}, "an adapter is trained by AdamW alone"),
         ({"grid.request_share": 1.5}, "less than 1, found 1.5"),

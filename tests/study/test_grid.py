@@ -34,10 +34,11 @@ def test_every_base_of_the_miniature_has_the_confirmatory_cells_and_two_have_all
 
 
 def test_requests_other_than_the_main_ones_are_tried_in_the_first_style_without_safety_data():
-    beside = [cell for cell in all_cells(MINIATURE) if cell.requests != grid.main_requests(MINIATURE)]
+    profile = load_profile("miniature_full")
+    beside = [cell for cell in all_cells(profile) if cell.requests != grid.main_requests(profile)]
     assert {cell.requests for cell in beside} == {"none", "other", "alone"}
     assert all((cell.style, cell.safety_data) == ("chat", "none") for cell in beside)
-    assert all(system_prompts(MINIATURE, cell) == (False,) for cell in beside)
+    assert all(system_prompts(profile, cell) == (False,) for cell in beside)
 
 
 def test_models_without_requests_of_their_own_have_all_on_their_one_base():
@@ -114,9 +115,10 @@ def test_arms_are_tested_without_the_system_prompt_and_the_grids_cells_are_none_
 
 
 def test_the_miniature_has_every_arm_and_dose_on_one_task():
-    found = arm_cells(MINIATURE, "code", ["chat"], MINIATURE.grid.seeds)
+    profile = load_profile("miniature_full")
+    found = arm_cells(profile, "code", ["chat"], profile.grid.seeds)
     assert {cell.safety_data for cell in found} == {*ARMS, "multitask"}
     doses = {cell.safety_fraction for cell in found if cell.safety_data == "multitask"}
-    assert doses | {0.0, MINIATURE.grid.safety_fraction} == {0.0, 0.01, 0.02, 0.05, 0.1, 0.2}
-    assert len({cell.name for cell in found}) == len(found) == len(MINIATURE.grid.explore_bases) * (4 + 7 + 3)
-    assert not arm_cells(MINIATURE, "translation", ["chat"], MINIATURE.grid.seeds)
+    assert doses | {0.0, profile.grid.safety_fraction} == {0.0, 0.01, 0.02, 0.05, 0.1, 0.2}
+    assert len({cell.name for cell in found}) == len(found) == len(profile.grid.explore_bases) * (4 + 7 + 3)
+    assert not arm_cells(profile, "translation", ["chat"], profile.grid.seeds)
