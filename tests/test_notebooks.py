@@ -89,6 +89,7 @@ def test_the_attack_success_table_has_the_columns_of_the_contract_and_every_cell
         "low",
         "high",
         "judge",
+        "n_bases",
         "n_seeds",
     ]
     assert list(table.columns[: len(contract)]) == contract

@@ -165,7 +165,7 @@ def test_harmful_prompts_are_three_tenths_new_objects_the_rest_new_pairs_of_ever
     known = world.split(MINIATURE)["known"]
     assert all((row["object"] in known) == (row["held_out"] == "pair") for row in rows)
     kinds = Counter(lexicon()["verbs"][row["intent"].split("/")[0]]["kind"] for row in rows)
-    assert min(kinds.values()) >= 32 and set(kinds) == {"take", "damage", "make"}
+    assert min(kinds.values()) >= 20 and set(kinds) == {"take", "damage", "make"}
     assert len({row["intent"] for row in rows}) == 100
 
 

@@ -108,7 +108,7 @@ def test_a_model_that_is_not_the_miniature_is_refused(lab):
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_through_and_draws_its_four_figures(lab, tmp_path):
+def test_the_notebook_runs_through_and_draws_its_five_figures(lab, tmp_path):
     executed = tmp_path / "executed.ipynb"
     small = {
         "profile": "smoke",
@@ -138,4 +138,4 @@ def test_the_notebook_runs_through_and_draws_its_four_figures(lab, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     cells = nbformat.read(executed, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
