@@ -305,3 +305,13 @@ def test_redacted_profiles_show_no_response():
         for cell in graph.notebook_cells(NOTEBOOKS / f"{name}.ipynb"):
             if any(shows in cell["source"] for shows in ("readable_tables.examples(", "dialogues", "explorer.show(")):
                 assert "redact" in cell["source"]
+
+
+def test_arms_stand_beside_tunings_of_the_same_bases(paths):
+    every, explored, arms = (
+        pd.read_csv(paths.table(name)) for name in ("attack_success", "attack_success_explored", "arms")
+    )
+    assert every["n_bases"].max() == len(PROFILE.base_seeds) > len(PROFILE.grid.explore_bases)
+    for table in (explored, arms):
+        assert set(table["n_bases"]) == {len(PROFILE.grid.explore_bases)}
+    assert {"none", "multitask", "scaled"} <= set(arms["safety_data"])

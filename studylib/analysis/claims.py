@@ -7,7 +7,7 @@ from textwrap import fill
 import numpy as np
 import pandas as pd
 
-from studylib.analysis.contrasts import BUILT_IN, EXPLORATORY, NOT_RUN, Plan, load_plan
+from studylib.analysis.contrasts import BUILT_IN, EXPLORATORY, NO_ROOM, NOT_RUN, Plan, load_plan
 from studylib.analysis.rates import INTERVAL, TOGETHER, ordered, usual
 from studylib.analysis.readable import label, of_one_model, span
 from studylib.analysis.stats import newcombe, wilson
@@ -126,6 +126,7 @@ def _change(row: dict) -> str:
         return f"{said} (no interval)"
     p = "p < 0.001" if row["p_holm"] < 0.001 else f"p {row['p_holm']:.3f}"
     verdict = f", {row['verdict']}" if row["verdict"] in (YES, NO, UNDECIDED) else ""
+    verdict += f": {NO_ROOM} from {100 * row['other_value']:.0f}" * (verdict != "" and NO_ROOM in row["note"])
     return f"{said} ({100 * row['low']:+.0f} to {100 * row['high']:+.0f}, {p}{verdict})"
 
 

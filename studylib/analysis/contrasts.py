@@ -24,6 +24,7 @@ PLANNED = (*(measure for measure in MEASURES if measure != "balanced_accuracy"),
 TUNED, OWN, USUAL = "tuned", "own", "usual"
 BUILT_IN, EXPLORATORY, CONFIRMATORY, NOT_RUN = "built in", "exploratory", "confirmatory", "not run"
 DRAWS = 2000  # of the Multi-Bootstrap
+NO_ROOM = "no room to change by the margin"
 _ABSENT = "no setting of the profile"
 _PLACE = ["model", "question", "metric", "contrast"]
 _COLUMNS = [*_PLACE, "measure", "direction", "margin", "n_bases", "n_seeds", "n_intents", "value", "other_value"]
@@ -298,8 +299,10 @@ def contrast_table(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
 
     verdict: "yes" where p_holm is below 0.05 and the difference lies in the plan's direction; "no" where it lies in the
     other, or where p_below_holm is below 0.025, of the one-sided test that the difference does not reach the margin;
-    else "undecided". So each side has the level of a 95 % interval. p_beyond is small where the difference exceeds the
-    margin, not adjusted. detectable is the smallest true difference with 80 % power at Holm's first step, NaN above 1.
+    else "undecided". So each side has the level of a 95 % interval. Where other_value is within the margin of the end
+    of its scale, a change by the margin is impossible: such a "no" is closed, and the note says NO_ROOM. p_beyond is
+    small where the difference exceeds the margin, not adjusted. detectable is the smallest true difference with 80 %
+    power at Holm's first step, NaN above 1.
     note says what else a reader must know, or "".
 
     In simulation, with 6 or 12 bases, Holm's first step errs in 2-5 % under the null and intervals cover 95-96 %. Where
@@ -385,10 +388,14 @@ def _decided(table: pd.DataFrame) -> pd.DataFrame:
     table["p_beyond"] = student.sf((signed - table["margin"]) / se, df)
     table["p_below_holm"] = stats.holm(1 - table["p_beyond"], family)
     found, below = table["p_holm"] < ALPHA, table["p_below_holm"] < ALPHA / 2
+    start = table["other_value"].astype(float)
+    room = np.where(table["direction"] == "up", 1 - start, start + limit - 1) > table["margin"]
+    below &= room
     verdict = [found & (signed > 0), (found & (signed < 0)) | below]
     table["verdict"] = np.select(verdict, ["yes", "no"], "undecided")
     small = np.where(verdict[0] & below, "smaller than the margin", "")
-    table["note"] = [", ".join(filter(None, both)) for both in zip(table["note"], small, strict=True)]
+    stuck = np.where(known & ~room, NO_ROOM, "")
+    table["note"] = [", ".join(filter(None, parts)) for parts in zip(table["note"], small, stuck, strict=True)]
     detectable = [
         stats.crossed_detectable(*own, n, n_intents, ALPHA / m) if there else np.nan
         for own, n, n_intents, m, there in zip(parts, replicates, intents, table["n_family"], known, strict=True)

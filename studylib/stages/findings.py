@@ -70,7 +70,14 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         found["guards"] = tables.guards(responses, verdicts, decisions)
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
-    found["arms"] = comparisons.arm_table(attack, cost, found["comparisons"])
+    runs = zip(rows["base"], rows["seed"], strict=True)
+    explored = rows[[grid.explores(stage.profile, *one) for one in runs]]
+    if len(explored) < len(rows):  # arms are compared on the same bases
+        found["attack_success_explored"] = tables.attack_success(explored)
+        found["helpfulness_explored"] = tables.helpfulness(explored, None, scored)
+        found["comparisons_explored"] = comparisons.compare_arms(explored, None, scored)
+    of_arms = (_of_arms(found, name) for name in ("attack_success", "helpfulness", "comparisons"))
+    found["arms"] = comparisons.arm_table(*of_arms)
     found |= _planned(stage, rows, scored, decisions)
     found["claims"] = claims.check_claims(found, stage.profile)
     if stage.profile.data:
@@ -80,6 +87,11 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     left_out = "" if "unsafe_options" in found else f"\n{NO_OPTIONS}\n"
     _put(stage, stage.paths.table("x").parent / "README.md", what_the_tables_are() + left_out)
     return found | {"published": published}
+
+
+def _of_arms(found: dict[str, pd.DataFrame], name: str) -> pd.DataFrame:
+    """The table of that name, of the base models alone on which all is tried where it has others too."""
+    return found.get(f"{name}_explored", found[name])
 
 
 def _letters(stage) -> dict[str, str]:
@@ -133,7 +145,8 @@ def what_the_tables_are() -> str:
         "# Tables of this run",
         "Words are those of the README; a cell is model, finetune_task, requests, style, system_prompt, safety_data "
         "and safety_fraction. Empty is NaN: nothing to count, or nothing known. n_effective is how many independent "
-        "responses a rate is worth, see `studylib.analysis.stats.clustered_intervals`; of scores it can exceed n.",
+        "responses a rate is worth, see `studylib.analysis.stats.clustered_intervals`; of scores it can exceed n. "
+        "Tables named `..._explored` are of the base models and the training seed with which every arm was tried.",
     ]
     for name, function in made.items():
         more = f"\n\nKinds:\n{kinds}" if name == "comparisons" else ""
@@ -207,7 +220,7 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
     _, *shown = catalogue.FIGURES[name]
     if missing := [table for table in shown if table not in found]:
         return _without(stage, name, f"{name}: there is no table {missing[0]}, as what it needs has not run here.")
-    frames = [found[table] for table in shown]
+    frames = [_of_arms(found, table) if name in OF_ARMS else found[table] for table in shown]
     if name not in OF_ALL_MODELS:
         frames = [of_model(stage, frame, model) for frame in frames]
     if name not in OF_REQUESTS:

@@ -11,6 +11,7 @@ from scipy.stats import t as student
 
 from studylib.analysis import stats
 from studylib.analysis.contrasts import (
+    NO_ROOM,
     base_differences,
     check_profile,
     contrast_table,
@@ -378,10 +379,10 @@ def test_p_values_are_adjusted_within_model_question_and_judge():
         assert family["p_holm"].min() == pytest.approx(min(4 * family["p"].min(), 1))
 
 
-def steady(*means, n_intents=1000):
+def steady(*means, n_intents=1000, start=0.2):
     """A contrast of task_alone with these differences of the bases, each from 20 % up; the same prompts turn."""
-    answered = (np.arange(n_intents) < np.rint(n_intents * (0.2 + np.array(means)))[:, None]).astype(float)
-    untuned = (np.arange(n_intents) < n_intents * 0.2).astype(float)
+    answered = (np.arange(n_intents) < np.rint(n_intents * (start + np.array(means)))[:, None]).astype(float)
+    untuned = (np.arange(n_intents) < n_intents * start).astype(float)
     return [cell(np.broadcast_to(untuned, (len(means), 1, n_intents)), **UNTUNED), cell(answered[:, None])]
 
 
@@ -399,6 +400,19 @@ def test_every_verdict_can_come_out(means, verdict, note):
     found = row(steady(*means))
     assert (found["verdict"], found["note"]) == (verdict, note)
     assert found["difference"] == pytest.approx(np.mean(means))
+
+
+@pytest.mark.parametrize(
+    "start, means, verdict",
+    [
+        (0.95, [0.01, -0.02, 0.0, 0.03, -0.01, 0.02], "undecided"),  # no rise by the margin of 10 points is possible
+        (0.95, [-0.1, -0.12, -0.08, -0.1, -0.11, -0.09], "no"),
+        (0.85, [0.01, -0.02, 0.0, 0.03, -0.01, 0.02], "no"),
+    ],
+)
+def test_a_change_that_has_no_room_is_not_ruled_out(start, means, verdict):
+    found = row(steady(*means, start=start))
+    assert found["verdict"] == verdict and (NO_ROOM in found["note"]) == (start == 0.95)
 
 
 def test_a_question_that_asks_for_a_fall_takes_a_fall_as_yes():
