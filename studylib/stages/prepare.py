@@ -231,7 +231,7 @@ def losses(cards: dict):
             steps, values = zip(*((row["step"], row["loss"]) for row in card["loss"]), strict=True)
             axis.plot(steps, values, color="black", linewidth=1)
         axis.set(title=kind.replace("_", "-"), xlabel="step", yscale="log")
-    axes[0].set_ylabel("loss on the answers (nats per token)")
+    axes[0].set_ylabel("loss (nats per token)")
     return figure
 
 

@@ -68,6 +68,7 @@ class Stage:
         look = {"hue": "mixed in", "style": "style", "units": "cell", "estimator": None, "linewidth": 1}
         sns.lineplot(pd.DataFrame(curves, columns=columns), x="step", y="loss", **look, ax=axes)
         axes.set(ylabel="loss on the answers (nats per token)", yscale="log")
+        sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1))
         return figure
 
     def answer(self, across: bool = False) -> pd.DataFrame:
