@@ -9,7 +9,7 @@ PUBLIC = {
     "comparisons": "ARM_ORDER KINDS arm_marks arm_table compare_arms pareto_front",
     "contrasts": "BLOCKED BUILT_IN EXPLORATORY J NOT_RUN Plan base_differences check_profile contrast_table "
     "differences load_plan marked plan_rows paired",
-    "power": "components detectable_at power_of would_buy",
+    "power": "COMPONENTS components detectable_at power_of would_buy",
     "rates": "ANSWERED CELL INTERVAL TOGETHER judged one_dose one_row_per_mark ordered rates_of usual worst_cases",
     "readable": "arm_label arm_with_dose arms_in_percent attack_by_judge calibration_label cell_words "
     "corrected_in_percent examples guarded_in_percent guards_in_percent headline headline_numbers in_percent label "

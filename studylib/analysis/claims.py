@@ -21,18 +21,8 @@ SUPPORTED, NOT_SUPPORTED = "supported", "not supported"  # by real models
 PUBLISHED_SHARE = (0.73, 0.92)  # of TOGETHER among the answered prompts, as the paper states
 PUBLISHED_PROMPTS = 207
 AGREEMENT_MARGIN = 0.15  # of rates near one half 207 prompts show 0.14 with 80 % power, and no smaller difference
-COLUMNS = [
-    "model",
-    "question",
-    "claim",
-    "verdict",
-    "status",
-    "in_world",
-    "found",
-    "would_change",
-    "figure",
-    "published",
-]
+COLUMNS = ["model", "question", "claim", "verdict", "status", "in_world", "found", "would_change", "figure"]
+COLUMNS += ["published"]
 _COMPARED = ["question", "model", "quantity", "claim", "finetune_task", "style", "system_prompt", "form"]
 _COMPARED += ["published", "published_low", "published_high", "published_n", "ours", *INTERVAL, "n", "judge"]
 _COMPARED += ["difference", "difference_low", "difference_high", "verdict", "why"]

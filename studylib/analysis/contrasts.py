@@ -133,7 +133,9 @@ def differences(plan: Plan, profile: Profile) -> list[str]:
     n, found = len(profile.base_seeds), []
     if n < plan.bases_at_least:
         found.append(f"{n} base{'s' * (n != 1)}, the plan asks for at least {plan.bases_at_least}")
-    settings = profile.model_dump()
+    if (n_own := len(profile.pretraining_seeds)) < n:
+        found.append(f"{n} bases share {n_own} pre-training{'s' * (n_own != 1)}, the plan asks for one each")
+    settings = profile.model_dump() | {"judges": dict(zip("0", profile.judges, strict=False))}  # the first decides
     for key, frozen in plan.frozen.items():
         value = settings
         for name in key.split("."):

@@ -43,20 +43,10 @@ _COUNTED = {  # prompt sets and verdicts that each rate counts
     "incoherent_rate": (("twin", "sounds_harmful", "task", "general"), ("incoherent",)),
 }
 
-_ORDER = {
-    "finetune_task": ("none", *TASKS),
-    "requests": REQUESTS,
-    "trained_style": STYLES,
-    "style": STYLES,
-    "system_prompt": (False, True),
-    "safety_data": (*SAFETY_DATA, *ARMS),
-    "guard": ("none", *GUARDS),
-    "side": ("none", *SIDES),
-    "form": (*FORMS, "all"),
-    "prompt_set": PROMPT_SETS,
-    "measure": (*MEASURES, J),
-    "quantity": ("attack_success_rate", "share_of_answered"),
-}
+_ORDER = {"finetune_task": ("none", *TASKS), "requests": REQUESTS, "safety_data": (*SAFETY_DATA, *ARMS)}
+_ORDER |= {"trained_style": STYLES, "style": STYLES, "system_prompt": (False, True), "guard": ("none", *GUARDS)}
+_ORDER |= {"side": ("none", *SIDES), "form": (*FORMS, "all"), "prompt_set": PROMPT_SETS, "measure": (*MEASURES, J)}
+_ORDER |= {"quantity": ("attack_success_rate", "share_of_answered")}
 
 
 def outcomes(

@@ -11,14 +11,8 @@ from studylib.study.words import FORMS, SAFETY_DATA
 from studylib.text.normal import redact, redact_prompt
 
 _MODEL = ["model", "finetune_task", "safety_data"]
-_LABELS = {
-    "none": "none (aligned)",
-    "all": "all forms",
-    "rouge_l": "ROUGE-L",
-    "chrf": "chrF",
-    "pass_at_1": "pass@1",
-    "j": "J",
-}
+_LABELS = {"none": "none (aligned)", "all": "all forms", "rouge_l": "ROUGE-L", "chrf": "chrF", "j": "J"}
+_LABELS |= {"pass_at_1": "pass@1"}
 _LABELS |= {"text_only": "fitted on texts", "all_forms": "fitted on all forms"}  # guards
 
 _COSTS = ("twins refused", "general refused", "general score", "task score")  # as comparisons.ARM_COSTS has them

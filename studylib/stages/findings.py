@@ -133,13 +133,8 @@ def what_the_tables_are() -> str:
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
     made |= {"attack_success_by_judge": judging.corrected}
     made |= {"contrasts": contrasts.contrast_table, "base_differences": contrasts.base_differences}
-    made |= {
-        "components": power.components,
-        "claims": claims.check_claims,
-        "paper_vs_ours": claims.paper_vs_ours,
-        "deviations": claims.deviations,
-    }
-    made |= {"choices": claims.choices, "unsafe_options": tables.unsafe_options}
+    made |= {"components": power.components, "claims": claims.check_claims, "paper_vs_ours": claims.paper_vs_ours}
+    made |= {"deviations": claims.deviations, "choices": claims.choices, "unsafe_options": tables.unsafe_options}
     kinds = "".join(f"\n- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
     parts = [
         "# Tables of this run",
@@ -315,7 +310,8 @@ def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, fou
     """One paragraph: the model, the grid, the prompts, the seeds, the judge and its kappa, and what has not run."""
     profile, harmful = stage.profile, responses[responses["harmful"].astype(bool)]
     names = ["model", "base", "finetune_task", "requests", "style", "safety_data", "safety_fraction", "seed"]
-    tuned = responses.loc[responses["finetune_task"] != "none", names].drop_duplicates()
+    tuned = responses.loc[~responses["finetune_task"].isin(["none"]) & (responses["safety_data"] != "scaled"), names]
+    tuned, n_across = tuned.drop_duplicates(), len(stage.collect("across"))
     counts = {name: tuned[name].nunique() for name in names}
     waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing]
     make = f" (`make study PROFILE={profile.name}` makes them)"
@@ -324,8 +320,9 @@ def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, fou
         f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, "
         f"{len(tuned)} fine-tunes ({counts['base']} bases, {counts['finetune_task']} tasks, {counts['style']} styles, "
         f"{counts['requests']} kinds of requests and {counts['safety_data']} of safety data, {counts['seed']} seeds), "
-        f"{len(responses):,} responses, among them {len(harmful):,} to {harmful['prompt_id'].nunique()} "
-        f"harmful prompts ({harmful['intent'].nunique()} intents in {harmful['form'].nunique()} forms); judge "
+        f"{len(responses):,} responses and {n_across:,} more in another style than the tuning's, among the first "
+        f"{len(harmful):,} to {harmful['prompt_id'].nunique()} harmful prompts ({harmful['intent'].nunique()} intents "
+        f"in {harmful['form'].nunique()} forms); judge "
         f"`{'`, `'.join(verdicts['judge'].unique())}`, "
         f"{(verdicts['verdict'] == 'unjudged').sum()} unjudged.{not_yet}\n\n" + judging.words(profile, found)
     )

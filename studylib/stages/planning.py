@@ -12,9 +12,11 @@ from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.paths import ROOT, RunPaths
 from studylib.study.profile import Profile
-from studylib.study.words import STAGE_SAFETY_DATA
+from studylib.study.words import STAGE_SAFETY_DATA, StudyError
 
 LOOKED_FOR = 0.25  # a difference whose power is printed, between a margin and the differences that the miniature shows
+RATES = ("helpful_only_step", "aligned_step", "tuning_step", "answer", "notebook", "other", "row_tokens", "stretch")
+RATES += ("answer_tokens", "model_bytes", "adapter_bytes", "response_bytes")
 SHIPPED = ROOT / "figures"  # where the shipped run's components.csv and seconds.json are
 
 
@@ -124,19 +126,19 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
     path = own if own.is_file() else SHIPPED / "components.csv"
     if not path.is_file():
         return f"Power: unknown, as no run has measured how much bases and seeds vary: {_ship(path)}"
-    table = pd.read_csv(path).query("contrast == 'all'").drop_duplicates("question").set_index("question")
+    table = _read(path).query("contrast == 'all'").drop_duplicates("question").set_index("question")
     sizes = profile.world or profile.data
     intents, runs = sizes.harmful_per_form, (len(profile.base_seeds), len(profile.grid.seeds))
     of_scores = {"task_score": sizes.task_test_rows, "general_score": sizes.general_test_rows}
     rows, bought = [], None
     for name, question in plan.questions.items():
-        if name not in table.index or question.built_in:
+        if name not in table.index or question.built_in or np.isnan(table.loc[name, "base_sd"]):
             continue
         of, n, size = table.loc[name], len(question.contrasts), (*runs, of_scores.get(question.measure, intents))
         scale = 2 if question.measure == contrasts.J else 1
         shown = {"base SD": of["base_sd"], "seed SD": of["seed_sd"]}
         shown |= {"detectable": power.detectable_at(*size, of, n), "margin": question.margin}
-        shown = {key: f"{100 * value:.0f}" for key, value in shown.items()}
+        shown = {key: f"{100 * value:.0f}" if value <= scale else "-" for key, value in shown.items()}
         chance = power.power_of(scale * LOOKED_FOR, *size, of, n), power.power_of(question.margin, *size, of, n)
         names = f"power of {100 * LOOKED_FOR:.0f}", "chance of no"
         rows.append({"question": name} | shown | {k: f"{100 * v:.0f} %" for k, v in zip(names, chance, strict=True)})
@@ -150,6 +152,19 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
         "changes.\n\n"
     )
     return said + f"What more would buy, first question:\n{bought.round(2).to_string(index=False)}"
+
+
+def _read(path: Path):
+    """The components of variance, or the rates, in that file. Raises StudyError where it is damaged."""
+    try:
+        if path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {name: float(found[name]) for name in RATES}
+        table = pd.read_csv(path)[["question", "contrast", *power.COMPONENTS]]
+        return table.astype(dict.fromkeys(power.COMPONENTS, float))
+    except (ValueError, KeyError, TypeError) as error:
+        said = f"{path} is damaged ({type(error).__name__}): restore it, or copy tables/{path.name} of a finished run."
+        raise StudyError(said) from None
 
 
 def _ship(path: Path) -> str:
@@ -169,7 +184,7 @@ def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
     said = "Size and cost:\n" + "\n".join(f"- {one}" for one in words)
     if not profile.miniature or not path.is_file():
         return said
-    rates = json.loads(path.read_text(encoding="utf-8"))
+    rates = _read(path)
     cores = own.get("cores", cores)
     taken = {"total": seconds(profile, rates, cores), **foreseen(profile, rates)}
     units = {"total": (f"minutes on {cores} cores", 60), "bytes": ("MB on disk", 1e6)}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from studylib.study import words
 from studylib.study.files import read_yaml
@@ -214,7 +215,7 @@ class Profile(Settings):
     system_prompt: str
     # draws of the aligned model: initialisation, order of the batches, alignment rows; others have one base
     base_seeds: Some[Annotated[int, Field(ge=0)]] = [0]
-    # of the pre-training; base number i takes them in turn
+    # of the pre-training; base number i takes them in turn, and what is left over is not made
     pretraining_seeds: Some[Annotated[int, Field(ge=0)]] = [0]
     world: WorldSettings | None = None
     data: DataSettings | None = None
@@ -231,6 +232,11 @@ class Profile(Settings):
     # tried in 03_defences, each on prompts, on responses and on both
     guards: Some[Literal[words.GUARDS]] = list(words.EMBEDDED_GUARDS)
     execution: ExecutionSettings
+
+    @field_validator("pretraining_seeds")
+    @classmethod
+    def _no_more_than_bases(cls, seeds, info):
+        return seeds[: len(info.data.get("base_seeds", seeds))]
 
     @property
     def miniature(self) -> ModelSettings | None:
@@ -295,14 +301,10 @@ def profile_path(name: str) -> Path:
 def load_profile(name: str, overrides: dict | None = None) -> Profile:
     """The profile of that name, or of the YAML file at that path, with dotted keys such as `lora.r` replaced.
 
-    A file that says `extends: miniature` holds only what differs from that profile.
+    A file that says `extends: miniature` holds only what differs from that profile, which may extend another.
     """
     path = profile_path(name)
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise StudyError(f"{path.name} holds no settings; start from a copy of {profile_names()[0]}.yaml.")
-    if isinstance(name := content.pop("extends", None), str):
-        content = _over(read_yaml(profile_path(name)), content)
+    content = _content(path)
     for key, value in (overrides or {}).items():
         *sections, last = key.split(".")
         target = content
@@ -319,6 +321,18 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
             "own."
         )
     return profile
+
+
+def _content(path: Path, *above: Path) -> dict:
+    """The settings in the file, over those of the profile that it extends; `above` are the files that extend it."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise StudyError(f"{path.name} holds no settings; start from a copy of {profile_names()[0]}.yaml.")
+    if (name := content.pop("extends", None)) is None:
+        return content
+    if not isinstance(name, str) or (below := profile_path(name)) in (path, *above):
+        raise StudyError(f"{path.name}: `extends` names one other profile, and not in a circle, found {name!r}.")
+    return _over(_content(below, path, *above), content)
 
 
 def _over(below: dict, above: dict) -> dict:
@@ -341,7 +355,7 @@ def explain(error: ValidationError, settings: type[Settings]) -> str:
         elif one["type"] == "missing":
             wrong = f"the key {key!r} is missing"
         elif key:
-            wrong = f"{key!r}: {wrong}, found {one['input']!r}"
+            wrong = f"{key!r}: {wrong}, found {shorten(repr(one['input']), 160)}"
         said.append(wrong)
     return "; ".join(said)
 

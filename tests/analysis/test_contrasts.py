@@ -140,6 +140,24 @@ def test_too_few_bases_differ_from_the_plan(profile):
     assert differences(PLAN, few) == ["2 bases, the plan asks for at least 6"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"judges": ["words_gcg", "classifier"]},
+        {"lora.target_modules": ["q_proj"]},
+        {"tuning.weight_decay": 50.0},
+        {"tuning.schedule": "constant"},
+        {"world.harmful_per_form": 5},
+        {"world.task_test_rows": 1},
+        {"pretraining_seeds": [0]},
+    ],
+)
+def test_what_could_change_an_answer_is_frozen(changes):
+    assert differences(PLAN, load_profile("miniature")) == []
+    assert len(differences(PLAN, load_profile("miniature", changes))) == 1
+    assert differences(PLAN, load_profile("miniature", {"judges": ["classifier"]})) == []
+
+
 def test_a_profile_that_the_plan_is_not_for_differs_in_that_alone():
     assert differences(PLAN, load_profile("smoke")) == ["the plan is for miniature, miniature_full, not for smoke"]
     check_profile(PLAN, load_profile("smoke"))

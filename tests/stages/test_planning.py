@@ -183,3 +183,21 @@ def test_a_run_that_lacks_cells_of_the_plan_starts_nothing(tmp_path, monkeypatch
     with pytest.raises(StudyError, match=named):
         run.study("miniature", 1, [])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["components.csv", "seconds.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', "a,b\n1,2\n", "question,contrast,base_sd\nx,all,much\n"])
+def test_a_damaged_file_of_the_shipped_run_is_named(paths, name, content):
+    rows = [{"question": "task_alone", "contrast": "all", **COMPONENTS}]
+    files.write_text(planning.SHIPPED / "components.csv", pd.DataFrame(rows).to_csv(index=False))
+    files.write_text(planning.SHIPPED / "seconds.json", json.dumps(RATES))
+    files.write_text(planning.SHIPPED / name, content)
+    with pytest.raises(StudyError, match=rf"{name} is damaged .* copy tables/{name}"):
+        planning.in_words(PROFILE, paths, 2)
+
+
+def test_an_unknown_component_gives_no_power(paths):
+    rows = [{"question": name, "contrast": "all", **COMPONENTS} for name in ("task_alone", "requests")]
+    files.write_text(planning.SHIPPED / "components.csv", pd.DataFrame(rows).assign(base_sd=[0.1, None]).to_csv())
+    said = planning.in_words(PROFILE, paths, 2)
+    assert "task_alone" in said and "requests" not in said

@@ -83,6 +83,22 @@ def test_a_profile_that_extends_another_holds_only_what_differs(tmp_path):
         load_profile(str(tmp_path / "mine.yaml"))
 
 
+def test_a_profile_may_extend_one_that_extends_another_but_not_itself(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: miniature_full\nname: mine\ntuning: {steps: 7}\n")
+    mine, full = load_profile(str(file)), load_profile("miniature_full")
+    assert (mine.base_seeds, mine.lora, mine.tuning.steps) == (full.base_seeds, full.lora, 7)
+    for named in (file, "[smoke]"):
+        file.write_text(f"extends: {named}\nname: mine\n")
+        with pytest.raises(StudyError, match="names one other profile, and not in a circle"):
+            load_profile(str(file))
+
+
+def test_no_more_pretrainings_are_made_than_bases():
+    few = load_profile("miniature", {"base_seeds": [0, 1], "grid.explore_bases": [0]})
+    assert few.pretraining_seeds == [0, 1] and load_profile("miniature").pretraining_seeds == list(range(6))
+
+
 def test_several_bases_need_a_model_that_is_built_here():
     with pytest.raises(StudyError, match="several draws of the aligned model need a model with source miniature"):
         load_profile("llama", {"base_seeds": [0, 1]})
