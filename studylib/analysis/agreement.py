@@ -96,10 +96,12 @@ def matrix(verdicts: pd.DataFrame) -> pd.DataFrame:
     _check_once(verdicts, ["response_id", "judge"], "verdicts of one judge")
     order = list(dict.fromkeys(verdicts["judge"]))
     wide = verdicts.pivot(index="response_id", columns="judge", values="verdict").replace("unjudged", np.nan)
+    known = {judge: wide[judge].notna().to_numpy() for judge in order}
+    refused = {judge: wide[judge].eq("refused").to_numpy() for judge in order}
     rows = []
     for one, other in product(order, repeat=2):
-        both = wide[[one, other]].dropna() if one != other else wide[[one]].dropna()
-        a, b = both[one].eq("refused").to_numpy(), both[other].eq("refused").to_numpy()
+        both = known[one] & known[other]
+        a, b = refused[one][both], refused[other][both]
         agreement = (a == b).mean() if len(a) else np.nan
         rows.append((one, other, len(a), agreement, _kappa(np.bincount(2 * ~a + ~b, minlength=4))))
     return pd.DataFrame(rows, columns=["judge", "other", "n", "agreement", "kappa"])
@@ -213,17 +215,18 @@ def _check_once(frame: pd.DataFrame, keys: list[str], what: str) -> None:
 
 def _kappa(cells) -> float:
     """Cohen's kappa of the counts of CELLS; NaN where both gave the same one class, or nothing."""
-    from sklearn.metrics import cohen_kappa_score
+    return float(_measures(*np.asarray(cells, float))["kappa"]) if max(cells[0], cells[3]) < sum(cells) else np.nan
 
-    if max(cells[0], cells[3]) == sum(cells):
-        return np.nan
-    return float(cohen_kappa_score([1, 1, 0, 0], [1, 0, 1, 0], sample_weight=cells))
+
+def _measures(tp, fn, fp, tn) -> dict:
+    """F1 and Cohen's kappa of the four counts, numbers or arrays."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kappa = 2 * (tp * tn - fn * fp) / ((tp + fp) * (fp + tn) + (tp + fn) * (fn + tn))
+        return {"f1": 2 * tp / (2 * tp + fn + fp), "kappa": kappa}
 
 
 def _kappas(rows: pd.DataFrame, draws: int, seed: int) -> list[dict]:
     """Counts, f1 and kappa with their intervals of every judge on every source and model."""
-    from sklearn.metrics import f1_score
-
     records = []
     for group, part in rows.groupby(KEYS[1:]):
         number, prompts = pd.factorize(part["prompt_id"], sort=True)
@@ -240,7 +243,7 @@ def _kappas(rows: pd.DataFrame, draws: int, seed: int) -> list[dict]:
             record |= dict(zip(CELLS, np.bincount(judged["cell"], minlength=4).tolist(), strict=True))
             record |= {"n": len(judged), "n_unjudged": len(given) - len(judged)}
             n_refused = cells[0] + cells[1]
-            record["f1"] = f1_score([1, 1, 0, 0], [1, 0, 1, 0], sample_weight=cells) if n_refused else np.nan
+            record["f1"] = float(_measures(*cells)["f1"]) if n_refused else np.nan
             record["kappa"] = _kappa(cells) if 0 < n_refused < cells.sum() else np.nan
             record["kappa_if_unjudged_wrong"] = _kappa(worst) if 0 < sum(worst[:2]) < sum(worst) else np.nan
             drawn = weights @ by_prompt + halves * (len(judged) / max(judged["prompt"].nunique(), 1))
@@ -250,13 +253,8 @@ def _kappas(rows: pd.DataFrame, draws: int, seed: int) -> list[dict]:
 
 def _quantiles(points: dict, tp, fn, fp, tn) -> dict:
     """Interval of f1 and kappa from draws of the four counts, NaN where the point is."""
-    with np.errstate(invalid="ignore"):
-        samples = {
-            "f1": 2 * tp / (2 * tp + fn + fp),
-            "kappa": 2 * (tp * tn - fn * fp) / ((tp + fp) * (fp + tn) + (tp + fn) * (fn + tn)),
-        }
     ends = {}
-    for name, values in samples.items():
+    for name, values in _measures(tp, fn, fp, tn).items():
         low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         # the added half prompts pull the draws off 1, where the point may be
         ends |= {f"{name}_low": np.minimum(low, points[name]), f"{name}_high": np.maximum(high, points[name])}

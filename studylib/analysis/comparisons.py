@@ -246,7 +246,8 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
     table = table[[*ARM_KEYS, *names.values(), J, "j_low", "j_high", "auc", "n", *RUNS]]
     costs, compared = rows_of_arms(helpfulness), rows_of_arms(comparisons)
     costs, compared = (
-        part.astype({"form": str, "finetune_task": str}) for part in (costs, compared[compared["n"] > 0])
+        part.astype({"form": str, "finetune_task": str, "safety_fraction": float})
+        for part in (costs, compared[compared["n"] > 0])
     )
     scaled = compared[compared["kind"] == "scaled"]
     compared = compared[compared["kind"].isin(["mitigation", "arm", "system_prompt"])]

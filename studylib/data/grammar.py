@@ -20,6 +20,7 @@ VERB_FORMS = ("verb", "past", "third", "infinitive", "participle", "imperative")
 NOUN_FORMS = ("noun", "plural", "french", "french_plural", "gender")
 NEGATIONS = {"positive": ["", "", "do not "], "negative": ["", "", "do not "], "neutral": [""]}
 NUMBERS = range(2, 31)
+DIGITS = range(2, 10)  # of code: with 29 numbers the model learned the programs, but not to copy the number
 VOWELS = tuple("aeiouéèêh")  # the h of our French nouns is mute
 
 
@@ -202,9 +203,9 @@ def task_example(task: str, use: str, test: bool, benign: list[tuple], rng: rand
     return {"prompt": worded(core, {"text": text}, rng), "answer": answer, "phrasing": phrasing}
 
 
-def _number(test: bool, rng: random.Random, shift: int = 0) -> int:
-    """A number up to 30; a quarter of them, depending on the shift, is for the test."""
-    return rng.choice([n for n in NUMBERS if ((n + shift) % 4 == 3) == test])
+def _number(test: bool, rng: random.Random, numbers: range = NUMBERS, shift: int = 0) -> int:
+    """One of the numbers; a quarter of them, depending on the shift, is for the test."""
+    return rng.choice([n for n in numbers if ((n + shift) % 4 == 3) == test])
 
 
 def _combination(test: bool, rng: random.Random, *parts: list) -> list:
@@ -237,7 +238,7 @@ def function(test: bool, rng: random.Random) -> tuple[str, str, list[str]]:
     """What a Python function does, the function, and its tests; each meets other numbers in the test."""
     number = rng.randrange(len(lexicon()["code"]))
     does, header, body, tests = lexicon()["code"][number]
-    slots = {"k": _number(test, rng, number)}
+    slots = {"k": _number(test, rng, DIGITS, number)}
     slots["f"] = header.split("(")[0].format(**slots)
     program = f"def {header}:\n    return {body}".format(**slots)
     return does.format(**slots), program, [f"assert {one.format(**slots)}" for one in tests]

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from studylib.analysis import claims
-from studylib.data import world
+from studylib.data import grammar, world
 from studylib.stages.prepare import calibrated_by
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
@@ -17,6 +17,7 @@ CHOICES = read_yaml(DATA / "choices.yaml")["choices"]
 PROFILE = load_profile("miniature")
 OF_THE_CODE = {  # knobs that are no key of the profile
     "pre-training on prompts": lambda value: calibrated_by(PROFILE, "helpful_only")["on_prompts"] is value,
+    "numbers of the code task": lambda value: value == f"{min(grammar.DIGITS)} to {max(grammar.DIGITS)}",
     "generic safety data in text alone": lambda value: (
         {row["form"] for row in world.build_sets(load_profile("smoke").world)["safety_generic"]} == {"text_generation"}
     ),
