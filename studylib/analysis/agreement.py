@@ -6,7 +6,6 @@ leaves unjudged is counted and enters no rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
@@ -202,8 +201,8 @@ def _judged(labelled: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _check_verdicts(given: Iterable[str], what: str) -> None:
-    if unknown := sorted({str(v) for v in given} - set(VERDICTS)):
+def _check_verdicts(given: pd.Series, what: str) -> None:
+    if unknown := sorted({str(v) for v in given.unique()} - set(VERDICTS)):
         raise StudyError(f"Unknown {what} {', '.join(map(repr, unknown))}: known are {', '.join(VERDICTS)}.")
 
 

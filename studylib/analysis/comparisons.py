@@ -244,11 +244,8 @@ def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
     names = {"rate": "attack_success", "low": "attack_success_low", "high": "attack_success_high"}
     table = rows[rows["rate"].notna()].rename(columns=names).astype({"finetune_task": str})
     table = table[[*ARM_KEYS, *names.values(), J, "j_low", "j_high", "auc", "n", *RUNS]]
-    costs, compared = rows_of_arms(helpfulness), rows_of_arms(comparisons)
-    costs, compared = (
-        part.astype({"form": str, "finetune_task": str, "safety_fraction": float})
-        for part in (costs, compared[compared["n"] > 0])
-    )
+    types = {"form": str, "finetune_task": str, "safety_fraction": float}
+    costs, compared = (rows_of_arms(part).astype(types) for part in (helpfulness, comparisons[comparisons["n"] > 0]))
     scaled = compared[compared["kind"] == "scaled"]
     compared = compared[compared["kind"].isin(["mitigation", "arm", "system_prompt"])]
     ends = ["low", "high"]

@@ -43,7 +43,9 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
     asked = responses.loc[responses["prompt_set"].isin(["task", "general"]), "response_id"]
     if scored is not None and (n := (~asked.isin(scored["response_id"])).sum()):
         raise StudyError(f"05_helpfulness has no score of {n} responses, as stages ran after it: run it again first.")
-    rows = rates.judged(responses.drop(columns=["prompt", "response"]), verdicts)  # long texts make copies slow
+    rows = rates.judged(responses.drop(columns=["prompt", "response"]), verdicts)
+    words = [name for name in rows.select_dtypes(["object", "string"]) if name != "response_id"]
+    rows = rows.astype(dict.fromkeys(words, "category"))  # a word is looked at once, not in every row and table
     attack, share = tables.attack_success(rows), tables.answered_share(rows)
     not_run, missing = not_run_in(stage), sets.absent(stage.paths)
     cost = tables.with_not_run(tables.helpfulness(rows, None, scored), not_run)

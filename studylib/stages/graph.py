@@ -51,7 +51,8 @@ SECTIONS = {
 # besides, keys of the grid
 _EXPLORED = ("requests", "explore_bases")
 OF_GRID = {"01_baseline": ("styles", "explore_bases"), "02_finetune": ("across_styles", "request_share", *_EXPLORED)}
-OF_GRID |= dict.fromkeys(("03_defences", "04_mitigation"), ("safety_fraction", "request_share", *_EXPLORED))
+_SAFETY = ("safety_fraction", "safety_styles", "request_share", *_EXPLORED)
+OF_GRID |= dict.fromkeys(("03_defences", "04_mitigation"), _SAFETY)
 JUDGED = ("01_baseline", *STAGE_SAFETY_DATA, "06_findings")  # stages that the user's own labels bear on
 # The rooms and modules that a stage uses for checks and for showing alone: its results do not depend on them.
 IRRELEVANT = {

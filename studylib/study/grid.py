@@ -40,7 +40,8 @@ def cells(
 ) -> list[Cell]:
     """The fine-tunes of one task with one kind of safety data, in fixed order; of all models and bases unless named.
 
-    Where `explores` says no the confirmatory part alone: chat style, without safety data or with multitask data.
+    Where `explores` says no the confirmatory part alone: chat style, without safety data or with multitask data. Safety
+    data in `grid.safety_styles` alone.
     """
     models, bases = list(models) or list(profile.models), list(bases) or profile.base_seeds
     asked = (([task], TASKS, "task"), (styles, STYLES, "style"), (models, profile.models, "model"))
@@ -80,6 +81,8 @@ def _requests(profile: Profile, safety_data: str, style: str, base: int, seed: i
     """The kinds of requests of such fine-tunes: other than the main one in the first style, without safety data."""
     main, first, whole = main_requests(profile), style == profile.grid.styles[0], explores(profile, base, seed)
     if not whole and (not first or safety_data == "generic"):
+        return []
+    if safety_data != "none" and style not in (profile.grid.safety_styles or profile.grid.styles):
         return []
     if safety_data != "none" or not first:
         return [main]

@@ -186,6 +186,7 @@ class GridSettings(Settings):
     styles: Some[Style]
     safety_data: Some[Literal[words.SAFETY_DATA]]
     safety_fraction: Part  # of the tuning rows, in the generic and multitask arms
+    safety_styles: Some[Style] | None = None  # of `styles`, in which safety data are tried; None: in all
     seeds: Some[int]
     # benign requests among the tuning rows; safety data are tried on top of "own", of "none" where that is not named
     requests: Some[Literal[words.REQUESTS]] = ["none"]
@@ -256,6 +257,8 @@ class Profile(Settings):
             raise ValueError("base_seeds: several draws of the aligned model need a model with source miniature")
         if unknown := sorted(set(self.grid.explore_bases or []) - set(self.base_seeds)):
             raise ValueError(f"grid.explore_bases names {unknown[0]}, base_seeds has {self.base_seeds}")
+        if unknown := sorted(set(self.grid.safety_styles or []) - set(self.grid.styles)):
+            raise ValueError(f"grid.safety_styles names {unknown[0]}, grid.styles has {self.grid.styles}")
         if self.data and set(self.grid.requests) != {"none"}:
             raise ValueError("grid.requests: benign requests are made of the generated world; real data have none")
         return self

@@ -35,6 +35,10 @@ def test_settings_that_clash_are_refused_with_their_numbers(change, said):
         ({"models.other": {"source": "some/model"}}, "and no other model"),
         ({"models": {}}, "at least 1 item"),
         ({"grid.explore_bases": [0, 12]}, "grid.explore_bases names 12, base_seeds has [0, 1, 2]"),
+        (
+            {"grid.safety_styles": ["alpaca"], "grid.styles": ["chat"]},
+            "grid.safety_styles names alpaca, grid.styles has ['chat']",
+        ),
         ({"base_seeds": []}, "at least 1 item"),
         ({"base_seeds": [3, 3], "grid.explore_bases": None}, "every value once"),
         ({"models.miniature.size": 3}, "unknown key 'models.miniature.size', known here are source"),

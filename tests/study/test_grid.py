@@ -5,7 +5,7 @@ import pytest
 from studylib.study import grid
 from studylib.study.grid import arm_cells, cells, system_prompts, units, untuned
 from studylib.study.profile import load_profile
-from studylib.study.words import ARMS, STAGE_SAFETY_DATA, StudyError
+from studylib.study.words import ARMS, SAFETY_DATA, STAGE_SAFETY_DATA, StudyError
 
 MINIATURE = load_profile("miniature")
 RIVALS = {"tasks": ["code"], "styles": ["chat"], "seeds": [0], "safety_data": ["code_only", "scaled"], "removed": [0.5]}
@@ -31,6 +31,13 @@ def test_every_base_of_the_miniature_has_the_confirmatory_cells_and_two_have_all
         explored = base in MINIATURE.grid.explore_bases
         assert (kinds == confirmatory and {cell.style for cell in own} == {"chat"}) is not explored
         assert {len(system_prompts(MINIATURE, cell)) for cell in own} == ({1, 2} if explored else {1})
+
+
+def test_safety_data_are_tried_in_their_own_styles_and_untuned_and_plain_models_in_all():
+    for profile, of_safety in ((MINIATURE, {"chat"}), (load_profile("miniature_full"), {"chat", "alpaca"})):
+        styles = {kind: {cell.style for cell in all_cells(profile) if cell.safety_data == kind} for kind in SAFETY_DATA}
+        assert styles == {"none": {"chat", "alpaca"}, "generic": of_safety, "multitask": of_safety}
+        assert {cell.style for cell in untuned(profile)} == {"chat", "alpaca"}
 
 
 def test_requests_other_than_the_main_ones_are_tried_in_the_first_style_without_safety_data():
