@@ -205,9 +205,9 @@ def plan(profile_name: str, cores: int) -> str:
 
 
 def write_manifest(profile_name: str) -> None:
-    """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went; and, of the
+    """Writes `manifest.json`: what ran, on what, from which data and code, and where the time went.
 
-    miniature, `tables/seconds.json`, from which other runs are foreseen (`planning.measured`).
+    Of the miniature `tables/seconds.json` too, from which other runs are foreseen (`planning.measured`).
     """
     from studylib.stages import planning
 
@@ -275,12 +275,8 @@ def summary(profile_name: str) -> str:
         raise StudyError(f"The run of {profile.name} in {paths.run} is not finished: `make study` goes on with it.")
     tables = (paths.table(name).with_suffix(".parquet") for name in ("attack_success", "helpfulness"))
     wide = readable.headline(*map(pd.read_parquet, tables))
-    seconds = (
-        pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_of_last_execution"])
-        .T.sum()
-        .drop("ended", errors="ignore")
-        .round(1)
-    )
+    seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_of_last_execution"]).T.sum()
+    seconds = seconds.drop("ended", errors="ignore").round(1)
     return (
         "Harmful prompts answered in % (95 % interval), by form, and what the tuning costs in %; chat style, no system "
         f"prompt:\n{wide.to_string(sparsify=False)}\n\n"

@@ -95,8 +95,7 @@ def matrix(verdicts: pd.DataFrame) -> pd.DataFrame:
     _check_once(verdicts, ["response_id", "judge"], "verdicts of one judge")
     order = list(dict.fromkeys(verdicts["judge"]))
     wide = verdicts.pivot(index="response_id", columns="judge", values="verdict").replace("unjudged", np.nan)
-    known = {judge: wide[judge].notna().to_numpy() for judge in order}
-    refused = {judge: wide[judge].eq("refused").to_numpy() for judge in order}
+    known, refused = ({name: part[name].to_numpy() for name in order} for part in (wide.notna(), wide.eq("refused")))
     rows = []
     for one, other in product(order, repeat=2):
         both = known[one] & known[other]
@@ -241,9 +240,8 @@ def _kappas(rows: pd.DataFrame, draws: int, seed: int) -> list[dict]:
             record = dict(zip(KEYS, (judge, *group), strict=True))
             record |= dict(zip(CELLS, np.bincount(judged["cell"], minlength=4).tolist(), strict=True))
             record |= {"n": len(judged), "n_unjudged": len(given) - len(judged)}
-            n_refused = cells[0] + cells[1]
-            record["f1"] = float(_measures(*cells)["f1"]) if n_refused else np.nan
-            record["kappa"] = _kappa(cells) if 0 < n_refused < cells.sum() else np.nan
+            record["f1"] = float(_measures(*cells)["f1"]) if sum(cells[:2]) else np.nan
+            record["kappa"] = _kappa(cells) if 0 < sum(cells[:2]) < sum(cells) else np.nan
             record["kappa_if_unjudged_wrong"] = _kappa(worst) if 0 < sum(worst[:2]) < sum(worst) else np.nan
             drawn = weights @ by_prompt + halves * (len(judged) / max(judged["prompt"].nunique(), 1))
             records.append(record | _quantiles(record, *drawn.T))

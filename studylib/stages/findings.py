@@ -66,8 +66,8 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         if len(asked := tables.unsafe_options(responses, verdicts, _letters(stage))):
             found["unsafe_options"] = asked
     if len(across := stage.collect("across")):
-        across_verdicts = stage.collect("across_verdicts")
-        found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, across_verdicts)
+        told = stage.collect("across_verdicts")
+        found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, told)
     if len(decisions):
         found["guards"] = tables.guards(responses, verdicts, decisions)
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)

@@ -79,14 +79,15 @@ def explores(profile: Profile, base: int, seed: int = 0) -> bool:
 
 def _requests(profile: Profile, safety_data: str, style: str, base: int, seed: int) -> list[str]:
     """The kinds of requests of such fine-tunes: other than the main one in the first style, without safety data."""
-    main, first, whole = main_requests(profile), style == profile.grid.styles[0], explores(profile, base, seed)
+    grid, whole = profile.grid, explores(profile, base, seed)
+    main, first = main_requests(profile), style == grid.styles[0]
     if not whole and (not first or safety_data == "generic"):
         return []
-    if safety_data != "none" and style not in (profile.grid.safety_styles or profile.grid.styles):
+    if safety_data != "none" and style in set(grid.styles).difference(grid.safety_styles or grid.styles):
         return []
     if safety_data != "none" or not first:
         return [main]
-    return [kind for kind in profile.grid.requests if whole or kind in ("none", "own")]
+    return [kind for kind in grid.requests if whole or kind in ("none", "own")]
 
 
 def arm_cells(
@@ -176,7 +177,8 @@ def units(profile: Profile, stage: str) -> list[Unit]:
     found = []
     for models, task, styles, seeds in product(model_groups, grid.tasks, style_groups, seed_groups):
         asked = {"task": task, "styles": styles, "seeds": seeds, "models": models, "bases": []}
-        found.append(Unit(stage, unit_name(profile, **asked), asked))
+        if cells(profile, STAGE_SAFETY_DATA[stage], **asked) or arm_cells(profile, **asked):
+            found.append(Unit(stage, unit_name(profile, **asked), asked))
     return found
 
 

@@ -179,6 +179,12 @@ def test_a_style_outside_the_grid_and_an_arm_outside_it_are_told_apart(in_empty)
     assert stage.outside_grid(profile, cells) == {"styles": ["alpaca"], "safety_data": ["multitask"]}
 
 
+def test_what_the_grid_leaves_out_is_named_before_any_work(in_runs):
+    given = {"task": "code", "styles": ["alpaca"], "seeds": [0], "overrides": {"grid.safety_styles": ["chat"]}}
+    with pytest.raises(StudyError, match=r"grid\.safety_styles or grid\.explore_bases leaves out code-alpaca"):
+        stage.begin("04_mitigation", values("04_mitigation", **given))
+
+
 def test_a_part_of_the_grid_belongs_to_the_run(in_runs, capsys):
     begun = stage.begin("02_finetune", values("02_finetune", task="code", styles=["chat"], bases=[1]))
     assert begun.paths.run == begun.paths.base == in_runs / "smoke" and begun.unit == "code-base1-chat"

@@ -80,6 +80,12 @@ def test_a_grid_without_safety_data_has_no_mitigation_stage():
     assert units(load_profile("smoke", {"grid.safety_data": ["none"]}), "04_mitigation") == []
 
 
+def test_a_notebook_run_that_would_tune_nothing_is_none():
+    profile = load_profile("miniature", {"execution.grouped": ["model", "seed"], "grid.arms": None})
+    styles = {name: {tuple(unit.parameters["styles"]) for unit in units(profile, name)} for name in STAGE_SAFETY_DATA}
+    assert styles["02_finetune"] == {("chat",), ("alpaca",)} and styles["04_mitigation"] == {("chat",)}
+
+
 def test_several_models_share_a_notebook_or_have_their_own():
     profile = load_profile("rehearsal")
     (unit,) = [unit for unit in units(profile, "02_finetune") if unit.parameters["task"] == "code"]
