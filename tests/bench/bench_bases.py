@@ -5,7 +5,7 @@ with requests in its form, with two training seeds; and measures how much of the
 bases.csv (a row per fine-tune) and bases.png into the folder `--to`, and prints the components of variance of the
 change against the untuned base. About 40 minutes on one idle core for 3 x 3; it goes on where it was stopped.
 
-    python tests/bench/bench_bases.py --pretrainings 3 --alignments 3 --to figures
+    python tests/bench/bench_bases.py --pretrainings 3 --alignments 3
 """
 
 import argparse
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrainings", type=int, default=3)
     parser.add_argument("--alignments", type=int, default=3)
-    parser.add_argument("--to", type=Path, default=Path("figures"))
+    parser.add_argument("--to", type=Path, default=Path("docs"))
     given = parser.parse_args()
     paths = RunPaths.of("bases")
     rows = changes(run(paths, given.to, given.pretrainings, given.alignments))
