@@ -21,7 +21,7 @@ SUPPORTED, NOT_SUPPORTED = "supported", "not supported"  # by real models
 PUBLISHED_SHARE = (0.73, 0.92)  # of TOGETHER among the answered prompts, as the paper states
 PUBLISHED_PROMPTS = 207
 AGREEMENT_MARGIN = 0.15  # of rates near one half 207 prompts show 0.14 with 80 % power, and no smaller difference
-COLUMNS = ["model", "question", "claim", "verdict", "status", "in_world", "found", "would_change", "figure"]
+COLUMNS = ["model", "question", "claim", "verdict", "status", "in_world", "found", "refuted_by", "figure"]
 COLUMNS += ["published"]
 _COMPARED = ["question", "model", "quantity", "claim", "finetune_task", "style", "system_prompt", "form"]
 _COMPARED += ["published", "published_low", "published_high", "published_n", "ours", *INTERVAL, "n", "judge"]
@@ -29,7 +29,7 @@ _COMPARED += ["difference", "difference_low", "difference_high", "verdict", "why
 
 
 def check_claims(found: dict[str, pd.DataFrame], profile: Profile) -> pd.DataFrame:
-    """One row per model and claim of data/claims.yaml: verdict, what was found, what would change it, the figure.
+    """One row per model and claim of data/claims.yaml: verdict, what was found, what refutes it, the figure.
 
     `found` has the table `contrasts` (of `contrasts.marked`), which decides; a model is asked about that has rows there
     or in `attack_success`. in_world: the models are of the generated world. There the verdict is "yes", "no",
@@ -126,12 +126,12 @@ def said(row) -> str:
 
 
 def claims_in_words(table: pd.DataFrame, question: str, model: str = "") -> str:
-    """The claims of one question as Markdown: the verdict, what was found, and what would change the verdict."""
+    """The claims of one question as Markdown: the verdict, what was found, and what refutes it."""
     if table.empty:
         return "**Not run:** no model has any response, so nothing can be said of the paper's claims."
     rows = of_one_model(table, model).query("question == @question").to_dict("records")
     return "\n\n".join(
-        f"**{row['claim']}** {said(row)}. {row['found']} *What would change this verdict: {row['would_change']}*"
+        f"**{row['claim']}** {said(row)}. {row['found']} *Refuted by: {row['refuted_by']}*"
         for row in rows
     )
 

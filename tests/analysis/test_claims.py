@@ -219,6 +219,6 @@ def test_the_claims_say_whether_they_are_about_a_world_or_a_model():
 
 def test_every_claim_names_questions_and_contrasts_of_the_plan():
     for claim in CLAIMS.values():
-        assert claim["question"] in ("RQ1", "RQ2", "RQ3", "RQ4") and claim["would_change"].endswith(".")
+        assert claim["question"] in ("RQ1", "RQ2", "RQ3", "RQ4") and claim["refuted_by"].endswith(".")
         names = {name for question in claim["decided_by"] for name in PLAN.questions[question].contrasts}
         assert set(claim.get("contrasts", names)) <= names
