@@ -131,8 +131,7 @@ def claims_in_words(table: pd.DataFrame, question: str, model: str = "") -> str:
         return "**Not run:** no model has any response, so nothing can be said of the paper's claims."
     rows = of_one_model(table, model).query("question == @question").to_dict("records")
     return "\n\n".join(
-        f"**{row['claim']}** {said(row)}. {row['found']} *Refuted by: {row['refuted_by']}*"
-        for row in rows
+        f"**{row['claim']}** {said(row)}. {row['found']} *Refuted by: {row['refuted_by']}*" for row in rows
     )
 
 

@@ -15,8 +15,8 @@ from studylib.study.profile import Profile
 from studylib.study.words import STAGE_SAFETY_DATA, StudyError
 
 LOOKED_FOR = 0.25  # a difference whose power is printed, between a margin and the differences that the miniature shows
-RATES = ("helpful_only_step", "aligned_step", "tuning_step", "answer", "notebook", "other", "row_tokens", "stretch")
-RATES += ("answer_tokens", "model_bytes", "adapter_bytes", "response_bytes")
+RATES = ("helpful_only_step", "aligned_step", "tuning_step", "answer", "notebook", "response", "other", "stretch")
+RATES += ("row_tokens", "answer_tokens", "model_bytes", "adapter_bytes", "response_bytes")
 SHIPPED = ROOT / "figures"  # where the shipped run's components.csv and seconds.json are
 
 
@@ -24,10 +24,10 @@ def measured(profile: Profile, paths: RunPaths) -> dict:
     """What the finished run of the profile took and made; empty where it has not finished, or not all of it is there.
 
     Seconds, on one core each: helpful_only_step, aligned_step and tuning_step, of as many rows as a batch has; answer;
-    notebook, what one of 02 to 04 takes besides; other, what 00, 01, 05 and 06 take besides training and answers; and
-    `total`, of the run on its `cores`, with `stretch`, its ratio to these parts (`seconds`). Of one each: row_tokens,
-    of a tuning row; answer_tokens; model_bytes, adapter_bytes, and response_bytes with all that is not a model or
-    adapter. Of all: fine_tunes, responses, tuning_tokens, generated_tokens and bytes.
+    notebook, the start of one; response and other, what 02 to 04, and 00, 01, 05 and 06, take besides for each response
+    of the run; and `total`, of the run on its `cores`, with `stretch`, its ratio to these parts (`seconds`). Of one
+    each: row_tokens, of a tuning row; answer_tokens; model_bytes, adapter_bytes, and response_bytes with all that is
+    not a model or adapter. Of all: fine_tunes, responses, tuning_tokens, generated_tokens and bytes.
     """
     if not paths.manifest.is_file():
         return {}
@@ -38,13 +38,13 @@ def measured(profile: Profile, paths: RunPaths) -> dict:
         return {}
     answers = pd.concat(pd.read_parquet(path, columns=["n_tokens"]) for path in tables)["n_tokens"]
     logs, found = pd.DataFrame(manifest["seconds_of_last_execution"]).T, {}
-    logs = logs.reindex(columns=["total", "training", "generation"]).fillna(0)
+    logs = logs.reindex(columns=["total", "training", "generation", "start-up"]).fillna(0)
     for kind, settings in {"helpful_only": profile.pretraining, "aligned": profile.alignment}.items():
         cards = [card for name, card in manifest["models"].items() if name.startswith(kind)]
         if cards and settings:
             found[f"{kind}_step"] = sum(card["seconds"] for card in cards) / len(cards) / settings.steps
     tuned = logs.index.str.startswith(tuple(STAGE_SAFETY_DATA))
-    besides = logs["total"] - logs[["training", "generation"]].sum(axis=1)
+    besides = logs["total"] - logs[["training", "generation", "start-up"]].sum(axis=1)
     rows = len(notes) * profile.tuning.steps * profile.tuning.batch_size
     made = {"fine_tunes": len(notes), "responses": len(answers), "generated_tokens": int(answers.sum())}
     made["tuning_tokens"] = sum(note["tokens"] for note in notes)
@@ -52,8 +52,9 @@ def measured(profile: Profile, paths: RunPaths) -> dict:
     found |= {
         "tuning_step": sum(note["seconds"] for note in notes) / len(notes) / profile.tuning.steps,
         "answer": logs["generation"].sum() / len(answers),
-        "notebook": besides[tuned].mean(),
-        "other": besides[~tuned].sum(),
+        "notebook": logs["start-up"].mean(),
+        "response": besides[tuned].sum() / len(answers),
+        "other": besides[~tuned].sum() / len(answers),
         "row_tokens": made["tuning_tokens"] / rows,
         "answer_tokens": answers.mean(),
         "model_bytes": size["models"] / len(manifest["models"]),
@@ -91,7 +92,8 @@ def seconds(profile: Profile, rates: dict, cores: int) -> float:
     Bases are aligned, and notebooks of 02 to 04 run, side by side on the cores; the rest runs alone. Starts, and cores
     that wait for the last notebook, are in `stretch`.
     """
-    count, alone = needs.counts(profile), rates["other"]
+    count = needs.counts(profile)
+    alone = 4 * rates["notebook"] + count["responses"] * rates["other"]
     pretraining = len(profile.pretraining_seeds) * profile.pretraining.steps * rates["helpful_only_step"]
     side_by_side = len(profile.base_seeds) * profile.alignment.steps * rates["aligned_step"]
     if len(profile.pretraining_seeds) > 1:
@@ -100,7 +102,7 @@ def seconds(profile: Profile, rates: dict, cores: int) -> float:
         alone += pretraining
     n_notebooks = sum(len(grid.units(profile, stage)) for stage in STAGE_SAFETY_DATA)
     side_by_side += count["fine_tunes"] * profile.tuning.steps * rates["tuning_step"]
-    side_by_side += count["responses"] * rates["answer"] + n_notebooks * rates["notebook"]
+    side_by_side += count["responses"] * (rates["answer"] + rates["response"]) + n_notebooks * rates["notebook"]
     return rates["stretch"] * (alone + side_by_side / min(cores, n_notebooks))
 
 

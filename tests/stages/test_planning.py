@@ -15,7 +15,15 @@ from studylib.study.words import STAGE_SAFETY_DATA, StudyError
 
 PROFILE = load_profile("miniature")
 RATES = {"helpful_only_step": 0.4, "aligned_step": 0.5, "tuning_step": 0.1, "answer": 0.005, "notebook": 10.0}
-RATES |= {"other": 100.0, "total": 900.0, "cores": 2, "stretch": 1.0, "row_tokens": 40.0, "answer_tokens": 12.0}
+RATES |= {
+    "response": 0.002,
+    "other": 0.004,
+    "total": 900.0,
+    "cores": 2,
+    "stretch": 1.0,
+    "row_tokens": 40.0,
+    "answer_tokens": 12.0,
+}
 RATES |= {"model_bytes": 4e6, "adapter_bytes": 2e5, "response_bytes": 1000.0}
 COMPONENTS = {"base_sd": 0.18, "seed_sd": 0.1, "prompt_sd": 0.2, "prompt_base_sd": 0.3, "residual_sd": 0.3}
 
@@ -29,8 +37,11 @@ def paths(tmp_path, monkeypatch):
 
 def test_the_time_is_that_of_the_parts_side_by_side_on_the_cores():
     count = needs.counts(PROFILE)
-    alone, shared = 100, 6 * (PROFILE.pretraining.steps * 0.4 + PROFILE.alignment.steps * 0.5)
-    shared += count["fine_tunes"] * 48 * 0.1 + count["responses"] * 0.005 + 12 * 10
+    alone, shared = (
+        4 * 10 + count["responses"] * 0.004,
+        6 * (PROFILE.pretraining.steps * 0.4 + PROFILE.alignment.steps * 0.5),
+    )
+    shared += count["fine_tunes"] * 48 * 0.1 + count["responses"] * (0.005 + 0.002) + 12 * 10
     for cores in (1, 2):
         assert planning.seconds(PROFILE, RATES, cores) == pytest.approx(alone + shared / cores)
 
@@ -40,7 +51,7 @@ def test_a_base_more_takes_its_alignment_and_its_confirmatory_cells_alone():
     grown = {name: n - needs.counts(PROFILE)[name] for name, n in needs.counts(more).items()}
     assert grown["fine_tunes"] == 4 * 3
     extra = planning.seconds(more, RATES, 1) - planning.seconds(PROFILE, RATES, 1)
-    assert extra == pytest.approx(PROFILE.alignment.steps * 0.5 + 12 * 48 * 0.1 + grown["responses"] * 0.005)
+    assert extra == pytest.approx(PROFILE.alignment.steps * 0.5 + 12 * 48 * 0.1 + grown["responses"] * 0.011)
 
 
 def test_a_run_that_starts_slowly_and_waits_stretches_the_time_of_the_next():
@@ -52,9 +63,10 @@ def finished(profile, paths, stretch=1.1):
     """Writes a run of the profile in which every part took what RATES say, and all of it `stretch` times as long."""
     count, rows = needs.counts(profile), profile.tuning.steps * profile.tuning.batch_size
     tuned = [f"{unit.stage}/{unit.name}" for stage in STAGE_SAFETY_DATA for unit in grid.units(profile, stage)]
-    made = {"training": 3.0, "generation": count["responses"] * RATES["answer"] / len(tuned)}
-    logs = {name: made | {"total": sum(made.values()) + RATES["notebook"]} for name in tuned}
-    logs["00_prepare/all"] = {"training": 500.0, "total": 500.0 + RATES["other"]}
+    made = {"training": 3.0, "generation": count["responses"] * RATES["answer"] / len(tuned), "start-up": 10.0}
+    judged, rest = (count["responses"] * RATES[name] for name in ("response", "other"))
+    logs = {name: made | {"total": sum(made.values()) + judged / len(tuned)} for name in tuned}
+    logs["00_prepare/all"] = {"training": 500.0, "start-up": 10.0, "total": 510.0 + rest}
     cards = {f"helpful_only-{seed}": {"seconds": profile.pretraining.steps * 0.4} for seed in profile.pretraining_seeds}
     cards |= {f"aligned-{base}": {"seconds": profile.alignment.steps * 0.5} for base in profile.base_seeds}
     wall = {"total": stretch * planning.seconds(profile, RATES, 2), "cores": 2}
@@ -72,9 +84,8 @@ def test_what_a_run_measured_foresees_itself_and_another_run_within_a_quarter(pa
     other = small.model_copy(update={"base_seeds": [0, 1, 2], "pretraining_seeds": [0, 1, 2]})
     finished(small, paths)
     rates = planning.measured(small, paths)
-    assert {name: rates[name] for name in ("aligned_step", "tuning_step", "answer", "notebook", "other")} == (
-        pytest.approx({"aligned_step": 0.5, "tuning_step": 0.1, "answer": 0.005, "notebook": 10, "other": 100})
-    )
+    parts = ("aligned_step", "tuning_step", "answer", "notebook", "response", "other")
+    assert [rates[name] for name in parts] == pytest.approx([0.5, 0.1, 0.005, 10, 0.002, 0.004])
     assert (rates["row_tokens"], rates["answer_tokens"], rates["stretch"]) == pytest.approx((40, 12, 1.1))
     assert planning.seconds(small, rates, 2) == pytest.approx(rates["total"])
     totals = {name: rates[name] for name in planning.foreseen(small, rates)}
