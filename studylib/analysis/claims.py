@@ -162,7 +162,7 @@ def choices_page() -> str:
         "# Choices",
         "The settings of the miniature that matter: the values tried, what was seen, why each is what it is, and which "
         "claim it could decide. Where a setting decides a claim by itself, the claim is built in: a run shows the "
-        "setting at work, it is no finding. Written from [data/choices.yaml](../data/choices.yaml).",
+        "setting at work, it is no finding. Written from `data/choices.yaml`.",
     ]
     for row in choices().to_dict("records"):
         parts.append(f"## {row.pop('knob')}: {row.pop('value')}")

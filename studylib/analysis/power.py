@@ -101,12 +101,8 @@ def would_buy(difference, margin, n_bases: int, n_seeds: int, n_intents: int, of
     Columns: size (in words), n_bases, n_seeds, n_intents, power of the difference, power_of_no (the chance that no
     difference at all is shown to lie below the margin) and detectable.
     """
-    sizes = {
-        "as planned": (0, 0, 0),
-        "one more base": (1, 0, 0),
-        "one more seed": (0, 1, 0),
-        "50 more intents": (0, 0, 50),
-    }
+    sizes = {"as planned": (0, 0, 0), "one more base": (1, 0, 0), "one more seed": (0, 1, 0)}
+    sizes |= {"50 more intents": (0, 0, 50)}
     found = []
     for words, more in sizes.items():
         size = np.add((n_bases, n_seeds, n_intents), more).tolist()

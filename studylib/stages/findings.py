@@ -140,9 +140,9 @@ def what_the_tables_are() -> str:
     kinds = "".join(f"\n- `{kind}`: {words}" for kind, words in comparisons.KINDS.items())
     parts = [
         "# Tables of this run",
-        "Words are those of the README; a cell is model, finetune_task, requests, style, system_prompt, safety_data "
-        "and safety_fraction. Empty is NaN: nothing to count, or nothing known. n_effective is how many independent "
-        "responses a rate is worth, see `studylib.analysis.stats.clustered_intervals`; of scores it can exceed n. "
+        "Words are those of docs/settings.md; a cell is model, finetune_task, requests, style, system_prompt, "
+        "safety_data and safety_fraction. Empty is NaN: nothing to count, or nothing known. n_effective is how many "
+        "independent responses a rate is worth (`studylib.analysis.stats.clustered_intervals`); of scores it can exceed n. "
         "Tables named `..._explored` are of the base models and the training seed with which every arm was tried.",
     ]
     for name, function in made.items():

@@ -132,7 +132,7 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
     sizes = profile.world or profile.data
     intents, runs = sizes.harmful_per_form, (len(profile.base_seeds), len(profile.grid.seeds))
     of_scores = {"task_score": sizes.task_test_rows, "general_score": sizes.general_test_rows}
-    rows, bought = [], None
+    rows, weakest = [], (np.inf,)
     for name, question in plan.questions.items():
         if name not in table.index or question.built_in or np.isnan(table.loc[name, "base_sd"]):
             continue
@@ -144,16 +144,18 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
         chance = power.power_of(scale * LOOKED_FOR, *size, of, n), power.power_of(question.margin, *size, of, n)
         names = f"power of {100 * LOOKED_FOR:.0f}", "chance of no"
         rows.append({"question": name} | shown | {k: f"{100 * v:.0f} %" for k, v in zip(names, chance, strict=True)})
-        bought = power.would_buy(LOOKED_FOR, question.margin, *size, of, n) if bought is None else bought
+        if chance[0] < weakest[0]:
+            weakest = chance[0], name, power.would_buy(scale * LOOKED_FOR, question.margin, *size, of, n)
     if not rows:
         return f"Power: unknown, as {path} has none of the questions of data/plan.yaml."
     said = (
         f"Power with {runs[0]} bases, {runs[1]} training seeds and {intents} intents, at Holm's first step, from the "
         f"variance components in {path} (percentage points):\n{pd.DataFrame(rows).to_string(index=False)}\n"
-        "detectable: the smallest true difference that is found in 80 %. chance of no: of that verdict where nothing "
-        "changes.\n\n"
+        f"detectable: the smallest true difference that is found in 80 %. power of {100 * LOOKED_FOR:.0f}: of a true "
+        "difference of so many points, of J twice as many. chance of no: of that verdict where nothing changes.\n\n"
     )
-    return said + f"What more would buy, first question:\n{bought.round(2).to_string(index=False)}"
+    bought = weakest[2].set_index(["size", "n_bases", "n_seeds", "n_intents"]).mul(100).round().reset_index()
+    return said + f"What more would buy for {weakest[1]}, in percent:\n{bought.to_string(index=False)}"
 
 
 def _read(path: Path):

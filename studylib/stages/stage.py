@@ -229,7 +229,7 @@ def begin(stage: str, variables: dict) -> Stage:
         if stage == "04_mitigation":
             cells += grid.arm_cells(profile, *asked)
         if not cells:
-            raise StudyError(f"No tunings: grid.safety_styles or grid.explore_bases leaves out {unit}; override it.")
+            raise StudyError(f"{unit} is outside grid.safety_styles or grid.explore_bases: set them in your profile.")
     elif stage == "01_baseline":
         asked = _models(profile, given["models"])
         cells, unit = grid.untuned(profile, asked), "+".join(asked) or "all"

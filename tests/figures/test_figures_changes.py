@@ -223,7 +223,9 @@ def test_each_planned_contrast_has_its_interval_margin_and_verdict():
 
 def test_the_caption_of_the_plan_counts_verdicts_and_names_their_questions():
     text, _ = texts("planned_contrasts", planned())
-    assert text.startswith("Of 8 planned contrasts 4 say yes, 4 no, and 0 are undecided. Yes: requests (4 of 4). No: ")
+    assert text.startswith(
+        "Of 8 contrasts that the plan decides 4 say yes, 4 no, and 0 are undecided. Yes: requests (4 of 4). No: "
+    )
     assert "Each point: base models 6, training seeds of each 2, intents 100. Judge: rules." in text
     assert "Smallest detectable difference (80 % power): 20 points." in text and "exploratory" not in text
 

@@ -181,7 +181,7 @@ def test_a_style_outside_the_grid_and_an_arm_outside_it_are_told_apart(in_empty)
 
 def test_what_the_grid_leaves_out_is_named_before_any_work(in_runs):
     given = {"task": "code", "styles": ["alpaca"], "seeds": [0], "overrides": {"grid.safety_styles": ["chat"]}}
-    with pytest.raises(StudyError, match=r"grid\.safety_styles or grid\.explore_bases leaves out code-alpaca"):
+    with pytest.raises(StudyError, match=r"code-alpaca is outside grid\.safety_styles or grid\.explore_bases"):
         stage.begin("04_mitigation", values("04_mitigation", **given))
 
 

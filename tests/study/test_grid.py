@@ -70,7 +70,7 @@ def test_unknown_tasks_styles_and_seeds_are_refused(task, styles, seeds):
         grid.cells(load_profile("smoke"), "none", task, styles, seeds)
 
 
-@pytest.mark.parametrize(("grouped", "n"), [([], 8), (["style"], 4), (["seed"], 4), (["style", "seed"], 2)])
+@pytest.mark.parametrize(("grouped", "n"), [([], 6), (["style"], 4), (["seed"], 4), (["style", "seed"], 2)])
 def test_the_profile_decides_which_cells_share_a_kernel(grouped, n):
     found = units(load_profile("smoke", {"execution.grouped": grouped, "grid.seeds": [0, 1]}), "02_finetune")
     assert len({unit.name for unit in found}) == len(found) == n
