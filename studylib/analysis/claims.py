@@ -105,7 +105,7 @@ def _found(contrasts: pd.DataFrame, plan: Plan) -> str:
 def _size(rows: pd.DataFrame) -> str:
     n = rows["n_bases"].max()
     if n == 1:
-        return rows["note"].iat[0].split(", smaller")[0]
+        return rows["note"].iat[0].split(", smaller")[0].split(f", {NO_ROOM}")[0]
     return f"{n} bases" + " of different numbers of seeds" * any(rows["note"].str.contains("training seeds"))
 
 
@@ -116,7 +116,8 @@ def _change(row: dict) -> str:
         return f"{said} (no interval)"
     p = "p < 0.001" if row["p_holm"] < 0.001 else f"p {row['p_holm']:.3f}"
     verdict = f", {row['verdict']}" if row["verdict"] in (YES, NO, UNDECIDED) else ""
-    verdict += f": {NO_ROOM} from {100 * row['other_value']:.0f}" * (verdict != "" and NO_ROOM in row["note"])
+    stuck = row["verdict"] == UNDECIDED and NO_ROOM in row["note"]
+    verdict += f": {NO_ROOM} from {100 * row['other_value']:.0f}" * stuck
     return f"{said} ({100 * row['low']:+.0f} to {100 * row['high']:+.0f}, {p}{verdict})"
 
 

@@ -72,9 +72,9 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         found["guards"] = tables.guards(responses, verdicts, decisions)
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
-    runs = zip(rows["base"], rows["seed"], strict=True)
+    runs = zip(rows["base"], rows["seed"].where(rows["finetune_task"] != "none"), strict=True)
     explored = rows[[grid.explores(stage.profile, *one) for one in runs]]
-    if len(explored) < len(rows):  # arms are compared on the same bases
+    if 0 < len(explored) < len(rows):  # arms are compared on the same bases
         found["attack_success_explored"] = tables.attack_success(explored)
         found["helpfulness_explored"] = tables.helpfulness(explored, None, scored)
         found["comparisons_explored"] = comparisons.compare_arms(explored, None, scored)
@@ -142,7 +142,7 @@ def what_the_tables_are() -> str:
         "# Tables of this run",
         "Words are those of docs/settings.md; a cell is model, finetune_task, requests, style, system_prompt, "
         "safety_data and safety_fraction. Empty is NaN: nothing to count, or nothing known. n_effective is how many "
-        "independent responses a rate is worth (`studylib.analysis.stats.clustered_intervals`); of scores it can exceed n. "
+        "independent responses a rate is worth (`stats.clustered_intervals`); of scores it can exceed n. "
         "Tables named `..._explored` are of the base models and the training seed with which every arm was tried.",
     ]
     for name, function in made.items():

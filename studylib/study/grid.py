@@ -68,8 +68,8 @@ def main_requests(profile: Profile) -> str:
     return "own" if "own" in profile.grid.requests else profile.grid.requests[0]
 
 
-def explores(profile: Profile, base: int, seed: int = 0) -> bool:
-    """Whether all the grid is tried on that base with that training seed, not the confirmatory part alone.
+def explores(profile: Profile, base: int, seed: int | None = None) -> bool:
+    """Whether all the grid is tried on that base with that training seed (None: untuned), not the planned part alone.
 
     Where `grid.explore_bases` names the bases, the first of the grid's seeds alone.
     """
@@ -126,7 +126,8 @@ def system_prompts(profile: Profile, cell: Cell) -> tuple[bool, ...]:
     own_dose = cell.safety_fraction in (0, profile.grid.safety_fraction)
     rival = cell.safety_data in ARMS or not own_dose
     beside = cell.finetune_task != "none" and cell.requests != main_requests(profile)
-    return (False,) if rival or beside or not explores(profile, cell.base, cell.seed) else (False, True)
+    explored = explores(profile, cell.base, None if cell.finetune_task == "none" else cell.seed)
+    return (False, True) if explored and not rival and not beside else (False,)
 
 
 def untuned(profile: Profile, models: Iterable[str] = ()) -> list[Cell]:
@@ -177,7 +178,8 @@ def units(profile: Profile, stage: str) -> list[Unit]:
     found = []
     for models, task, styles, seeds in product(model_groups, grid.tasks, style_groups, seed_groups):
         asked = {"task": task, "styles": styles, "seeds": seeds, "models": models, "bases": []}
-        if cells(profile, STAGE_SAFETY_DATA[stage], **asked) or arm_cells(profile, **asked):
+        arms = arm_cells(profile, **asked) if stage == "04_mitigation" else []
+        if arms or cells(profile, STAGE_SAFETY_DATA[stage], **asked):
             found.append(Unit(stage, unit_name(profile, **asked), asked))
     return found
 

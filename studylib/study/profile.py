@@ -340,8 +340,8 @@ def _content(path: Path, *above: Path) -> dict:
 
 def _over(below: dict, above: dict) -> dict:
     """The mapping `below` with what `above` sets instead, section by section."""
-    both = below.keys() & above.keys()
-    nested = {key: _over(below[key], above[key]) for key in both if isinstance(above[key], dict) and below[key]}
+    both = [key for key in below.keys() & above.keys() if isinstance(below[key], dict) and isinstance(above[key], dict)]
+    nested = {key: _over(below[key], above[key]) for key in both}
     return below | above | nested
 
 

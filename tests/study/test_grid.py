@@ -86,6 +86,19 @@ def test_a_notebook_run_that_would_tune_nothing_is_none():
     assert styles["02_finetune"] == {("chat",), ("alpaca",)} and styles["04_mitigation"] == {("chat",)}
 
 
+def test_arms_in_another_style_are_a_notebook_run_of_the_mitigation_alone():
+    given = {"execution.grouped": ["model", "seed"], "grid.safety_styles": ["alpaca"], "grid.arms.styles": ["chat"]}
+    made = {name: {unit.name for unit in units(load_profile("miniature", given), name)} for name in STAGE_SAFETY_DATA}
+    assert "code-chat" in made["04_mitigation"] and "code-chat" not in made["03_defences"]
+
+
+@pytest.mark.parametrize("seeds", [[0, 1], [1, 0]])
+def test_untuned_models_are_asked_the_same_whatever_the_order_of_the_seeds(seeds):
+    profile = load_profile("miniature", {"grid.seeds": seeds, "grid.arms": None})
+    asked = {(cell.style, system_prompts(profile, cell)) for cell in untuned(profile) if cell.base == 0}
+    assert asked == {("chat", (False, True)), ("alpaca", (False, True))}
+
+
 def test_several_models_share_a_notebook_or_have_their_own():
     profile = load_profile("rehearsal")
     (unit,) = [unit for unit in units(profile, "02_finetune") if unit.parameters["task"] == "code"]
