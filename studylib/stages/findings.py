@@ -189,11 +189,7 @@ def not_run_in(stage) -> dict[Cell, str]:
         unfinished = f"{made_by} has not run" if (made_by, cell.finetune_task) in waiting else None
         return mixture.not_run_because(cell, missing) or unfinished
 
-    profile, kinds, tasks = stage.profile, stage.profile.grid.safety_data, stage.profile.grid.tasks
-    rest = profile.grid.styles, profile.grid.seeds
-    cells = [cell for kind in kinds for task in tasks for cell in grid.cells(profile, kind, task, *rest)]
-    cells += [cell for task in tasks for cell in grid.arm_cells(profile, task, *rest)]
-    return {cell: why for cell in cells if (why := reason(cell))}
+    return {cell: why for cell in grid.tunings(stage.profile) if (why := reason(cell))}
 
 
 def of_model(stage, table: pd.DataFrame, model: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.data import fetching
-from studylib.study.grid import arm_cells, cells, system_prompts, untuned
+from studylib.study.grid import system_prompts, tunings, untuned
 from studylib.study.paths import RunPaths
 from studylib.study.profile import ModelSettings, Profile
 from studylib.study.words import MINIATURE, TINY, StudyError
@@ -47,25 +47,21 @@ def counts(profile: Profile) -> dict[str, int]:
     A pair is two answers to a general prompt without system prompt, as `benign.pairs` makes them.
     """
     grid, tuning, n_tests = profile.grid, profile.tuning, _n_tests(profile)
-    tuned, arms, whole = [], [], (grid.styles, grid.seeds)
-    for task in grid.tasks:
-        tuned += [cell for kind in grid.safety_data for cell in cells(profile, kind, task, *whole)]
-        arms += arm_cells(profile, task, *whole)
-    asked = sum(len(system_prompts(profile, cell)) for cell in (*untuned(profile), *tuned, *arms))
+    tuned = tunings(profile)
+    asked = sum(len(system_prompts(profile, cell)) for cell in (*untuned(profile), *tuned))
     responses = asked * n_tests
     if grid.across_styles:
         plain = [cell for cell in tuned if cell.safety_data == "none"]
         twice = sum(len(system_prompts(profile, cell)) > 1 for cell in plain)
         responses += 2 * twice * (len(grid.styles) - 1) * _n_harmful(profile)
-    mitigated = [cell for cell in (*tuned, *arms) if cell.safety_data != "none"]
-    n_mitigated = len(mitigated) * ("none" in grid.safety_data)  # else there is nothing to compare with
-    fine_tunes = sum(cell.safety_data != "scaled" for cell in (*tuned, *arms))
+    n_mitigated = sum(c.safety_data != "none" for c in tuned) * ("none" in grid.safety_data)  # else nothing to compare
+    fine_tunes = sum(cell.safety_data != "scaled" for cell in tuned)
     return {
         "fine_tunes": fine_tunes,
         "tuning_tokens": fine_tunes * tuning.steps * tuning.batch_size * PROMPT_TOKENS,
         "responses": responses,
         "generated_tokens": responses * profile.generation.max_new_tokens,
-        "pairs": (len(tuned) + len(arms) + n_mitigated) * (profile.data or profile.world).general_test_rows,
+        "pairs": (len(tuned) + n_mitigated) * (profile.data or profile.world).general_test_rows,
     }
 
 

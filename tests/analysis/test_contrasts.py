@@ -179,6 +179,33 @@ def test_cells_that_the_profile_lacks_are_named(profile, field, value, named):
         check_profile(PLAN, profile.model_copy(update={"grid": grid}))
 
 
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"grid.safety_styles": ["alpaca"]}, r"safety_data multitask \(multitask\)"),
+        ({"grid.styles": ["alpaca", "chat"]}, r"style chat \(task_alone\) on 5 of 6 bases"),
+    ],
+)
+def test_cells_that_only_some_styles_or_bases_have_are_named(change, named):
+    with pytest.raises(StudyError, match=named):
+        check_profile(PLAN, load_profile("miniature", change))
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
+        ("asked/style", "alpaca", r"style alpaca \(task_alone\) on 5 of 6 bases"),
+        ("questions/multitask/arm/requests", "none", r"safety_data multitask \(multitask\)"),
+        ("questions/multitask/arm/safety_fraction", 0.05, r"safety_fraction 0.05 \(multitask\)"),
+        ("questions/requests/arm/requests", "other", r"requests other \(requests\) on 5 of 6 bases"),
+        ("questions/task_alone/other/requests", "own", r"requests own \(task_alone\)"),
+    ],
+)
+def test_a_plan_that_asks_for_what_is_tried_elsewhere_or_nowhere_is_named(changed, key, value, named):
+    with pytest.raises(StudyError, match=named):
+        check_profile(changed(key, value), load_profile("miniature"))
+
+
 def test_one_base_stops_before_anything_starts(profile):
     check_profile(PLAN, profile)
     with pytest.raises(StudyError, match=r"has 1 base, .* give base_seeds at least 6"):
