@@ -39,14 +39,14 @@ def test_rival_arms_and_the_other_style_are_counted_and_a_scaled_adapter_is_no_f
     world, found = profile.world, needs.counts(profile)
     tests = 2 * 4 * world.harmful_per_form + 4 * world.task_test_rows + world.general_test_rows
     confirmatory = 6 * 4 * 3
-    explored = 1 * 4 * (1 + 1 + 3)  # one more kind of requests, generic data; the Alpaca style with each safety data
-    arms, main = 1 * 6, 1 * 4 * 2 * 3  # main: what is tested with the system prompt too
+    explored = 1 * 4 * (1 + 1 + 1)  # one more kind of requests, generic data; the Alpaca style without safety data
+    arms, main = 1 * 6, 1 * 4 * (3 + 1)  # main: what is tested with the system prompt too
     assert found["fine_tunes"] == confirmatory + explored + arms - 1
     untuned, untuned_twice = 6 + 1, 1 * 2
     asked = untuned + untuned_twice + confirmatory + explored + arms + main
-    across = (main // 3) * 2 * 4 * world.harmful_per_form  # in the other style
+    across = (1 * 4 * 2) * 2 * 4 * world.harmful_per_form  # in the other style
     assert found["responses"] == asked * tests + across
-    mitigated = 6 * 4 + 1 * 4 * (1 + 2) + arms
+    mitigated = 6 * 4 + 1 * 4 * 1 + arms
     assert found["pairs"] == (confirmatory + explored + arms + mitigated) * world.general_test_rows
 
 

@@ -179,8 +179,10 @@ def test_a_style_outside_the_grid_and_an_arm_outside_it_are_told_apart(in_empty)
     assert stage.outside_grid(profile, cells) == {"styles": ["alpaca"], "safety_data": ["multitask"]}
 
 
-def test_what_the_grid_leaves_out_is_named_before_any_work(in_runs):
-    given = {"task": "code", "styles": ["alpaca"], "seeds": [0], "overrides": {"grid.safety_styles": ["chat"]}}
+def test_what_the_grid_leaves_out_is_named_before_any_work(in_empty):
+    content = {"extends": "smoke", "name": "mine", "grid": {"safety_styles": ["chat"]}}
+    (in_empty / "mine.yaml").write_text(yaml.safe_dump(content))
+    given = {"profile": str(in_empty / "mine.yaml"), "task": "code", "styles": ["alpaca"], "seeds": [0]}
     with pytest.raises(StudyError, match=r"code-alpaca is outside grid\.safety_styles or grid\.explore_bases"):
         stage.begin("04_mitigation", values("04_mitigation", **given))
 
