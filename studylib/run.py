@@ -306,6 +306,8 @@ def main() -> None:
         if given.profile.endswith((".yaml", ".yml")):  # Snakemake and the kernels work in other folders
             given.profile = str(profile_path(given.profile))
         match given.command:
+            case "study" | "plan" if given.cores < 1:
+                raise StudyError(f"cores should be a whole number from 1, as in `make study CORES=2`: {given.cores}.")
             case "study":
                 study(given.profile, given.cores, [a for a in given.snakemake if a != "--"])
             case "stage":

@@ -17,6 +17,6 @@ PUBLIC = {
     "runs": "largest_differences of_measure output_folder read_runs runs_in_percent runs_in_words write_runs",
     "stats": "CONFIDENCE POWER wilson",
     "tables": "answered_share attack_success by_run calibration_grid discrimination guarded_attack_success guards "
-    "helpfulness over_refusal_by_kind unsafe_options verdict_shares with_not_run with_untested write_table",
+    "helpfulness over_refusal_by_kind unsafe_options with_not_run with_untested write_table",
 }
 __getattr__, __dir__, __all__ = public(__name__, PUBLIC)

@@ -42,7 +42,8 @@ def check_claims(found: dict[str, pd.DataFrame], profile: Profile) -> pd.DataFra
     asked = [found[name]["model"] for name in ("attack_success", "contrasts") if name in found]
     for model in dict.fromkeys(model for models in asked for model in models):
         for claim in words.values():
-            wanted = _wanted(claim, plan)
+            every = ((name, one) for name in claim["decided_by"] for one in plan.questions[name].contrasts)
+            wanted = [(name, one) for name, one in every if one in claim.get("contrasts", [one])]
             named = pd.Series(zip(table["question"], table["contrast"], strict=True), table.index, dtype=object)
             own = table[(table["model"] == model) & named.isin(wanted)]
             verdict = decided(own, len(wanted), claim["needs"], claim["holds"])
@@ -51,12 +52,6 @@ def check_claims(found: dict[str, pd.DataFrame], profile: Profile) -> pd.DataFra
             about = {"model": model, "verdict": verdict, "in_world": in_world, "found": _found(own, plan)}
             rows.append(claim | about | {"status": "" if own.empty else own["status"].max()})
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _wanted(claim: dict, plan: Plan) -> list[tuple[str, str]]:
-    """Question and name of each contrast that decides the claim."""
-    every = [(name, contrast) for name in claim["decided_by"] for contrast in plan.questions[name].contrasts]
-    return [(name, contrast) for name, contrast in every if contrast in claim.get("contrasts", [contrast])]
 
 
 def decided(contrasts: pd.DataFrame, n_wanted: int, needs: str, holds: str) -> str:

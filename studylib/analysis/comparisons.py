@@ -67,7 +67,10 @@ def compare_arms(
                 found.append(table.assign(kind=kind, **other))
     if not found:
         return pd.DataFrame(columns=_COLUMNS)
-    table = ordered(_with_j(pd.concat(found, ignore_index=True)))[_COLUMNS]
+    table = pd.concat(found, ignore_index=True)
+    numbers, rows = ["value", "other_value", "difference", "low", "high"], table["measure"] == "balanced_accuracy"
+    table.loc[rows, numbers] = 2 * table.loc[rows, numbers] - [1, 1, 0, 0, 0]  # J
+    table = ordered(table.assign(measure=table["measure"].astype(object).mask(rows, J)))[_COLUMNS]
     rank = lambda kinds: kinds.map(list(KINDS).index)  # noqa: E731
     return table.sort_values("kind", key=rank, kind="stable", ignore_index=True)
 
@@ -149,13 +152,6 @@ def _tested(pairs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     table[RUNS] = of_group[["base", "seed"]].nunique()
     counted = table[["n", "n_prompts", *RUNS]].fillna(0).astype(int)
     return pd.concat([keys, table.assign(**counted)], axis=1)
-
-
-def _with_j(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with J in place of the balanced accuracy."""
-    numbers, rows = ["value", "other_value", "difference", "low", "high"], table["measure"] == "balanced_accuracy"
-    table.loc[rows, numbers] = 2 * table.loc[rows, numbers] - [1, 1, 0, 0, 0]
-    return table.assign(measure=table["measure"].astype(object).mask(rows, J))
 
 
 def rows_of_arms(table: pd.DataFrame) -> pd.DataFrame:

@@ -84,9 +84,12 @@ class Question(Settings):
         """A list of tasks: contrasts of these names, in which that task is tuned where the question names none."""
         if not (isinstance(given, dict) and isinstance(tasks := given.get("contrasts"), list)):
             return given
+        if wrong := [task for task in tasks if not isinstance(task, str)]:
+            raise ValueError(f"contrasts: a list holds names of tasks, as in [code, translation], found {wrong[0]!r}")
         if len(set(tasks)) < len(tasks):
             raise ValueError("needs each task of `contrasts` once")
-        sides = [side for side in ("arm", "other") if "finetune_task" not in (given.get(side) or {})]
+        own = {side: given.get(side) for side in ("arm", "other")}
+        sides = [side for side in own if not (isinstance(own[side], dict) and "finetune_task" in own[side])]
         return given | {"contrasts": {task: {side: {"finetune_task": task} for side in sides} for task in tasks}}
 
     @model_validator(mode="after")

@@ -318,16 +318,13 @@ def _note(row: dict, runs: dict[str, Run]) -> str:
     tests = [f"test_{form}" for form in (FORMS if row["form"] == "all" else (row["form"],))]
     sets = {ATTACK: ["harmful"], "general_refusal_rate": ["general"], "general_score": ["general"], "task_score": tests}
     sets |= {"incoherent_rate": ["twin", "general", *tests]}
-    one, other = (_hashes(runs[row[key]], sets.get(row["measure"], ["twin"])) for key in ("run", "run_against"))
+    data = [runs[row[key]].manifest.get("data", {}) for key in ("run", "run_against")]
+    one, other = ([of.get(name, {}).get("sha256") for name in sets.get(row["measure"], ["twin"])] for of in data)
     if not (any(one) and any(other)):
         said.append("perhaps different prompts, as a manifest has no hash of them")
     elif one != other:
         said.append("different prompts")
     return "; ".join(said)
-
-
-def _hashes(run: Run, data_sets: list[str]) -> list[str | None]:
-    return [run.manifest.get("data", {}).get(name, {}).get("sha256") for name in data_sets]
 
 
 def _models(run: Run) -> dict | None:

@@ -23,11 +23,10 @@ from studylib.analysis.rates import (
     rates_of,
     worst_cases,
 )
-from studylib.analysis.stats import groups
 from studylib.data.world import CHANGES
 from studylib.study.files import write_parquet, write_text
 from studylib.study.grid import Cell
-from studylib.study.words import FORMS, SIDES, VERDICTS
+from studylib.study.words import FORMS, SIDES
 from studylib.text.normal import normal_form
 
 _OPTION = re.compile(r" ([A-D])\) (.*?)(?= [A-D]\) |$)", re.DOTALL)
@@ -291,28 +290,6 @@ def answered_share(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None
     worst = ["share_lowest", "share_highest"]
     columns = [*CELL, "form", "n", "n_unjudged", "share", *INTERVAL, *worst, "judge", *RUNS]
     return ordered(table[[*columns, "n_effective"]])
-
-
-def verdict_shares(responses: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per cell, prompt set, form, judge and verdict: how many of n responses have it, and the share.
-
-    Shares lie in 0-1. Every verdict has a row, also with no response; n includes the unjudged. Form "all" pools. Raises
-    as `judged`.
-    """
-    rows = judged(responses, verdicts)
-    by = [*CELL, "prompt_set", "form", "judge"]
-    found = []
-    for keys, of in ((by, rows), ([name for name in by if name != "form"], rows)):
-        group, names = groups(of, keys)
-        verdict = pd.Categorical(of["verdict"], VERDICTS).codes
-        number = np.bincount(group * len(VERDICTS) + verdict, minlength=len(names) * len(VERDICTS))
-        table = names.loc[names.index.repeat(len(VERDICTS))].assign(
-            verdict=list(VERDICTS) * len(names), n_verdict=number
-        )
-        table["n"] = np.repeat(np.bincount(group, minlength=len(names)), len(VERDICTS))
-        found.append(table if "form" in keys else table.assign(form="all"))
-    table = pd.concat(found, ignore_index=True)
-    return ordered(table.assign(share=table["n_verdict"] / table["n"])[[*by, "verdict", "n_verdict", "n", "share"]])
 
 
 def write_table(frame: pd.DataFrame, path) -> None:

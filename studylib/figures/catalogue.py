@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from studylib.analysis.readable import span
+from studylib.analysis.readable import calibration_label, span
 from studylib.analysis.stats import CONFIDENCE, POWER
 from studylib.figures import changes, planes, rates, style
 from studylib.study.files import read_yaml
@@ -79,10 +79,8 @@ def footer_of(
         doses = sorted(set(rows.loc[rows["safety_data"] != "none", "safety_fraction"]))
         text += [f"Safety data: {listed(f'{100 * dose:g}' for dose in doses)} % of the tuning rows."] if doses else []
     if "n_seeds" in rows and len(runs := known.query("finetune_task != 'none' and n_seeds > 0")):
-        seeds, bases = runs["n_seeds"], runs["n_bases"]
-        of_each = f" of each of {span(bases)} base models" if bases.max() > 1 else ""
-        text.append(f"Training seeds pooled: {span(seeds)}{of_each}.")
-        alone = (bases * seeds).max() < 3
+        text.append(f"Training seeds pooled: {span(runs['n_seeds'])}{_of_bases(runs)}.")
+        alone = (runs["n_bases"] * runs["n_seeds"]).max() < 3
         text += ["Of fewer than three training runs, intervals are about these models alone."] if alone else []
     if judge := next((column for column in ("judge", "metric") if column in rows), None):
         text.append(f"Judge: {words.get('judge') or listed(sorted(set(known[judge])))}.")
@@ -100,6 +98,18 @@ def footer_of(
     return " ".join(text)
 
 
+def _of_bases(runs: pd.DataFrame) -> str:
+    """Of how many base models, and which cells have more of them than the others."""
+    least, most = runs["n_bases"].min(), runs["n_bases"].max()
+    if least == most or not {"style", "system_prompt", "safety_data"} <= {*runs}:
+        return f" of each of {span(runs['n_bases'])} base models" if most > 1 else ""
+    text = " of each base model. Base models: "
+    for at, more in runs[runs["n_bases"] > least].groupby(["style", "system_prompt"], sort=False):
+        arms = listed(map(style.safety_label, more["safety_data"].unique()))
+        text += f"{span(more['n_bases'])} in {calibration_label(*at)} with {arms}; "
+    return f"{text}elsewhere {least}"
+
+
 def _missing(rows: pd.DataFrame, value: str, expected: Sequence[str], mark: str) -> list[str]:
     """Sentences on what is not drawn: kinds of safety data and cells not in the table, marks without a value."""
     tuned = rows[rows["finetune_task"] != "none"]
@@ -111,7 +121,7 @@ def _missing(rows: pd.DataFrame, value: str, expected: Sequence[str], mark: str)
     not_run += ["tuning without safety data"] if len(tuned) and "none" not in arms else []
     not_run += ["the aligned model"] if len(tuned) == len(rows) else []
     not_run += [f"{_counted(absent, 'cell')}, left empty"] if absent else []
-    text = [f"Not run: {listed(not_run)}."] if not_run else []
+    text = [f"Not of the grid, or not run: {listed(not_run)}."] if not_run else []
     return text + ([f"Nothing judged: {_counted(unknown, mark)}, left empty."] if unknown else [])
 
 

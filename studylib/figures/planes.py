@@ -50,7 +50,7 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Dr
     rows, table = rows_of("safety_vs_helpfulness", attack, forms=["all"]), task_plane(attack, helpfulness)
     x_label = f"score on the tuned task (%; n = {span(table['n_score'])} per point)"
     fig, panels = style.panels_of(rows, style.tasks_of(rows, tuned=True), style.ATTACK, x_label, bottom=0.65, top=0.9)
-    left = min(np.floor(10 * table[["score", "score_low"]].min(axis=None)) / 10, 0.9)  # no empty half
+    left = min(max(np.floor(10 * table[["score", "score_low"]].min(axis=None) - 0.3) / 10, 0), 0.9)  # no empty half
     for calibration, task, ax in panels:
         part = style.rows_at(table[table["panel"] == task], calibration)
         part = part.rename(columns={"score": "x", "score_low": "x_low", "score_high": "x_high"})
@@ -68,10 +68,13 @@ def safety_vs_helpfulness(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Dr
     fig.axes[0].annotate("better", **where, size="small", color="#666666", arrowprops=arrow)
     keys = [*style.arm_handles(table), style.dot_handle("aligned model", **style.STAR), *_front_keys(table)]
     tuned = table[table["finetune_task"] != "none"]
+    arms = tuned.groupby(["panel", "style", "system_prompt"])["safety_data"].transform("nunique")
+    if compared := bool(arms.gt(1).any()):
+        tuned = tuned[arms > 1]
     on_front = tuned[tuned["front"] == "yes"]
     words = {"n_tuned": len(tuned), "n_front": len(on_front), "n_undecided": int(_undecided(tuned).sum())}
     words["front"] = {arm: int((on_front["safety_data"] == arm).sum()) for arm in tuned["safety_data"].unique()}
-    return Drawn(style.add_legend(fig, keys, rows=2), rows, style.facts(rows) | words)
+    return Drawn(style.add_legend(fig, keys, rows=2), rows, style.facts(rows) | words | {"compared": compared})
 
 
 def task_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> pd.DataFrame:
@@ -168,6 +171,7 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Drawn:
             style.mark_empty(ax, part)
     style.title_rows(axes, [f"tuned on {label(task)}" for task in tasks])
     axes[0, 0].set(**style.UNIT_AXIS)
+    axes[0, 0].set_ylim(0, min(np.ceil(4 * table["high"].max()) / 4, 1))
     for ax, panel in zip(axes[-1], shown, strict=True):
         of = table[table["panel"] == panel]
         if panel == "over_refusal_rate":

@@ -327,7 +327,13 @@ def judge_agreement(judges: pd.DataFrame) -> Drawn:
     drawn = table[table["kappa"].notna()]
     style.require(len(drawn) > 0, "judge_agreement", "no kappa is defined")
     names, sources = list(dict.fromkeys(table["judge"])), list(dict.fromkeys(table["source"]))
-    margins = {"left": _room(names), "top": 0.7, "bottom": 0.5, "right": 0.2, "wspace": 0.15}
+    margins = {
+        "left": 0.3 + 0.062 * max(map(len, map(label, names))),
+        "top": 0.7,
+        "bottom": 0.5,
+        "right": 0.2,
+        "wspace": 0.15,
+    }
     fig, axes = style.new_figure(1, len(sources), 0.25 + 0.19 * len(names), **margins)
     look = style.OURS | {"markersize": 3.5, "elinewidth": 1, "zorder": 3, "clip_on": False}
     for ax, source in zip(axes[0], sources, strict=True):
@@ -342,18 +348,10 @@ def judge_agreement(judges: pd.DataFrame) -> Drawn:
     ax.set_yticks(range(len(names)), [label(name) for name in names])
     style.outer_labels(fig, "", "Cohen's kappa with the labels (refused or not)")
     pairs = [f"{label(judge)} on {_set(source)}" for judge, source in zip(drawn["judge"], drawn["source"], strict=True)]
-    words = {"extremes": _extremes(drawn["kappa"], pairs), "unjudged": span(table["n_unjudged"])}
+    kappa = drawn["kappa"]
+    extremes = (f"{kappa.iloc[i]:.2f} ({pairs[i]})" for i in (kappa.argmin(), kappa.argmax()))
+    words = {"extremes": " to ".join(extremes), "unjudged": span(table["n_unjudged"])}
     return Drawn(fig, drawn[["n", "kappa"]], words)
-
-
-def _extremes(kappa: pd.Series, names: list[str]) -> str:
-    least, most = (f"{kappa.iloc[i]:.2f} ({names[i]})" for i in (kappa.argmin(), kappa.argmax()))
-    return f"{least} to {most}"
-
-
-def _room(names: list[str]) -> float:
-    """Inches that the names need at the left."""
-    return 0.3 + 0.062 * max(len(label(name)) for name in names)
 
 
 def _set(source: str) -> str:

@@ -57,30 +57,36 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         "answered_share": tables.with_not_run(share, not_run),
         "comparisons": comparisons.compare_arms(rows, None, scored),
         "by_run": tables.by_run(rows),
-        "verdict_shares": tables.verdict_shares(rows),
         "deviations": claims.deviations(),
         "choices": claims.choices(),
     }
     if stage.paths.data("twin").is_file():  # a run may be handed on without its data
         found["over_refusal_by_kind"] = tables.over_refusal_by_kind(rows, None, sets.kinds(stage.paths))
-        if len(asked := tables.unsafe_options(responses, verdicts, _letters(stage))):
+        tests = (row for name in ("harmful", "twin") for row in sets.load(stage.paths, name))
+        letters = {row["id"]: harmful.unsafe_letter(row) for row in tests if row["prompt_set"] == "unsafe_options"}
+        if len(asked := tables.unsafe_options(responses, verdicts, letters)):
             found["unsafe_options"] = asked
-    if len(across := stage.collect("across")):
-        told = stage.collect("across_verdicts")
-        found["calibration_grid"] = tables.calibration_grid(responses, verdicts, across, told)
     if len(decisions):
         found["guards"] = tables.guards(responses, verdicts, decisions)
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
-    runs = zip(rows["base"], rows["seed"].where(rows["finetune_task"] != "none"), strict=True)
-    explored = rows[[grid.explores(stage.profile, *one) for one in runs]]
+    runs = zip(responses["base"], responses["seed"].where(responses["finetune_task"] != "none"), strict=True)
+    tried = responses[[grid.explores(stage.profile, *one) for one in runs]]  # where all of the grid is tried
+    explored = rows[rows["response_id"].isin(tried["response_id"])]
+    if len(across := stage.collect("across")):
+        told = stage.collect("across_verdicts")
+        found["calibration_grid"] = tables.calibration_grid(tried, verdicts, across, told)
     if 0 < len(explored) < len(rows):  # arms are compared on the same bases
         found["attack_success_explored"] = tables.attack_success(explored)
         found["helpfulness_explored"] = tables.helpfulness(explored, None, scored)
         found["comparisons_explored"] = comparisons.compare_arms(explored, None, scored)
     of_arms = (_of_arms(found, name) for name in ("attack_success", "helpfulness", "comparisons"))
     found["arms"] = comparisons.arm_table(*of_arms)
-    found |= _planned(stage, rows, scored, decisions)
+    plan = contrasts.load_plan()
+    pairs = contrasts.paired(contrasts.plan_rows(rows, scored, decisions, plan), plan)
+    found["contrasts"] = contrasts.marked(contrasts.contrast_table(pairs, plan), plan, stage.profile)
+    found["base_differences"] = contrasts.base_differences(pairs, plan)
+    found["components"] = power.components(pairs, plan)
     found["claims"] = claims.check_claims(found, stage.profile)
     if stage.profile.data:
         found["paper_vs_ours"] = claims.paper_vs_ours(attack, share, published, found["claims"])
@@ -94,23 +100,6 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
 def _of_arms(found: dict[str, pd.DataFrame], name: str) -> pd.DataFrame:
     """The table of that name, of the base models alone on which all is tried where it has others too."""
     return found.get(f"{name}_explored", found[name])
-
-
-def _letters(stage) -> dict[str, str]:
-    """The option of the instruction, or of its twin, in each prompt of `tables.unsafe_options`, by prompt_id."""
-    rows = (row for name in ("harmful", "twin") for row in sets.load(stage.paths, name))
-    return {row["id"]: harmful.unsafe_letter(row) for row in rows if row["prompt_set"] == "unsafe_options"}
-
-
-def _planned(stage, responses: pd.DataFrame, scored: pd.DataFrame | None, decisions: pd.DataFrame) -> dict:
-    """The tables of data/plan.yaml, from judged responses, their scores and the guards' decisions."""
-    plan = contrasts.load_plan()
-    pairs = contrasts.paired(contrasts.plan_rows(responses, scored, decisions, plan), plan)
-    return {
-        "contrasts": contrasts.marked(contrasts.contrast_table(pairs, plan), plan, stage.profile),
-        "base_differences": contrasts.base_differences(pairs, plan),
-        "components": power.components(pairs, plan),
-    }
 
 
 def exploratory(stage) -> str:
@@ -129,7 +118,7 @@ def _put(stage, path: Path, page: str) -> None:
 def what_the_tables_are() -> str:
     """Markdown: what each table of the run is and what its columns mean, as its function says."""
     names = ("attack_success", "discrimination", "helpfulness", "answered_share", "over_refusal_by_kind", "by_run")
-    made = {name: getattr(tables, name) for name in (*names, "calibration_grid", "verdict_shares")}
+    made = {name: getattr(tables, name) for name in (*names, "calibration_grid")}
     made |= {"set_scores": benign.of_sets, "win_rates": benign.win_rate, "comparisons": comparisons.compare_arms}
     made |= {"arms": comparisons.arm_table, "guards": tables.guards, "judges": agreement.compare}
     made |= {"guarded_attack_success": tables.guarded_attack_success, "judge_matrix": agreement.matrix}
@@ -316,8 +305,9 @@ def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, fou
     not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}{make}." if waiting else ""
     return (
         f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, "
-        f"{len(tuned)} fine-tunes ({counts['base']} bases, {counts['finetune_task']} tasks, {counts['style']} styles, "
-        f"{counts['requests']} kinds of requests and {counts['safety_data']} of safety data, {counts['seed']} seeds), "
+        f"{len(tuned)} fine-tunes (bases: {counts['base']}, tasks: {counts['finetune_task']}, styles: "
+        f"{counts['style']}, kinds of requests: {counts['requests']} and of safety data: {counts['safety_data']}, "
+        f"training seeds: {counts['seed']}), "
         f"{len(responses):,} responses and {n_across:,} more in another style than the tuning's, among the first "
         f"{len(harmful):,} to {harmful['prompt_id'].nunique()} harmful prompts ({harmful['intent'].nunique()} intents "
         f"in {harmful['form'].nunique()} forms); judge "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -224,17 +225,20 @@ def _by_step(found: dict) -> pd.DataFrame:
 def dose_response(lab: Laboratory, task: str, doses: Iterable[float], seed: int = 0) -> pd.DataFrame:
     """Harmful prompts answered, and twins refused, after tuning on a task with doses of generic and multitask data."""
     frames = []
-    for kind in ("generic", "multitask"):
-        for dose in doses:
-            cell = lab.cell(task, seed, kind if dose else "none", float(dose))
-
-            def make(cell=cell) -> pd.DataFrame:
-                with tuned(lab, cell, lab.profile.tuning.steps) as model:
-                    return answered(lab, model)
-
-            frame = lab.cached("dose_response", {"cell": cell.name}, make)
-            frames.append(frame.assign(panel=kind, dose=float(dose)))
+    for kind, dose in product(("generic", "multitask"), map(float, doses)):
+        cell = lab.cell(task, seed, kind if dose else "none", dose)
+        frames.append(_after_tuning(lab, "dose_response", cell).assign(panel=kind, dose=dose))
     return pd.concat(frames, ignore_index=True)
+
+
+def _after_tuning(lab: Laboratory, name: str, cell: Cell, **share: float) -> pd.DataFrame:
+    """What is answered after the whole tuning of that cell, with another `share` of requests where one is given."""
+
+    def make() -> pd.DataFrame:
+        with tuned(lab, cell, lab.profile.tuning.steps, **share) as model:
+            return answered(lab, model)
+
+    return lab.cached(name, {"cell": cell.name} | share, make)
 
 
 def request_response(lab: Laboratory, task: str, shares: Iterable[float], seed: int = 0) -> pd.DataFrame:
@@ -246,16 +250,9 @@ def request_response(lab: Laboratory, task: str, shares: Iterable[float], seed: 
     if wrong := [share for share in shares if not 0 <= share <= 1]:
         raise StudyError(f"A share of requests lies between 0 and 1, found {wrong[0]}.")
     frames = []
-    for kind in ("own", "other"):
-        for share in map(float, shares):
-            cell = replace(lab.cell(task, seed), requests=kind if share else "none")
-
-            def make(cell=cell, share=share) -> pd.DataFrame:
-                with tuned(lab, cell, lab.profile.tuning.steps, share=share) as model:
-                    return answered(lab, model)
-
-            frame = lab.cached("request_response", {"cell": cell.name, "share": share}, make)
-            frames.append(frame.assign(panel=f"{kind} requests"))
+    for kind, share in product(("own", "other"), map(float, shares)):
+        cell = replace(lab.cell(task, seed), requests=kind if share else "none")
+        frames.append(_after_tuning(lab, "request_response", cell, share=share).assign(panel=f"{kind} requests"))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -28,23 +28,35 @@ def measured(profile: Profile, paths: RunPaths) -> dict:
     of the run; and `total`, of the run on its `cores`, with `stretch`, its ratio to these parts (`seconds`). Of one
     each: row_tokens, of a tuning row; answer_tokens; model_bytes, adapter_bytes, and response_bytes with all that is
     not a model or adapter. Of all: fine_tunes, responses, tuning_tokens, generated_tokens and bytes.
+
+    Raises StudyError where a file of the run is damaged, or of another version that lacks what is read.
     """
     if not paths.manifest.is_file():
         return {}
+    try:
+        return _measured(profile, paths)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        said = f"What the run in {paths.run} took cannot be read ({type(error).__name__}: {error}): its manifest.json, "
+        said += "an adapter's study.json or a table of responses is damaged or of another version."
+        raise StudyError(said) from None
+
+
+def _measured(profile: Profile, paths: RunPaths) -> dict:
     manifest = json.loads(paths.manifest.read_text(encoding="utf-8"))
-    notes = [json.loads(path.read_text()) for path in (paths.run / "adapters").glob("*/study.json")]
+    notes = [json.loads(path.read_text(encoding="utf-8")) for path in (paths.run / "adapters").glob("*/study.json")]
     tables = [path for kind in ("responses", "across") for path in (paths.run / kind).glob("*/*.parquet")]
-    if not (notes and tables and manifest.get("wall") and all("tokens" in note for note in notes)):
+    logs, parts = pd.DataFrame(manifest["seconds_of_last_execution"]).T, ["training", "generation", "start-up"]
+    complete = notes and tables and manifest.get("wall") and {"total", *parts} <= {*logs.columns}
+    if not (complete and all("tokens" in note for note in notes)):
         return {}
     answers = pd.concat(pd.read_parquet(path, columns=["n_tokens"]) for path in tables)["n_tokens"]
-    logs, found = pd.DataFrame(manifest["seconds_of_last_execution"]).T, {}
-    logs = logs.reindex(columns=["total", "training", "generation", "start-up"]).fillna(0)
+    logs, found = logs.fillna(0), {}
     for kind, settings in {"helpful_only": profile.pretraining, "aligned": profile.alignment}.items():
         cards = [card for name, card in manifest["models"].items() if name.startswith(kind)]
         if cards and settings:
             found[f"{kind}_step"] = sum(card["seconds"] for card in cards) / len(cards) / settings.steps
     tuned = logs.index.str.startswith(tuple(STAGE_SAFETY_DATA))
-    besides = logs["total"] - logs[["training", "generation", "start-up"]].sum(axis=1)
+    besides = logs["total"] - logs[parts].sum(axis=1)
     rows = len(notes) * profile.tuning.steps * profile.tuning.batch_size
     made = {"fine_tunes": len(notes), "responses": len(answers), "generated_tokens": int(answers.sum())}
     made["tuning_tokens"] = sum(note["tokens"] for note in notes)
@@ -62,7 +74,9 @@ def measured(profile: Profile, paths: RunPaths) -> dict:
         "response_bytes": (size[""] - size["models"] - size["adapters"]) / len(answers),
     }
     found |= made | {"bytes": size[""]} | manifest["wall"]
-    return found | {"stretch": found["total"] / seconds(profile, found | {"stretch": 1}, found["cores"])}
+    found["stretch"] = found["total"] / seconds(profile, found | {"stretch": 1}, found["cores"])
+    _check({name: found[name] for name in RATES if name in found})
+    return found
 
 
 def _size_of(folder: Path) -> int:
@@ -110,14 +124,10 @@ def in_words(profile: Profile, paths: RunPaths, cores: int) -> str:
     """The plan of a run as text: what it can show, how large it is, what it costs, and what more would buy."""
     plan = contrasts.load_plan()
     contrasts.check_profile(plan, profile)
-    parts = [_status(plan, profile), _power(plan, profile, paths), _size(profile, paths, cores)]
-    return "\n\n".join(parts)
-
-
-def _status(plan: contrasts.Plan, profile: Profile) -> str:
-    if not (why := contrasts.differences(plan, profile)):
-        return f"{profile.name} follows data/plan.yaml: its contrasts are confirmatory."
-    return f"{profile.name} is exploratory, no contrast gets a verdict:\n" + "\n".join(f"- {one}" for one in why)
+    status = f"{profile.name} follows data/plan.yaml: its contrasts are confirmatory."
+    if why := contrasts.differences(plan, profile):
+        status = "\n- ".join([f"{profile.name} is exploratory, no contrast gets a verdict:", *why])
+    return "\n\n".join([status, _power(plan, profile, paths), _size(profile, paths, cores)])
 
 
 def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
@@ -163,12 +173,23 @@ def _read(path: Path):
     try:
         if path.suffix == ".json":
             found = json.loads(path.read_text(encoding="utf-8"))
-            return {name: float(found[name]) for name in RATES}
+            return _check({name: found[name] for name in RATES})
         table = pd.read_csv(path)[["question", "contrast", *power.COMPONENTS]]
-        return table.astype(dict.fromkeys(power.COMPONENTS, float))
+        table = table.astype(dict.fromkeys(power.COMPONENTS, float))
+        for row in table[[*power.COMPONENTS]].fillna(0).to_dict("records"):  # NaN: unknown
+            _check(row)
+        return table
     except (ValueError, KeyError, TypeError) as error:
-        said = f"{path} is damaged ({type(error).__name__}): restore it, or copy tables/{path.name} of a finished run."
-        raise StudyError(said) from None
+        said = f"{path} is damaged, or of another version ({type(error).__name__}: {error}): restore it, or copy "
+        raise StudyError(f"{said}tables/{path.name} of a finished run.") from None
+
+
+def _check(rates: dict) -> dict:
+    """Raises ValueError for the first that is no number from 0."""
+    for name, value in rates.items():
+        if not (isinstance(value, int | float) and 0 <= value < np.inf):
+            raise ValueError(f"{name} is {value!r}, not a number from 0")
+    return rates
 
 
 def _ship(path: Path) -> str:
@@ -182,7 +203,11 @@ def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
         words += [f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most"]
     rows = found[(found["need"] != "hours") | (not profile.miniature)].itertuples()
     words += [f"{row.need}: {row.needed} for {row.what}" + f" ({row.found})" * bool(row.found) for row in rows]
-    own, path = measured(profile, paths), SHIPPED / "seconds.json"
+    path, note = SHIPPED / "seconds.json", "\nThis run has not finished, so there is nothing measured to compare with."
+    try:
+        own = measured(profile, paths)
+    except StudyError as error:
+        own, note = {}, f"\nNothing measured is shown beside it. {error}"
     if profile.miniature and not path.is_file():
         words += [f"time, tokens and disk of the whole run: unknown, as {_ship(path)}"]
     said = "Size and cost:\n" + "\n".join(f"- {one}" for one in words)
@@ -197,8 +222,7 @@ def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
     table = pd.DataFrame(rows, columns=["", "predicted", "measured"]).set_index("")
     table["error"] = [f"{100 * error:+.0f} %" for error in table["predicted"] / table["measured"] - 1]
     shown = (table if own else table[["predicted"]]).to_string(float_format="{:,.0f}".format, index_names=False)
-    note = "" if own else "\nThis run has not finished, so there is nothing measured to compare with."
-    return f"{said}\n\nAt the shipped run's rates, {path}:\n{shown}{note}"
+    return f"{said}\n\nAt the shipped run's rates, {path}:\n{shown}{'' if own else note}"
 
 
 def write_seconds(profile: Profile, paths: RunPaths) -> None:

@@ -255,11 +255,16 @@ class Profile(Settings):
             )
         if not self.miniature and (len(self.base_seeds) > 1 or len(self.pretraining_seeds) > 1):
             raise ValueError("base_seeds: several draws of the aligned model need a model with source miniature")
-        if unknown := sorted(set(self.grid.explore_bases or []) - set(self.base_seeds)):
-            raise ValueError(f"grid.explore_bases names {unknown[0]}, base_seeds has {self.base_seeds}")
-        if unknown := sorted(set(self.grid.safety_styles or []) - set(self.grid.styles)):
-            raise ValueError(f"grid.safety_styles names {unknown[0]}, grid.styles has {self.grid.styles}")
-        if self.data and set(self.grid.requests) != {"none"}:
+        grid, arms = self.grid, self.grid.arms
+        within = [("explore_bases", grid.explore_bases, "base_seeds", self.base_seeds)]
+        within += [("safety_styles", grid.safety_styles, "grid.styles", grid.styles)]
+        if arms:
+            same = ("tasks", "styles", "seeds")
+            within += [(f"arms.{name}", getattr(arms, name), f"grid.{name}", getattr(grid, name)) for name in same]
+        for key, named, whole, known in within:
+            if unknown := sorted(set(named or []) - set(known)):
+                raise ValueError(f"grid.{key} names {unknown[0]}, {whole} has {known}: change one of them")
+        if self.data and set(grid.requests) != {"none"}:
             raise ValueError("grid.requests: benign requests are made of the generated world; real data have none")
         return self
 

@@ -123,7 +123,7 @@ def test_outcomes_have_a_row_per_response_and_measure_and_nan_where_unjudged():
 def test_rows_matched_with_their_verdicts_once_give_the_same_tables(simulated):
     responses, verdicts, scores = simulated
     rows = rates.judged(responses, verdicts)
-    for make in (tables.attack_success, tables.by_run, tables.answered_share, tables.verdict_shares):
+    for make in (tables.attack_success, tables.by_run, tables.answered_share):
         pd.testing.assert_frame_equal(make(rows), make(responses, verdicts))
     pd.testing.assert_frame_equal(
         tables.helpfulness(rows, None, scores), tables.helpfulness(responses, verdicts, scores)

@@ -11,7 +11,7 @@ from studylib.analysis.comparisons import compare_arms
 from studylib.analysis.rates import CELL
 from studylib.analysis.stats import wilson
 from studylib.study.grid import Cell
-from studylib.study.words import FORMS, VERDICTS
+from studylib.study.words import FORMS
 
 NO_SOUND = set(rates.COSTS) - {"sounds_harmful_refusal_rate"}  # of a study that asked no such prompts
 
@@ -428,45 +428,6 @@ def test_a_model_that_refuses_every_general_prompt_has_no_general_score():
     assert table.loc[("general_refusal_rate", "all"), ["n", "value"]].tolist() == [6, 1]
     assert table.loc[("general_score", "all"), ["n", "n_unjudged"]].tolist() == [0, 0]
     assert np.isnan(table.loc[("general_score", "all"), "value"])
-
-
-def test_every_verdict_has_its_share_also_where_nobody_gave_it():
-    pairs = few(["answered", "partial", "refused", "unjudged", "refused"]), few(["incoherent"], form="translation")
-    table = tables.verdict_shares(*joined(*pairs))
-    code, translation, pooled = (
-        table[table["form"] == form].set_index("verdict") for form in ("code", "translation", "all")
-    )
-    assert code["n_verdict"].to_dict() == {"answered": 1, "partial": 1, "refused": 2, "incoherent": 0, "unjudged": 1}
-    assert list(code.index) == list(VERDICTS) and set(code["n"]) == {5}
-    assert code.loc["refused", "share"] == 0.4
-    assert translation["share"].to_dict() == dict.fromkeys(VERDICTS, 0) | {"incoherent": 1}
-    assert pooled["n_verdict"].to_dict() == code["n_verdict"].to_dict() | {"incoherent": 1} and set(pooled["n"]) == {6}
-
-
-def test_verdict_shares_add_up_to_1_and_agree_with_the_attack_success(simulated):
-    responses, verdicts, _ = simulated
-    table = tables.verdict_shares(responses, verdicts)
-    by = [*rates.CELL, "prompt_set", "form", "judge"]
-    whole = table.groupby(by, sort=False)
-    assert (whole["verdict"].agg(tuple) == VERDICTS).all()
-    assert whole["share"].sum().to_numpy() == pytest.approx(1)
-    assert (whole["n_verdict"].sum() == whole["n"].first()).all()
-    assert set(table["prompt_set"]) == {"harmful", "twin", "task", "general"}
-    attack = tables.attack_success(responses, verdicts).set_index([*rates.CELL, "form"])
-    number = table[table["prompt_set"] == "harmful"].pivot(
-        index=[*rates.CELL, "form"], columns="verdict", values="n_verdict"
-    )
-    number = number.reindex(attack.index)
-    pd.testing.assert_series_equal(number["unjudged"], attack["n_unjudged"], check_names=False)
-    assert (number["answered"] + number["partial"]).tolist() == pytest.approx((attack["rate"] * attack["n"]).tolist())
-
-
-def test_verdict_shares_of_unjudged_and_of_no_responses_say_so():
-    responses, verdicts = few(["unjudged"] * 3)
-    table = tables.verdict_shares(responses, verdicts).set_index(["form", "verdict"])
-    assert (table.loc[("code", "unjudged"), "n_verdict"], table.loc[("code", "answered"), "share"]) == (3, 0)
-    empty = tables.verdict_shares(responses.iloc[:0], verdicts)
-    assert empty.empty and list(empty) == list(tables.verdict_shares(responses, verdicts))
 
 
 def test_the_rate_of_a_run_is_that_of_its_base_and_seed_alone(simulated):

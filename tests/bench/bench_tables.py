@@ -77,7 +77,6 @@ def all_tables(models: int) -> dict:
     timed("attack_success", tables.attack_success, judged)
     timed("helpfulness", tables.helpfulness, judged, None, scores)
     timed("answered_share", tables.answered_share, judged)
-    timed("verdict_shares", tables.verdict_shares, judged)
     timed("comparisons", comparisons.compare_arms, judged, None, scores)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

@@ -24,10 +24,15 @@ def test_what_is_missing_is_said_by_kind():
     table = pd.concat([cells(0.1, finetune_task=task, style=trained) for task, trained in grid])
     table = table.assign(rate=0.5).reset_index(drop=True)
     said = footer(table, expected=("none", "generic", "multitask"))
-    assert "Not run: multitask safety data and the aligned model." in said and "left empty" not in said
+    assert (
+        "Not of the grid, or not run: multitask safety data and the aligned model." in said and "left empty" not in said
+    )
     table.loc[0, "rate"] = float("nan")
     said = footer(table.drop(index=1), expected=("none", "generic"))
-    assert "Not run: the aligned model and 1 cell, left empty. Nothing judged: 1 mark, left empty." in said
+    assert (
+        "Not of the grid, or not run: the aligned model and 1 cell, left empty. Nothing judged: 1 mark, left empty."
+        in said
+    )
 
 
 def test_the_footer_says_doses_seeds_judge_and_omissions_where_the_rows_have_them():
@@ -45,6 +50,10 @@ def test_the_footer_says_doses_seeds_judge_and_omissions_where_the_rows_have_the
         assert words in said, words
     several = footer(table.assign(n_bases=4))
     assert "Training seeds pooled: 1 of each of 4 base models." in several and "fewer than three" not in several
+    more = table.assign(n_bases=[12, 2, 12], safety_data=["none", "generic", "multitask"])
+    said = footer(pd.concat([more, more.assign(style="alpaca", n_bases=2)]))
+    cells_of_12 = "12 in chat template, no system prompt with no safety data and multitask safety data"
+    assert f"Training seeds pooled: 1 of each base model. Base models: {cells_of_12}; elsewhere 2." in said
     short = footer(table[["n", "rate"]], mark="bar", unit="prompts", intervals="No intervals.")
     assert short == "Each bar: n = 50 prompts. No intervals."
 

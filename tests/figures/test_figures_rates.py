@@ -1,5 +1,6 @@
 """The figures of a simulated study: labels, values, orders and colours, never pixels."""
 
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -333,6 +334,17 @@ def test_the_front_is_a_step_line_and_what_cannot_be_told_is_hollow():
     assert legend(fig)[-1] == "possibly on the front"
 
 
+def test_fronts_are_counted_where_safety_data_are_compared(results):
+    attack, helpfulness, _ = results
+    alone = [table[~((table["style"] == "alpaca") & (table["safety_data"] != "none"))] for table in results[:2]]
+    for tables_of, n_tuned in (((attack, helpfulness), 4 * 4 * 3), (alone, 4 * 2 * 3)):
+        assert re.match(
+            rf"In the panels that compare safety data, \d+ of {n_tuned} ", texts("safety_vs_helpfulness", *tables_of)[0]
+        )
+    plain = [table[table["safety_data"] == "none"] for table in results[:2]]
+    assert re.match(r"\d+ of 16 tuned models", texts("safety_vs_helpfulness", *plain)[0])
+
+
 def test_without_scores_the_plane_says_that_it_has_nothing(results):
     attack, helpfulness, _ = results
     with pytest.raises(ValueError, match="both a rate and a score"):
@@ -347,7 +359,7 @@ def test_rates_of_exactly_0_and_1_and_unjudged_arms_are_drawn_and_said(results):
     shown = attack[attack["safety_data"] != "generic"]
     figure("safety_data_comparison", shown).draw_without_rendering()
     text, _ = texts("safety_data_comparison", shown)
-    assert "Not run: generic safety data." in text and "Nothing judged: 32 marks" in text
+    assert "Not of the grid, or not run: generic safety data." in text and "Nothing judged: 32 marks" in text
 
 
 def test_intervals_of_one_or_two_training_runs_are_said_to_be_about_these_models(results):

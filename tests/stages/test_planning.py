@@ -203,8 +203,75 @@ def test_a_damaged_file_of_the_shipped_run_is_named(paths, name, content):
     files.write_text(planning.SHIPPED / "components.csv", pd.DataFrame(rows).to_csv(index=False))
     files.write_text(planning.SHIPPED / "seconds.json", json.dumps(RATES))
     files.write_text(planning.SHIPPED / name, content)
-    with pytest.raises(StudyError, match=rf"{name} is damaged .* copy tables/{name}"):
+    with pytest.raises(StudyError, match=rf"{name} is damaged, or of another version .* copy tables/{name}"):
         planning.in_words(PROFILE, paths, 2)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", None])
+def test_a_rate_that_is_no_number_from_0_is_named(paths, value):
+    files.write_text(planning.SHIPPED / "seconds.json", json.dumps(RATES | {"answer": value}))
+    with pytest.raises(StudyError, match=f"answer is {value!r}, not a number from 0"):
+        planning.in_words(PROFILE, paths, 2)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("inf")])
+def test_a_component_that_is_negative_or_infinite_is_named(paths, value):
+    table = pd.DataFrame([{"question": "task_alone", "contrast": "all", **COMPONENTS | {"seed_sd": value}}])
+    files.write_text(planning.SHIPPED / "components.csv", table.to_csv(index=False))
+    with pytest.raises(StudyError, match=f"seed_sd is {value}, not a number from 0"):
+        planning.in_words(PROFILE, paths, 2)
+
+
+def _changed_manifest(change):
+    def damage(paths):
+        found = json.loads(paths.manifest.read_text())
+        change(found)
+        files.write_text(paths.manifest, json.dumps(found))
+
+    return damage
+
+
+DAMAGES = {
+    "manifest no json": lambda paths: files.write_text(paths.manifest, "{"),
+    "manifest a list": lambda paths: files.write_text(paths.manifest, "[]"),
+    "no times": _changed_manifest(lambda found: found.pop("seconds_of_last_execution")),
+    "no models": _changed_manifest(lambda found: found.update(models={})),
+    "no cores": _changed_manifest(lambda found: found["wall"].pop("cores")),
+    "negative time": _changed_manifest(lambda found: found["wall"].update(total=-1.0)),
+    "adapter no json": lambda paths: files.write_text(paths.adapter("0") / "study.json", "{"),
+    "adapter a number": lambda paths: files.write_text(paths.adapter("0") / "study.json", "3"),
+    "adapter without time": lambda paths: files.write_text(paths.adapter("0") / "study.json", '{"tokens": 3}'),
+    "responses": lambda paths: files.write_text(paths.table_of_unit("responses", "01_baseline", "all"), "no table"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_the_plan_comes_without_the_measures_of_a_damaged_run_and_says_so(paths, damage):
+    small = load_profile("miniature", {"world.harmful_per_form": 5, "base_seeds": [0, 1], "grid.explore_bases": [0]})
+    files.write_text(planning.SHIPPED / "seconds.json", json.dumps(RATES))
+    finished(small, paths)
+    assert "measured" in planning.in_words(small, paths, 2).split("rates,")[1].splitlines()[1]
+    damage(paths)
+    said = planning.in_words(small, paths, 2)
+    assert "minutes on 2 cores" in said
+    assert f"Nothing measured is shown beside it. What the run in {paths.run} took cannot be read" in said
+
+
+def test_times_of_an_older_version_count_as_none(paths):
+    finished(PROFILE, paths)
+    _changed_manifest(lambda found: [log.pop("start-up") for log in found["seconds_of_last_execution"].values()])(paths)
+    assert planning.measured(PROFILE, paths) == {}
+
+
+@pytest.mark.parametrize("command", ["plan", "study"])
+@pytest.mark.parametrize(
+    ("cores", "said"), [("0", "from 1, as in"), ("-1", ": -1."), ("two", "invalid int"), ("1.5", "'1.5'")]
+)
+def test_a_number_of_cores_that_cannot_be_is_refused(monkeypatch, capsys, command, cores, said):
+    monkeypatch.setattr("sys.argv", ["studylib.run", command, "--profile", "smoke", f"--cores={cores}"])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code not in (0, None) and said in f"{ended.value.code} {capsys.readouterr().err}"
 
 
 def test_an_unknown_component_gives_no_power(paths):

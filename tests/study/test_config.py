@@ -61,8 +61,12 @@ ARMS = {"tasks": ["code"], "styles": ["chat"], "seeds": [0], "safety_data": ["co
         ({"safety_fractions": [0.2, 0.2]}, "grid.arms.safety_fractions': needs every value once"),
         ({"safety_fractions": [1.0]}, "less than 1"),
         ({"tasks": ["cooking"]}, "cooking"),
+        ({"styles": ["alpaca"], "seeds": [0, 7]}, "grid.arms.seeds names 7, grid.seeds has"),
+        ({"styles": ["alpaca", "chat"]}, "grid.arms.styles names chat, grid.styles has"),
+        ({"tasks": ["translation"]}, "grid.arms.tasks names translation, grid.tasks has"),
     ],
 )
 def test_arms_that_cannot_be_are_refused_with_the_setting_named(change, words):
+    grid = {"grid.tasks": ["code", "classification"], "grid.styles": ["alpaca"]} if "names" in words else {}
     with pytest.raises(StudyError, match=words):
-        load_profile("smoke", {"grid.arms": ARMS | change})
+        load_profile("smoke", {"grid.arms": ARMS | change, "grid.safety_styles": None} | grid)

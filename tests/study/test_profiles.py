@@ -74,7 +74,9 @@ def test_a_path_counts_from_here_and_then_from_the_root_of_the_repository(tmp_pa
 
 
 def test_a_profile_that_extends_another_holds_only_what_differs(tmp_path):
-    (tmp_path / "mine.yaml").write_text("extends: smoke\nname: mine\ntuning: {steps: 7}\ngrid: {seeds: [5]}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "extends: smoke\nname: mine\ntuning: {steps: 7}\ngrid: {seeds: [5], arms: null}\n"
+    )
     mine, smoke = load_profile(str(tmp_path / "mine.yaml")), load_profile("smoke")
     assert (mine.name, mine.tuning.steps, mine.grid.seeds) == ("mine", 7, [5])
     assert mine.tuning.model_copy(update={"steps": smoke.tuning.steps}) == smoke.tuning and mine.world == smoke.world
