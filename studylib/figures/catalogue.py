@@ -103,11 +103,11 @@ def _of_bases(runs: pd.DataFrame) -> str:
     least, most = runs["n_bases"].min(), runs["n_bases"].max()
     if least == most or not {"style", "system_prompt", "safety_data"} <= {*runs}:
         return f" of each of {span(runs['n_bases'])} base models" if most > 1 else ""
-    text = " of each base model. Base models: "
+    text = " of each base model. There are "
     for at, more in runs[runs["n_bases"] > least].groupby(["style", "system_prompt"], sort=False):
         arms = listed(map(style.safety_label, more["safety_data"].unique()))
-        text += f"{span(more['n_bases'])} in {calibration_label(*at)} with {arms}; "
-    return f"{text}elsewhere {least}"
+        text += f"{span(more['n_bases'])} base models of {calibration_label(*at)} ({arms}), "
+    return f"{text}{least} of the rest"
 
 
 def _missing(rows: pd.DataFrame, value: str, expected: Sequence[str], mark: str) -> list[str]:

@@ -52,8 +52,8 @@ def test_the_footer_says_doses_seeds_judge_and_omissions_where_the_rows_have_the
     assert "Training seeds pooled: 1 of each of 4 base models." in several and "fewer than three" not in several
     more = table.assign(n_bases=[12, 2, 12], safety_data=["none", "generic", "multitask"])
     said = footer(pd.concat([more, more.assign(style="alpaca", n_bases=2)]))
-    cells_of_12 = "12 in chat template, no system prompt with no safety data and multitask safety data"
-    assert f"Training seeds pooled: 1 of each base model. Base models: {cells_of_12}; elsewhere 2." in said
+    cells_of_12 = "12 base models of chat template, no system prompt (no safety data and multitask safety data)"
+    assert f"Training seeds pooled: 1 of each base model. There are {cells_of_12}, 2 of the rest." in said
     short = footer(table[["n", "rate"]], mark="bar", unit="prompts", intervals="No intervals.")
     assert short == "Each bar: n = 50 prompts. No intervals."
 
