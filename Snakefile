@@ -13,6 +13,7 @@ from studylib.study.paths import RunPaths
 PROFILE = load_profile(config["profile"])
 PATHS = RunPaths.of(PROFILE.name)
 UNITS = [unit for stage in STAGES for unit in units(PROFILE, stage)]
+CODE = {stage: graph.code_of(stage) for stage in STAGES}
 
 
 def here(paths):
@@ -40,7 +41,7 @@ for unit in UNITS:
             here(graph.outputs_of(PROFILE, PATHS, unit)),
         params:
             settings=json.dumps(graph.settings_of(PROFILE, unit), sort_keys=True),
-            code=graph.code_of(unit.stage),
+            code=CODE[unit.stage],
             stage=unit.stage,
             unit=unit.name,
         threads: threads(PROFILE, unit.stage)

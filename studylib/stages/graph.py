@@ -13,7 +13,7 @@ import pandas as pd
 
 from studylib.data import sets
 from studylib.stages.cells import COLUMNS, aligned
-from studylib.study.files import LIBRARY, code, digest, read_parquet
+from studylib.study.files import LIBRARY, digest, meaning, read_parquet
 from studylib.study.grid import Unit, units
 from studylib.study.paths import DATA, NOTEBOOKS, ROOT, RunPaths
 from studylib.study.profile import PROFILES, Profile, profile_path
@@ -176,34 +176,41 @@ def code_of(stage: str) -> str:
 
     Prose, comments, docstrings and the words of log lines do not count, nor what is IRRELEVANT to the stage.
     """
-    return digest([code(_code_cells(stage)), *map(_content, modules_of(stage))])
+    return digest([_parsed(*_notebook(stage))[1], *map(_content, modules_of(stage))])
 
 
 def modules_of(stage: str) -> list[Path]:
     """The library's modules and the files of `data/` that a notebook uses, itself or through others."""
     skipped = [LIBRARY / part for part in IRRELEVANT.get(stage, ())]
-    found, new = set(), _used(_code_cells(stage), NOTEBOOKS / f"{stage}.ipynb")
+    found, new = set(), _parsed(*_notebook(stage))[0]
     while new := {path for path in new if not any(map(path.is_relative_to, skipped))} - found:
         found |= new
         modules = (path for path in new if path.suffix == ".py")
-        new = {used for path in modules for used in _used(path.read_text(encoding="utf-8"), path)}
+        new = {used for path in modules for used in _parsed(path.read_text(encoding="utf-8"), path)[0]}
     return sorted(found)
 
 
 @cache
-def _used(source: str, path: Path) -> frozenset[Path]:
+def _parsed(source: str, path: Path) -> tuple[frozenset[Path], str]:
+    """The files that a source of that path uses, and what it does; its tree is made once, and let go."""
+    tree = ast.parse(source)
+    return _used(tree, path), meaning(tree)
+
+
+def _used(tree: ast.Module, path: Path) -> frozenset[Path]:
     """The files that a source of that path imports or names: as `DATA / "x"` or `Path(__file__).with_name("x")`."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {used for name in node.names for used in _modules(LIBRARY.parent, name.name, "")}
-        elif isinstance(node, ast.ImportFrom):
-            folder = path.parents[node.level - 1] if node.level else LIBRARY.parent
-            found |= {used for name in node.names for used in _modules(folder, node.module or "", name.name)}
-        elif isinstance(node, ast.BinOp) and ast.unparse(node.left) == "DATA" and isinstance(node.right, ast.Constant):
-            found.add(DATA / node.right.value)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Path(__file__).with_name":
-            found.add(path.with_name(ast.literal_eval(node.args[0])))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                found |= {used for name in node.names for used in _modules(LIBRARY.parent, name.name, "")}
+            case ast.ImportFrom():
+                folder = path.parents[node.level - 1] if node.level else LIBRARY.parent
+                found |= {used for name in node.names for used in _modules(folder, node.module or "", name.name)}
+            case ast.BinOp(left=ast.Name(id="DATA"), right=ast.Constant(value=name)):
+                found.add(DATA / name)
+            case ast.Call(func=ast.Attribute(value=ast.Call(args=[ast.Name(id="__file__")]), attr="with_name")):
+                found.add(path.with_name(ast.literal_eval(node.args[0])))
     return frozenset(one for one in found if one.exists())
 
 
@@ -220,13 +227,15 @@ def _modules(folder: Path, module: str, name: str) -> set[Path]:
 
 def _content(path: Path):
     if path.suffix == ".py":
-        return code(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"), path)[1]
     parts = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(one.name, hashlib.sha256(one.read_bytes()).hexdigest()) for one in parts if one.is_file()]
 
 
-def _code_cells(stage: str) -> str:
-    return "\n".join(cell["source"] for cell in notebook_cells(NOTEBOOKS / f"{stage}.ipynb"))
+def _notebook(stage: str) -> tuple[str, Path]:
+    """The source of the notebook's code cells, and its path."""
+    path = NOTEBOOKS / f"{stage}.ipynb"
+    return "\n".join(cell["source"] for cell in notebook_cells(path)), path
 
 
 def parameters_given(stage: str, variables: dict) -> dict:

@@ -3,7 +3,7 @@
 from studylib import public
 
 PUBLIC = {
-    "files": "Clock LIBRARY append_rows aside code code_digest digest locked progress read_csv read_parquet "
+    "files": "Clock LIBRARY append_rows aside code_digest digest locked meaning progress read_csv read_parquet "
     "read_rows read_text read_yaml write_parquet write_text",
     "grid": "Cell Unit arm_cells cells explores main_requests system_prompts threads tunings unit_name units untuned",
     "paths": "DATA NOTEBOOKS ROOT RunPaths known_runs places runs_folder users_own",

@@ -236,7 +236,12 @@ def code_digest(*modules: str) -> str:
 @cache
 def code(source: str) -> str:
     """What the source does: without comments, layout, docstrings, and the words of log lines, progress and errors."""
-    return ast.dump(_Code().visit(ast.parse(source)))
+    return meaning(ast.parse(source))
+
+
+def meaning(tree: ast.Module) -> str:
+    """What the source of that syntax tree does (`code`); the tree is changed."""
+    return ast.dump(_Code().visit(tree))
 
 
 class _Code(ast.NodeTransformer):
