@@ -176,30 +176,24 @@ def code_of(stage: str) -> str:
 
     Prose, comments, docstrings and the words of log lines do not count, nor what is IRRELEVANT to the stage.
     """
-    return digest([_parsed(*_notebook(stage))[1], *map(_content, modules_of(stage))])
+    return digest([_parsed(*_notebook(stage))[0], *map(_content, modules_of(stage))])
 
 
 def modules_of(stage: str) -> list[Path]:
     """The library's modules and the files of `data/` that a notebook uses, itself or through others."""
     skipped = [LIBRARY / part for part in IRRELEVANT.get(stage, ())]
-    found, new = set(), _parsed(*_notebook(stage))[0]
+    found, new = set(), _parsed(*_notebook(stage))[1]
     while new := {path for path in new if not any(map(path.is_relative_to, skipped))} - found:
         found |= new
         modules = (path for path in new if path.suffix == ".py")
-        new = {used for path in modules for used in _parsed(path.read_text(encoding="utf-8"), path)[0]}
+        new = {used for path in modules for used in _parsed(path.read_text(encoding="utf-8"), path)[1]}
     return sorted(found)
 
 
 @cache
-def _parsed(source: str, path: Path) -> tuple[frozenset[Path], str]:
-    """The files that a source of that path uses, and what it does; its tree is made once, and let go."""
-    tree = ast.parse(source)
-    return _used(tree, path), meaning(tree)
-
-
-def _used(tree: ast.Module, path: Path) -> frozenset[Path]:
-    """The files that a source of that path imports or names: as `DATA / "x"` or `Path(__file__).with_name("x")`."""
-    found = set()
+def _parsed(source: str, path: Path) -> tuple[str, frozenset[Path]]:
+    """What the source does, and the files that it imports or names: `DATA / "x"`, `Path(__file__).with_name("x")`."""
+    tree, found = ast.parse(source), set()
     for node in ast.walk(tree):
         match node:
             case ast.Import():
@@ -211,7 +205,7 @@ def _used(tree: ast.Module, path: Path) -> frozenset[Path]:
                 found.add(DATA / name)
             case ast.Call(func=ast.Attribute(value=ast.Call(args=[ast.Name(id="__file__")]), attr="with_name")):
                 found.add(path.with_name(ast.literal_eval(node.args[0])))
-    return frozenset(one for one in found if one.exists())
+    return meaning(tree), frozenset(one for one in found if one.exists())
 
 
 def _modules(folder: Path, module: str, name: str) -> set[Path]:
@@ -227,7 +221,7 @@ def _modules(folder: Path, module: str, name: str) -> set[Path]:
 
 def _content(path: Path):
     if path.suffix == ".py":
-        return _parsed(path.read_text(encoding="utf-8"), path)[1]
+        return _parsed(path.read_text(encoding="utf-8"), path)[0]
     parts = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(one.name, hashlib.sha256(one.read_bytes()).hexdigest()) for one in parts if one.is_file()]
 

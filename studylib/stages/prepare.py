@@ -20,10 +20,9 @@ from studylib.stages.graph import built_models
 from studylib.stages.stage import Stage
 from studylib.study import grid
 from studylib.study.files import Clock, code_digest, digest, write_text
-from studylib.study.grid import Cell
 from studylib.study.paths import DATA, RunPaths
 from studylib.study.profile import Profile, TrainSettings
-from studylib.study.words import STAGE_SAFETY_DATA, STYLES, TASKS, TINY
+from studylib.study.words import STYLES, TASKS, TINY
 from studylib.text.normal import redact
 
 
@@ -69,17 +68,7 @@ def data(now: Stage) -> Data:
     or a fine-tune could not be made (`mixture.check_tunings`).
     """
     found = _generated(now) if now.profile.world else _real(now)
-    mixture.check_tunings(now.profile, now.paths, _fine_tunes(now.profile))
-    return found
-
-
-def _fine_tunes(profile: Profile) -> list[Cell]:
-    """The cells that the stages will tune, as their notebooks get them."""
-    found = []
-    for stage, safety_data in STAGE_SAFETY_DATA.items():
-        for unit in grid.units(profile, stage):
-            found += grid.cells(profile, safety_data, **unit.parameters)
-            found += grid.arm_cells(profile, **unit.parameters) if stage == "04_mitigation" else []
+    mixture.check_tunings(now.profile, now.paths, grid.tunings(now.profile))
     return found
 
 

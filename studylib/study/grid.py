@@ -119,10 +119,11 @@ def arm_cells(
 
 
 def tunings(profile: Profile) -> list[Cell]:
-    """All fine-tunes of the profile, of its grid and then its rival mitigations."""
-    tasks, rest = profile.grid.tasks, (profile.grid.styles, profile.grid.seeds)
-    found = [cell for task in tasks for kind in profile.grid.safety_data for cell in cells(profile, kind, task, *rest)]
-    return found + [cell for task in tasks for cell in arm_cells(profile, task, *rest)]
+    """All fine-tunes of the profile, of its grid and then its rival mitigations, which are made with multitask data."""
+    tasks, kinds, rest = profile.grid.tasks, profile.grid.safety_data, (profile.grid.styles, profile.grid.seeds)
+    found = [cell for task in tasks for kind in kinds for cell in cells(profile, kind, task, *rest)]
+    rival_tasks = tasks if "multitask" in kinds else []
+    return found + [cell for task in rival_tasks for cell in arm_cells(profile, task, *rest)]
 
 
 def system_prompts(profile: Profile, cell: Cell) -> tuple[bool, ...]:

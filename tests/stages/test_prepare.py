@@ -6,6 +6,7 @@ from studylib.data import sets as datasets
 from studylib.models import building, hub, prompts
 from studylib.stages import prepare
 from studylib.stages.stage import Stage
+from studylib.study import grid
 from studylib.study.paths import RunPaths
 from studylib.study.profile import load_profile
 from studylib.study.words import ARMS, STYLES, StudyError
@@ -27,7 +28,7 @@ def now(tmp_path_factory):
 
 
 def check_tunings(profile, paths):
-    mixture.check_tunings(profile, paths, prepare._fine_tunes(profile))
+    mixture.check_tunings(profile, paths, grid.tunings(profile))
 
 
 def row(prompt, answer="", prompt_set="train"):
@@ -96,7 +97,7 @@ def with_grid(tuning=None, arms=None, **grid):
 
 def test_the_fine_tunes_that_are_checked_are_those_that_the_stages_make(smoke_runs):
     there = {path.name for path in (smoke_runs / "smoke" / "adapters").iterdir() if not path.name.startswith(".")}
-    planned = {cell.name for cell in prepare._fine_tunes(SMOKE)}
+    planned = {cell.name for cell in grid.tunings(SMOKE)}
     assert {name for name in planned if "-scaled" not in name} == {name for name in there if "." not in name}
 
 
