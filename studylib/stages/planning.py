@@ -12,7 +12,7 @@ from studylib.study import grid
 from studylib.study.files import write_text
 from studylib.study.paths import ROOT, RunPaths
 from studylib.study.profile import Profile
-from studylib.study.words import STAGE_SAFETY_DATA, StudyError
+from studylib.study.words import STAGE_SAFETY_DATA, StudyError, counted
 
 LOOKED_FOR = 0.25  # a difference whose power is printed, between a margin and the differences that the miniature shows
 RATES = ("helpful_only_step", "aligned_step", "tuning_step", "answer", "notebook", "response", "other", "stretch")
@@ -117,7 +117,7 @@ def seconds(profile: Profile, rates: dict, cores: int) -> float:
     n_notebooks = sum(len(grid.units(profile, stage)) for stage in STAGE_SAFETY_DATA)
     side_by_side += count["fine_tunes"] * profile.tuning.steps * rates["tuning_step"]
     side_by_side += count["responses"] * (rates["answer"] + rates["response"]) + n_notebooks * rates["notebook"]
-    return rates["stretch"] * (alone + side_by_side / min(cores, n_notebooks))
+    return rates["stretch"] * (alone + side_by_side / max(1, min(cores, n_notebooks)))
 
 
 def in_words(profile: Profile, paths: RunPaths, cores: int) -> str:
@@ -158,9 +158,10 @@ def _power(plan: contrasts.Plan, profile: Profile, paths: RunPaths) -> str:
             weakest = chance[0], name, power.would_buy(scale * LOOKED_FOR, question.margin, *size, of, n)
     if not rows:
         return f"Power: unknown, as {path} has none of the questions of data/plan.yaml."
+    sizes = counted(runs[0], "base"), counted(runs[1], "training seed"), counted(intents, "intent")
     said = (
-        f"Power with {runs[0]} bases, {runs[1]} training seeds and {intents} intents, at Holm's first step, from the "
-        f"variance components in {path} (percentage points):\n{pd.DataFrame(rows).to_string(index=False)}\n"
+        f"Power with {sizes[0]}, {sizes[1]} and {sizes[2]}, at Holm's first step, from the variance components in "
+        f"{path} (percentage points):\n{pd.DataFrame(rows).to_string(index=False)}\n"
         f"detectable: the smallest true difference that is found in 80 %. power of {100 * LOOKED_FOR:.0f}: of a true "
         "difference of so many points, of J twice as many. chance of no: of that verdict where nothing changes.\n\n"
     )
@@ -198,7 +199,8 @@ def _ship(path: Path) -> str:
 
 def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
     count, found = needs.counts(profile), needs.table(profile, paths)
-    words = [f"{len(profile.base_seeds)} bases, {count['fine_tunes']} fine-tunes, {count['responses']:,} responses"]
+    made = {"base": len(profile.base_seeds), "fine-tune": count["fine_tunes"], "response": count["responses"]}
+    words = [", ".join(counted(n, word) for word, n in made.items())]
     if not profile.miniature:
         words += [f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most"]
     rows = found[(found["need"] != "hours") | (not profile.miniature)].itertuples()

@@ -21,7 +21,7 @@ from studylib.study.files import Clock, digest, write_parquet, write_text
 from studylib.study.grid import Cell, Unit
 from studylib.study.paths import RunPaths
 from studylib.study.profile import Profile, load_profile
-from studylib.study.words import STAGE_SAFETY_DATA, StudyError
+from studylib.study.words import STAGE_SAFETY_DATA, StudyError, counted
 
 LOG = logging.getLogger("studylib")
 
@@ -48,8 +48,9 @@ class Stage:
         words = {"model": "models", "base": "bases", "finetune_task": "tasks", "style": "styles", "seed": "seeds"}
         values = {word: [getattr(cell, name) for cell in self.cells] for name, word in words.items()}
         values["mixed in"] = map(_arm, self.cells)
+        size = counted(len(self.cells), "model")
         lines = (f"\n  {word}: {', '.join(map(str, dict.fromkeys(each)))}" for word, each in values.items())
-        return f"{about}: {len(self.cells)} models to test" + "".join(lines)
+        return f"{about}: {size} to test" + "".join(lines)
 
     def tune(self):
         """A matplotlib figure: the loss curves of this stage's fine-tunes, which are made where they are not there yet.

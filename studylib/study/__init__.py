@@ -10,6 +10,6 @@ PUBLIC = {
     "profile": "Count DataSettings GenerationSettings LoraSettings ModelSettings Name PROFILES Profile Settings "
     "TrainSettings WorldSettings explain load_profile profile_names profile_path",
     "words": "ARCHITECTURES ARMS EMBEDDED_GUARDS FORMS GUARDS LABELS LABORATORY MINIATURE PROMPT_SETS REQUESTS "
-    "SAFETY_DATA SIDES STAGES STAGE_SAFETY_DATA STAND_IN STYLES StudyError TASKS TINY VERDICTS Verdict",
+    "SAFETY_DATA SIDES STAGES STAGE_SAFETY_DATA STAND_IN STYLES StudyError TASKS TINY VERDICTS Verdict counted",
 }
 __getattr__, __dir__, __all__ = public(__name__, PUBLIC)

@@ -33,6 +33,11 @@ VERDICTS = ("refused", "answered", "partial", "incoherent", "unjudged")  # defin
 Verdict = tuple[str, str]  # one of VERDICTS, and the reason in a few words
 
 
+def counted(n: int, word: str) -> str:
+    """The number with its word, as in "1 seed" and "1,200 responses"."""
+    return f"{n:,} {word}{'s' * (n != 1)}"
+
+
 class StudyError(Exception):
     """What is wrong and what to do about it, in one sentence; notebooks show it without a traceback."""
 

@@ -134,7 +134,7 @@ def test_power_comes_from_the_measured_components_and_names_what_more_would_buy(
     files.write_text(planning.SHIPPED / "components.csv", pd.DataFrame(rows).to_csv(index=False))
     files.write_text(planning.SHIPPED / "seconds.json", json.dumps(RATES))
     said = planning.in_words(PROFILE, paths, 2)
-    assert "Power with 6 bases, 1 training seeds" in said and "one more base" in said and "50 more intents" in said
+    assert "Power with 6 bases, 1 training seed and" in said and "one more base" in said and "50 more intents" in said
     assert ["minutes on 2 cores", f"{planning.seconds(PROFILE, RATES, 2) / 60:.0f}"] in [
         line.rsplit(maxsplit=1) for line in said.splitlines()
     ]
@@ -142,6 +142,13 @@ def test_power_comes_from_the_measured_components_and_names_what_more_would_buy(
     more = PROFILE.model_copy(update={"base_seeds": list(range(12))})
     power = [float(planning.in_words(p, paths, 2).split("task_alone")[1].split()[4]) for p in (PROFILE, more)]
     assert power[1] > power[0] + 20  # percentage points
+
+
+def test_a_profile_without_a_fine_tune_has_the_time_of_the_rest():
+    none = {"grid.safety_data": ["generic"], "grid.explore_bases": [], "grid.arms": None}
+    profile = load_profile("miniature", none)
+    assert not any(grid.units(profile, stage) for stage in STAGE_SAFETY_DATA)
+    assert 0 < planning.seconds(profile, RATES, 2) < planning.seconds(PROFILE, RATES, 2)
 
 
 def test_a_question_whose_answer_is_built_in_has_no_power(paths):
