@@ -216,7 +216,6 @@ def write_manifest(profile_name: str) -> None:
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     units = [unit for name in STAGES for unit in grid.units(profile, name)]
     logs = _read({f"{unit.stage}/{unit.name}": paths.log(unit.stage, unit.name, "json") for unit in units})
-    logs = {name: log.get("seconds_of_last_execution", log) for name, log in logs.items()}  # as it once was inside
     cards = _read({name: paths.model_card(name) for name in graph.built_models(profile)})
     gpu = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None
     manifest = {

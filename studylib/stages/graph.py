@@ -131,12 +131,7 @@ def is_finished(profile: Profile, paths: RunPaths, unit: Unit) -> bool:
 
 def finished(profile: Profile, paths: RunPaths, stage: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Responses and verdicts of the stage's notebook runs that have left all their files; empty where none has."""
-    runs = [unit for unit in units(profile, stage) if is_finished(profile, paths, unit)]
-    found = []
-    for kind in ("responses", "verdicts"):
-        frames = [_read(paths, kind, paths.table_of_unit(kind, stage, unit.name)) for unit in runs]
-        found.append(pd.concat(frames or [pd.DataFrame(columns=_KEYS[kind][0])], ignore_index=True))
-    return tuple(found)
+    return tuple(collect(paths, profile, kind, [stage], [stage]) for kind in ("responses", "verdicts"))
 
 
 def _read(paths: RunPaths, kind: str, path: Path) -> pd.DataFrame:
@@ -167,8 +162,8 @@ def collect(paths: RunPaths, profile: Profile, kind: str, stages, optional=()) -
         if (path := paths.table_of_unit(kind, stage, unit.name)) in files(profile, paths, unit)
         and (stage not in optional or is_finished(profile, paths, unit))
     ]
-    frames = [_read(paths, kind, path) for path in found]  # one of which nothing was run has no types
-    return pd.concat([frame for frame in frames if len(frame)] or frames or [pd.DataFrame()], ignore_index=True)
+    frames = [pd.DataFrame(columns=_KEYS[kind][0]), *(_read(paths, kind, path) for path in found)]
+    return pd.concat([frame for frame in frames if len(frame)] or frames[-1:], ignore_index=True)  # no rows, no types
 
 
 def code_of(stage: str) -> str:

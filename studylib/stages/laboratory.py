@@ -195,30 +195,28 @@ def erosion(lab: Laboratory, tasks: Iterable[str], steps: Iterable[int], seed: i
     """
     marks, frames = sorted(set(steps)), []
     for task in tasks:
-        make = lambda task=task: _along(lab, task, marks, seed, answered)  # noqa: E731
+        make = lambda task=task: _along_tuning(lab, task, marks, seed, answered)  # noqa: E731
         frames.append(lab.cached("erosion", {"panel": task}, make, marks, seed))
     return pd.concat(frames, ignore_index=True)
 
 
-def _along(lab: Laboratory, task: str, marks: list[int], seed: int, measure: Callable) -> pd.DataFrame:
-    found, look = _looking(lab, lab.model("aligned"), marks, measure)
-    with tuned(lab, lab.cell(task, seed), max(marks), look):
-        pass
-    return _by_step(found)
+def _along_tuning(lab: Laboratory, task: str, marks: list[int], seed: int, measure: Callable) -> pd.DataFrame:
+    def train(look: Callable) -> None:
+        with tuned(lab, lab.cell(task, seed), max(marks), look):
+            pass
+
+    return _along(lab, "aligned", marks, measure, train)
 
 
-def _looking(lab: Laboratory, start, marks: list[int], measure: Callable) -> tuple[dict, Callable]:
-    """What is measured by step, 0 being the model at the `start`, and the `after_step` of a training that fills it."""
-    found = {0: measure(lab, start)} if 0 in marks else {}
+def _along(lab: Laboratory, start: str, marks: list[int], measure: Callable, train: Callable) -> pd.DataFrame:
+    """What is measured by step, 0 being the model at the `start`, during `train(after_step)`."""
+    found = {0: measure(lab, lab.model(start))} if 0 in marks else {}
 
     def look(step: int, model) -> None:
         if step in marks:
             found[step] = measure(lab, model)
 
-    return found, look
-
-
-def _by_step(found: dict) -> pd.DataFrame:
+    train(look)
     return pd.concat([frame.assign(step=step) for step, frame in found.items()])
 
 
@@ -266,12 +264,12 @@ def refusal_along(lab: Laboratory, task: str, steps: int, n_marks: int = 6, seed
         return sorted({0, *np.linspace(1, last, n_marks).round().astype(int).tolist()})
 
     def make_alignment() -> pd.DataFrame:
-        found, look = _looking(lab, lab.model("helpful_only"), marks(steps), refusal_probability)
-        aligned(lab, sets.load(lab.paths, sets.alignment(lab.profile.base_seeds[0])), steps, look)
-        return _by_step(found)
+        rows = sets.load(lab.paths, sets.alignment(lab.profile.base_seeds[0]))
+        train = lambda look: aligned(lab, rows, steps, look)  # noqa: E731
+        return _along(lab, "helpful_only", marks(steps), refusal_probability, train)
 
     def make_tuning() -> pd.DataFrame:
-        return _along(lab, task, marks(lab.profile.tuning.steps), seed, refusal_probability)
+        return _along_tuning(lab, task, marks(lab.profile.tuning.steps), seed, refusal_probability)
 
     first = lab.cached("alignment_probability", {"panel": "alignment"}, make_alignment, steps, n_marks)
     second = lab.cached("tuning_probability", {"panel": f"tuning on {task}"}, make_tuning, n_marks, seed)

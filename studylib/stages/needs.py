@@ -46,14 +46,18 @@ def counts(profile: Profile) -> dict[str, int]:
 
     A pair is two answers to a general prompt without system prompt, as `benign.pairs` makes them.
     """
-    grid, tuning, n_tests = profile.grid, profile.tuning, _n_tests(profile)
-    tuned = tunings(profile)
+    grid, tuning, sizes, tuned = profile.grid, profile.tuning, profile.data or profile.world, tunings(profile)
+    # the same in four forms, and with real data as one of several options too
+    n_harmful = (5 if profile.data else 4) * sizes.harmful_per_form
+    alone = profile.data.over_refusal if profile.data else None
+    more = fetching.source(alone).rows or 0 if alone else 0  # at most: a file may have others among them
+    n_tests = 2 * n_harmful + 4 * sizes.task_test_rows + sizes.general_test_rows + more
     asked = sum(len(system_prompts(profile, cell)) for cell in (*untuned(profile), *tuned))
     responses = asked * n_tests
     if grid.across_styles:
         plain = [cell for cell in tuned if cell.safety_data == "none"]
         twice = sum(len(system_prompts(profile, cell)) > 1 for cell in plain)
-        responses += 2 * twice * (len(grid.styles) - 1) * _n_harmful(profile)
+        responses += 2 * twice * (len(grid.styles) - 1) * n_harmful
     n_mitigated = sum(c.safety_data != "none" for c in tuned) * ("none" in grid.safety_data)  # else nothing to compare
     fine_tunes = sum(cell.safety_data != "scaled" for cell in tuned)
     return {
@@ -61,20 +65,8 @@ def counts(profile: Profile) -> dict[str, int]:
         "tuning_tokens": fine_tunes * tuning.steps * tuning.batch_size * PROMPT_TOKENS,
         "responses": responses,
         "generated_tokens": responses * profile.generation.max_new_tokens,
-        "pairs": (len(tuned) + n_mitigated) * (profile.data or profile.world).general_test_rows,
+        "pairs": (len(tuned) + n_mitigated) * sizes.general_test_rows,
     }
-
-
-def _n_harmful(profile: Profile) -> int:
-    """Harmful prompts: the same in four forms, and with real data as one of several options too."""
-    return 5 * profile.data.harmful_per_form if profile.data else 4 * profile.world.harmful_per_form
-
-
-def _n_tests(profile: Profile) -> int:
-    sizes = profile.data or profile.world
-    alone = profile.data.over_refusal if profile.data else None
-    more = fetching.source(alone).rows or 0 if alone else 0  # at most: a file may have others among them
-    return 2 * _n_harmful(profile) + 4 * sizes.task_test_rows + sizes.general_test_rows + more
 
 
 def weight_bytes(model: ModelSettings) -> float:

@@ -136,8 +136,7 @@ class Stage:
         Of OPTIONAL stages, the units that have left all their files; empty where there is none.
         """
         found = graph.collect(self.paths, self.profile, kind, NEEDS[self.name], OPTIONAL.get(self.name, ()))
-        all_judges |= kind not in graph.VERDICTS_OF or found.empty
-        return found if all_judges else _of_first_judge(self.profile, found)
+        return found if all_judges or kind not in graph.VERDICTS_OF else _of_first_judge(self.profile, found)
 
     def finish(self) -> pd.Series:
         """Seconds of this execution by kind of work; also written to the run's logs for the manifest."""

@@ -32,12 +32,6 @@ LOGGER = re.compile(r"\b(log|logger|logging)$", re.I)
 LOG_LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 
 
-def csv_rows(text: str, delimiter: str = ",") -> list[list[str]]:
-    """The rows of a CSV text, cells as strings of any length."""
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-
-
 def read_text(path: Path) -> str:
     """The file's text: UTF-8, or UTF-16 with its mark; of a .gz what it packs. Raises StudyError where it is none."""
     try:
@@ -59,7 +53,9 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """
     text = re.sub(r"\r\n?", "\n", read_text(path))
     first = text.partition("\n")[0]
-    header, *lines = list(filter(None, csv_rows(text, ";" if first.count(";") > first.count(",") else ","))) or [[]]
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of a cell
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=";" if first.count(";") > first.count(",") else ",")
+    header, *lines = list(filter(None, rows)) or [[]]
     if missing := [name for name in columns if name not in header]:
         has = ", ".join(map(repr, header)) or "no header at all"
         raise StudyError(
