@@ -130,7 +130,8 @@ class Runner:
                 started = time.monotonic()
                 parts = self.tuning_parts(cell)
                 losses = base.tune(parts, self.profile.lora, cell.seed, aside, cell.name)
-                note = {"fingerprint": wanted, "cell": asdict(cell), "loss": losses, "tokens": _tokens(parts)}
+                tokens = [fmean(len(row["input_ids"]) for row in rows) * of.steps * of.batch_size for rows, of in parts]
+                note = {"fingerprint": wanted, "cell": asdict(cell), "loss": losses, "tokens": round(sum(tokens))}
                 note["seconds"] = round(time.monotonic() - started, 2)
                 write_text(aside / "study.json", json.dumps(note, indent=1))
         return folder
@@ -178,7 +179,8 @@ class Runner:
             known = {row["response_id"] for row in made}
             todo = {}  # by system prompt, because the prompts of one calibration begin alike
             for system in system_prompts(self.profile, cell):
-                ids = [_response_id(cell, row, system, style) for row in tests]
+                way = (f"{style}-" if across else "") + ("system" if system else "plain")
+                ids = [f"{cell.name}/{way}/{row['id']}/0" for row in tests]
                 todo[system] = [(place, one) for place, one in enumerate(ids) if one not in known]
             if any(todo.values()):
                 asked_as = asdict(replace(cell, style=style or cell.style))
@@ -233,17 +235,6 @@ class Runner:
                 append_rows(path, rows)
                 done.update(len(batch))
         done.close()
-
-
-def _tokens(parts: list[tuple]) -> int:
-    """How many tokens of prompts and answers a tuning on these parts sees: what `plan` foresees others from."""
-    mean = [fmean(len(row["input_ids"]) for row in rows) for rows, _ in parts]
-    return round(sum(n * part.steps * part.batch_size for n, (_, part) in zip(mean, parts, strict=True)))
-
-
-def _response_id(cell: Cell, row: dict, system_prompt: bool, style: str = "") -> str:
-    across = f"{style}-" if style and style != cell.style else ""
-    return f"{cell.name}/{across}{'system' if system_prompt else 'plain'}/{row['id']}/0"
 
 
 def references(paths: RunPaths) -> dict[str, str]:

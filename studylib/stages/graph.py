@@ -308,9 +308,11 @@ def check_prerequisites(stage: str, profile: Profile, paths: RunPaths, given: st
         for unit in units(profile, needed):
             if missing := [p for p in files(profile, paths, unit) if not p.exists()]:
                 setting = "".join(f", {k} = {v!r}" for k, v in unit.parameters.items())
+                path = profile_path(given)  # which make sees from the repository's root
+                make = given if path.parent == PROFILES or (ROOT / given).resolve() == path else str(path)
                 raise StudyError(
-                    f"{stage} needs {missing[0]}, which is not there: run `make study "
-                    f"PROFILE={_for_make(given)}`, or notebooks/{needed}.ipynb with profile = {given!r}{setting} first."
+                    f"{stage} needs {missing[0]}, which is not there: run `make study PROFILE={shlex.quote(make)}`, "
+                    f"or notebooks/{needed}.ipynb with profile = {given!r}{setting} first."
                 )
 
     if stage in ("01_baseline", LABORATORY, *STAGE_SAFETY_DATA):
@@ -331,13 +333,6 @@ def check_models(profile: Profile) -> None:
             from studylib.models import hub
 
             hub.check_source(model.source, model)
-
-
-def _for_make(given: str) -> str:
-    """The profile as `make` takes it, which sees paths from the repository's root."""
-    path = profile_path(given)
-    here = path.parent == PROFILES or (ROOT / given).resolve() == path
-    return shlex.quote(given if here else str(path))
 
 
 def check_space(folder: Path, min_free_gb: float) -> None:
