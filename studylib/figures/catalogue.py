@@ -19,20 +19,22 @@ from studylib.analysis.stats import CONFIDENCE, POWER
 from studylib.figures import changes, planes, rates, style
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
+from studylib.study.words import STYLES
 
 FIGURES = rates.FIGURES | changes.FIGURES | planes.FIGURES  # name: (function, *tables it draws from)
 LEVEL = f"{100 * CONFIDENCE:.0f} %"
 
 
-def draw(name: str, *frames: pd.DataFrame) -> tuple[Figure, str, str]:
+def draw(name: str, *frames: pd.DataFrame, safety_styles: Sequence[str] = ()) -> tuple[Figure, str, str]:
     """The figure of that name from its tables, its caption and its alternative text.
 
+    `safety_styles` are the only styles in which safety data are tried; none: they are tried in all.
     Raises ValueError, a sentence that says what is missing, where there is nothing to draw, and KeyError for no figure.
     """
     function, *tables = FIGURES[name]
     style.require(not all(frame.empty for frame in frames), name, f"no row in {' or '.join(tables)}")
     drawn = function(*frames)
-    return drawn.figure, *texts(name, drawn)
+    return drawn.figure, *texts(name, drawn, safety_styles)
 
 
 def draw_runs(rows: pd.DataFrame, names: Sequence[str], folder: Path) -> Figure:
@@ -42,10 +44,10 @@ def draw_runs(rows: pd.DataFrame, names: Sequence[str], folder: Path) -> Figure:
     return drawn.figure
 
 
-def texts(name: str, drawn: style.Drawn) -> tuple[str, str]:
+def texts(name: str, drawn: style.Drawn, safety_styles: Sequence[str] = ()) -> tuple[str, str]:
     """Caption (the finding, what is shown, the footer) and alternative text of a figure that was drawn."""
     templates = captions()[name]
-    footer = footer_of(drawn, **templates.get("footer", {}))
+    footer = footer_of(drawn, safety_styles=safety_styles, **templates.get("footer", {}))
     finding, shows, footer, alt = (
         " ".join(_ENVIRONMENT.from_string(text).render(drawn.words, level=LEVEL).split())
         for text in (templates["title"], templates["shows"], footer, templates["alternative"])
@@ -60,13 +62,19 @@ def captions() -> dict[str, dict]:
 
 
 def footer_of(
-    drawn: style.Drawn, mark: str = "mark", unit: str = "responses", value: str = "rate", expected=(), intervals="drawn"
+    drawn: style.Drawn,
+    mark: str = "mark",
+    unit: str = "responses",
+    value: str = "rate",
+    expected: Sequence[str] = (),
+    intervals: str = "drawn",
+    safety_styles: Sequence[str] = (),
 ) -> str:
     """Sample sizes, requests, doses, seeds, judge, omissions, intervals, and what the plan detects.
 
     `unit` is what n counts and `value` the column that is drawn; a row without it is left out. `expected` are the kinds
     of safety data that the figure compares, of which what was not run is named. `intervals` is "drawn", or a sentence
-    on where they are. What the rows have no column for is not mentioned.
+    on where they are. `safety_styles` as of `draw`. What the rows have no column for is not mentioned.
     """
     rows, words = drawn.rows, drawn.words
     if rows.empty:
@@ -77,7 +85,10 @@ def footer_of(
         text.append("Tuned on the task's rows with a few benign requests in its form among them.")
     if "safety_fraction" in rows:
         doses = sorted(set(rows.loc[rows["safety_data"] != "none", "safety_fraction"]))
-        text += [f"Safety data: {listed(f'{100 * dose:g}' for dose in doses)} % of the tuning rows."] if doses else []
+        alone = listed(map(style.style_label, safety_styles))
+        alone = f", tried in the {alone} alone (`grid.safety_styles`)" if safety_styles else ""
+        shares = listed(f"{100 * dose:g}" for dose in doses)
+        text += [f"Safety data: {shares} % of the tuning rows{alone}."] if doses else []
     if "n_seeds" in rows and len(runs := known.query("finetune_task != 'none' and n_seeds > 0")):
         text.append(f"Training seeds pooled: {span(runs['n_seeds'])}{_of_bases(runs)}.")
         alone = (runs["n_bases"] * runs["n_seeds"]).max() < 3
@@ -86,7 +97,7 @@ def footer_of(
         text.append(f"Judge: {words.get('judge') or listed(sorted(set(known[judge])))}.")
     if n := int(known["n_unjudged"].sum()) if "n_unjudged" in rows else 0:
         text.append(f"Left out: {_counted(n, 'response')} that could not be judged.")
-    text += _missing(rows, value, expected, mark) if expected else []
+    text += _missing(rows, value, expected, mark, safety_styles) if expected else []
     wilson = f"Intervals: {LEVEL} Wilson, clustered by prompt and base or training run."
     text.append(wilson if intervals == "drawn" else intervals)
     if intervals == "drawn" and "n_effective" in rows and known["n_effective"].notna().any():
@@ -110,12 +121,14 @@ def _of_bases(runs: pd.DataFrame) -> str:
     return f"{text}{least} of the rest"
 
 
-def _missing(rows: pd.DataFrame, value: str, expected: Sequence[str], mark: str) -> list[str]:
+def _missing(rows: pd.DataFrame, value: str, expected: Sequence[str], mark: str, safety_styles) -> list[str]:
     """Sentences on what is not drawn: kinds of safety data and cells not in the table, marks without a value."""
     tuned = rows[rows["finetune_task"] != "none"]
     arms = [arm for arm in expected if arm in set(tuned["safety_data"])]
     names = ["finetune_task", "style", "system_prompt", "safety_data"]
-    n_cells = tuned["finetune_task"].nunique() * len(rows[names[1:3]].drop_duplicates()) * len(arms)
+    calibrations = rows[names[1:3]].drop_duplicates()
+    safe = calibrations["style"].isin(safety_styles or STYLES).sum()  # where safety data are tried
+    n_cells = tuned["finetune_task"].nunique() * sum(len(calibrations) if arm == "none" else safe for arm in arms)
     absent, unknown = n_cells - len(tuned[names].drop_duplicates()), int(rows[value].isna().sum())
     not_run = [f"{arm} safety data" for arm in expected if arm not in arms and arm != "none"]
     not_run += ["tuning without safety data"] if len(tuned) and "none" not in arms else []

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from studylib.analysis.comparisons import ARM_ORDER, arm_marks, pareto_front
@@ -159,19 +158,20 @@ def arms_plane(attack: pd.DataFrame, helpfulness: pd.DataFrame) -> Drawn:
     shown = [panel for panel in PANELS if panel in set(table["panel"])]
     margins = {"right": 0.5, "bottom": 0.6, "top": 0.95, "wspace": 0.14}
     fig, axes = style.new_figure(len(tasks), len(shown), 3.0, sharex="col", **margins)
+    top = min(np.ceil(10 * table["high"].max()) / 10, 1)
     for i, task in enumerate(tasks):
         for ax, panel in zip(axes[i], shown, strict=True):
             part = table[(table["task"] == task) & (table["panel"] == panel)]
             _draw_front(ax, part, less=panel == "over_refusal_rate")
             _join(ax, part, "multitask", "-")
             _join(ax, part, "scaled", ":")
-            if panel == shown[0]:
-                _label_doses(ax, part)
+            if panel == shown[-1]:
+                _label_doses(ax, part, 0.04 * top)
             _draw_marks(ax, part, markersize=5.5, elinewidth=0.5)
             style.mark_empty(ax, part)
     style.title_rows(axes, [f"tuned on {label(task)}" for task in tasks])
-    axes[0, 0].set(**style.UNIT_AXIS)
-    axes[0, 0].set_ylim(0, min(np.ceil(4 * table["high"].max()) / 4, 1))
+    axes[0, 0].set_ylim(0, top)
+    axes[0, 0].yaxis.set_major_formatter(style.in_percent)
     for ax, panel in zip(axes[-1], shown, strict=True):
         of = table[table["panel"] == panel]
         if panel == "over_refusal_rate":
@@ -264,17 +264,18 @@ def _join(ax, table: pd.DataFrame, arm: str, line: str) -> None:
         ax.plot(path["x"], path["rate"], line, color=LOOKS[arm]["color"], linewidth=1.1, zorder=2.6)
 
 
-def _label_doses(ax, table: pd.DataFrame) -> None:
-    """At each mark of multitask data its dose, above each of the scaled adapter the scale that is left."""
-    for row in table[table["safety_data"].isin(["multitask", "scaled"])].to_dict("records"):
-        scaled, share = row["safety_data"] == "scaled", row["safety_fraction"]
-        above = scaled or row["rate"] < 0.08  # below would be on the axis
-        place = {"va": "bottom", "ha": "left"} if above else {"va": "top", "ha": "right"}
-        look = {"color": LOOKS[row["safety_data"]]["color"], "size": "x-small", "zorder": 5}
-        look |= {"xytext": (4, 3) if above else (-4, -3), "textcoords": "offset points"}
-        halo = [withStroke(linewidth=2, foreground="white")]
-        words = f"{100 * (1 - share if scaled else share):g} %"
-        ax.annotate(words, (row["x"], row["rate"]), path_effects=halo, **place, **look)
+def _label_doses(ax, table: pd.DataFrame, apart: float) -> None:
+    """Labels at the panel's edges, `apart` on the y axis, with a line to the mark: the dose at the right of multitask
+    data, at the left of the scaled adapter the scale that is left."""
+    for arm, edge, side in (("multitask", 0.99, "right"), ("scaled", 0.01, "left")):
+        look, height = {"color": LOOKS[arm]["color"], "zorder": 2.4}, 0.0
+        for row in table[table["safety_data"] == arm].sort_values("rate").to_dict("records"):
+            share = row["safety_fraction"] if arm == "multitask" else 1 - row["safety_fraction"]
+            height = max(height + apart, row["rate"])
+            place = {"xytext": (edge, height), "textcoords": ax.get_yaxis_transform(), "ha": side, "va": "center"}
+            line = {"arrowstyle": "-", "linewidth": 0.6, "linestyle": ":", "shrinkA": 0, **look}
+            words = f"{100 * share:g} %"
+            ax.annotate(words, (row["x"], row["rate"]), arrowprops=line, size="x-small", **place, **look)
 
 
 def runs_side_by_side(rows: pd.DataFrame, names: Sequence[str]) -> Drawn:

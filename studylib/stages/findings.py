@@ -210,13 +210,19 @@ def figure(stage, found: dict[str, pd.DataFrame], model: str, name: str):
     if name not in OF_ARMS:
         frames = [rows[~rows["safety_data"].isin(ARMS)] if "safety_data" in rows else rows for rows in frames]
     try:
-        drawn, *words = catalogue.draw(name, *frames)
+        drawn, *words = catalogue.draw(name, *frames, safety_styles=_safety_styles(stage.profile))
     except ValueError as why:  # nothing to draw, of which the sentence says the reason
         return _without(stage, name, str(why))
     words[0] += f" {EXPLORATORY}" if exploratory(stage) else ""
     style.save(drawn, Path(stage.paths.figures), name, *words)
     display(Markdown(words[0]))
     return drawn
+
+
+def _safety_styles(profile) -> list[str]:
+    """The only styles in which safety data are tried; none where they are tried in all of the grid."""
+    styles = profile.grid.safety_styles or profile.grid.styles
+    return [] if set(profile.grid.styles) <= set(styles) else styles
 
 
 class Sentence(str):
@@ -301,13 +307,15 @@ def what_the_run_was(stage, responses: pd.DataFrame, verdicts: pd.DataFrame, fou
     tuned, n_across = tuned.drop_duplicates(), len(stage.collect("across"))
     counts = {name: tuned[name].nunique() for name in names}
     waiting = [f"{unit.stage} ({unit.name})" for unit in stage.missing]
+    styles = " and ".join(map(style.style_label, _safety_styles(profile)))
+    alone = f", safety data in the {styles} alone (`grid.safety_styles`)" if styles else ""
     make = f" (`make study PROFILE={profile.name}` makes them)"
     not_yet = f" **Not run yet, and left out of everything below:** {', '.join(waiting)}{make}." if waiting else ""
     return (
         f"**This run**: profile `{profile.name}` ({profile.description}), model `{'`, `'.join(profile.models)}`, "
         f"{len(tuned)} fine-tunes (bases: {counts['base']}, tasks: {counts['finetune_task']}, styles: "
         f"{counts['style']}, kinds of requests: {counts['requests']} and of safety data: {counts['safety_data']}, "
-        f"training seeds: {counts['seed']}), "
+        f"training seeds: {counts['seed']}{alone}), "
         f"{len(responses):,} responses and {n_across:,} more in another style than the tuning's, among the first "
         f"{len(harmful):,} to {harmful['prompt_id'].nunique()} harmful prompts ({harmful['intent'].nunique()} intents "
         f"in {harmful['form'].nunique()} forms); judge "

@@ -35,6 +35,14 @@ def test_what_is_missing_is_said_by_kind():
     )
 
 
+def test_the_footer_names_the_only_styles_of_safety_data_instead_of_empty_cells():
+    table = pd.concat([cells(0.1), cells(style="alpaca")]).assign(rate=0.5)
+    assert "1 cell, left empty" in footer(table, expected=("none", "generic"))
+    said = footer(table, expected=("none", "generic"), safety_styles=["chat"])
+    assert "10 % of the tuning rows, tried in the chat template alone (`grid.safety_styles`)." in said
+    assert "left empty" not in said
+
+
 def test_the_footer_says_doses_seeds_judge_and_omissions_where_the_rows_have_them():
     table = cells(0.1, 0.02, rate=0.5, n_bases=1, n_seeds=1, judge="rules", n_unjudged=2, n_effective=40.0)
     said = footer(table)

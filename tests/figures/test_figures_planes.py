@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from drawn import figure, texts
 from frames import study, with_arms
+from matplotlib.text import Text
 
 from studylib.analysis import comparisons, rates, tables
 from studylib.analysis.readable import arm_with_dose, label, span
@@ -79,10 +80,14 @@ def test_the_plane_has_a_row_per_task_with_rivals_and_every_mark_at_its_rates(re
         assert drawn == {tuple(np.round(pair, 9)) for pair in points[["x", "rate"]].to_numpy()}
 
 
-def test_doses_and_what_is_left_of_the_adapter_are_said_once(results):
-    left, *others = figure("arms_plane", *results[1:]).axes
-    assert sorted(text.get_text() for text in left.texts) == ["10 %", "20 %", "50 %"]
+def test_doses_and_what_is_left_of_the_adapter_are_said_once_and_apart(results):
+    fig = figure("arms_plane", *results[1:])
+    *others, last = fig.axes
+    assert sorted(text.get_text() for text in last.texts) == ["10 %", "20 %", "50 %"]
     assert not any(ax.texts for ax in others)
+    fig.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in last.texts]  # without its line
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
 
 
 def test_a_mark_that_cannot_be_told_from_the_front_is_hollow(results):
