@@ -105,7 +105,7 @@ def matrix(verdicts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["judge", "other", "n", "agreement", "kappa"])
 
 
-def corrected(rate, n, sensitivity, n_sensitivity, specificity, n_specificity, confidence: float = CONFIDENCE):
+def corrected(rate, n, sensitivity, n_sensitivity, specificity, n_specificity):
     """(rate, low, high), 0-1: the rate that a judge without errors would have found, and its interval.
 
     `rate` of n responses is what the judge found; `sensitivity` the share that it finds of n_sensitivity responses
@@ -121,7 +121,7 @@ def corrected(rate, n, sensitivity, n_sensitivity, specificity, n_specificity, c
     """
     given = (rate, n, sensitivity, n_sensitivity, specificity, n_specificity)
     rate, n, se, n_se, sp, n_sp = (np.asarray(x, float) for x in given)
-    z = norm.ppf((1 + confidence) / 2)
+    z = norm.ppf((1 + CONFIDENCE) / 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         youden = se + sp - 1
         point = (rate + sp - 1) / youden

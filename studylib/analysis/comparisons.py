@@ -237,31 +237,31 @@ def arm_table(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.D
 
 def _of_model(attack: pd.DataFrame, helpfulness: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
     rows = rows_of_arms(attack[(attack["form"] == "all") & (attack["finetune_task"] != "none")])
-    names = {"rate": "attack_success", "low": "attack_success_low", "high": "attack_success_high"}
-    table = rows[rows["rate"].notna()].rename(columns=names).astype({"finetune_task": str})
-    table = table[[*ARM_KEYS, *names.values(), J, "j_low", "j_high", "auc", "n", *RUNS]]
+    rows = rows[rows["rate"].notna()].astype({"finetune_task": str})
+    table = _named(rows, "rate", "attack_success", J, "j_low", "j_high", "auc", "n", *RUNS)
     types = {"form": str, "finetune_task": str, "safety_fraction": float}
     costs, compared = (rows_of_arms(part).astype(types) for part in (helpfulness, comparisons[comparisons["n"] > 0]))
     scaled = compared[compared["kind"] == "scaled"]
     compared = compared[compared["kind"].isin(["mitigation", "arm", "system_prompt"])]
-    ends = ["low", "high"]
     for name, measure in {"attack_success": "attack_success_rate", J: J, **ARM_COSTS}.items():
         if name in ARM_COSTS:
             form = costs["finetune_task"] if name == "task" else "all"
             own = costs[(costs["measure"] == measure) & (costs["form"] == form)]
-            own = own[[*ARM_KEYS, "value", *ends]].rename(
-                columns={"value": name} | {end: f"{name}_{end}" for end in ends}
-            )
-            table = table.merge(own, how="left", on=ARM_KEYS)
+            table = table.merge(_named(own, "value", name), how="left", on=ARM_KEYS)
         form = compared["finetune_task"] if name == "task" else "all"
         part = compared[(compared["measure"] == measure) & (compared["form"] == form)]
-        renamed = {"difference": f"{name}_difference"} | {end: f"{name}_difference_{end}" for end in ends}
-        part = part[[*ARM_KEYS, *renamed]].rename(columns=renamed)
+        part = _named(part, "difference", f"{name}_difference")
         table = table.merge(part, how="left", on=ARM_KEYS, validate="one_to_one")
     table = table.merge(_against_scaled(scaled), how="left", on=ARM_KEYS, validate="one_to_one")
     table["on_front"] = table[ARM_KEYS].apply(tuple, axis=1).map(_fronts(attack, helpfulness)).fillna("")
     rank = {"finetune_task": TASKS.index, "safety_data": ARM_ORDER.index, "safety_fraction": float}
     return table.sort_values(ARM_KEYS, key=lambda column: column.map(rank[column.name]), ignore_index=True)
+
+
+def _named(rows: pd.DataFrame, value: str, name: str, *more: str) -> pd.DataFrame:
+    """Of each arm a value and its interval, called `name`, `name`_low and `name`_high, and the columns `more`."""
+    names = {value: name, "low": f"{name}_low", "high": f"{name}_high"}
+    return rows[[*ARM_KEYS, *names, *more]].rename(columns=names)
 
 
 def _against_scaled(scaled: pd.DataFrame) -> pd.DataFrame:

@@ -272,22 +272,15 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[by_rank].reset_index(drop=True)
 
 
-def one_dose(table: pd.DataFrame, fraction: float | None = None) -> pd.DataFrame:
-    """The rows without safety data and those of one safety fraction: the given one, else the most frequent.
+def one_dose(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows without safety data and those of the most frequent safety fraction, of two such ones the smaller.
 
-    Of two equally frequent ones the smaller. A table without safety data or without that column is returned unchanged.
-    Raises ValueError where it has other fractions but not the given one.
+    A table without safety data or without that column is returned unchanged.
     """
     if "safety_fraction" not in table:
         return table
-    doses = table.loc[table["safety_data"] != "none", "safety_fraction"]
-    if doses.empty:
-        return table
-    chosen = doses.mode().min() if fraction is None else fraction
-    if not np.isclose(doses, chosen).any():
-        known = ", ".join(f"{dose:g}" for dose in sorted(set(doses)))
-        raise ValueError(f"no rows with safety fraction {chosen:g}: the table has {known}")
-    return table[(table["safety_data"] == "none") | np.isclose(table["safety_fraction"], chosen)]
+    plain = table["safety_data"] == "none"
+    return table[plain | np.isclose(table["safety_fraction"], table.loc[~plain, "safety_fraction"].mode().min())]
 
 
 def usual(table: pd.DataFrame) -> pd.DataFrame:

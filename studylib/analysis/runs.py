@@ -173,9 +173,8 @@ def largest_differences(found: pd.DataFrame) -> pd.DataFrame:
     found = found.sort_values("difference", key=lambda column: -column.abs(), kind="stable")
     points = (100 * found[["difference", "difference_low", "difference_high"]]).round().astype(int)
     words = [f"{one:+d} ({low:+d} to {high:+d})" for one, low, high in points.itertuples(index=False)]
-    shown = found[
-        ["measure", "finetune_task", "requests", "style", "system_prompt", "safety_data", "form", "run"]
-    ].assign(
+    place = ["measure", *rates.CELL[1:-1], "form", "run"]
+    shown = found[place].assign(
         percent=readable.percent(found, "value", *rates.INTERVAL),
         against=found["run_against"],
         its_percent=readable.percent(found, "value_against", "low_against", "high_against"),

@@ -24,8 +24,8 @@ ANSWERED_AND_REFUSED = ((1.0, 1.0), (0.0, 1.0))
 ONE_OF_EACH_PAIR = ((1.0, 0.5), (-1.0, 0.5), (0.0, 1.0))
 
 
-def wilson(successes, n, confidence: float = CONFIDENCE):
-    """Lower and upper end of the Wilson score interval, each a float in 0-1, or arrays for arrays.
+def wilson(successes, n):
+    """Lower and upper end of the 95 % Wilson score interval, each a float in 0-1, or arrays for arrays.
 
     `successes` and `n` are numbers or arrays of one shape; both may be fractional, as an effective sample size is. NaN
     where n is 0. Raises ValueError where successes lie outside 0-n. Source: Wilson (1927), as
@@ -35,19 +35,13 @@ def wilson(successes, n, confidence: float = CONFIDENCE):
     if ((successes < 0) | (successes > n)).any():
         raise ValueError("successes must lie between 0 and n")
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+        low, high = proportion_confint(successes, n, alpha=1 - CONFIDENCE, method="wilson")
     # Rounding leaves 1e-18 where the ends are exactly 0 and 1.
     low, high = np.where((successes == 0) & (n > 0), 0, low), np.where((successes == n) & (n > 0), 1, high)
     return (float(low), float(high)) if low.ndim == 0 else (low, high)
 
 
-def clustered_intervals(
-    frame: pd.DataFrame,
-    by: Sequence[str] = (),
-    outcome: str = "answered",
-    confidence: float = CONFIDENCE,
-    ends: tuple[float, float] = (0, 1),
-) -> pd.DataFrame:
+def clustered_intervals(frame: pd.DataFrame, by: Sequence[str] = (), outcome="answered", ends=(0, 1)) -> pd.DataFrame:
     """One row per group of `by` (one in all when it is empty) with the mean outcome and its interval.
 
     `frame` has one row per response: `prompt_id`, `seed`, the columns of `by` and `outcome`, bool or in 0-1. The result
@@ -88,14 +82,14 @@ def clustered_intervals(
     df = _satterthwaite(variance, (v_seed, n_seeds - 1))
     n_effective = n / (n + 2 * n / n_prompts) * centre * (1 - centre) / variance
     rate = np.clip(total / n, 0, 1)
-    z = norm.ppf(0.5 + confidence / 2)
-    worth = n_effective * (z / student.ppf(0.5 + confidence / 2, df)) ** 2
-    low, high = wilson(rate * worth, worth, confidence)
+    z = norm.ppf(0.5 + CONFIDENCE / 2)
+    worth = n_effective * (z / student.ppf(0.5 + CONFIDENCE / 2, df)) ** 2
+    low, high = wilson(rate * worth, worth)
     results = dict(zip(columns, (n, n_prompts, n_seeds, n_effective, df, rate, low, high), strict=True))
     return keys.assign(**results) if by else pd.DataFrame(results)
 
 
-def clustered_differences(frame: pd.DataFrame, by: Sequence[str] = (), confidence: float = CONFIDENCE) -> pd.DataFrame:
+def clustered_differences(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """One row per group of `by` with the mean of paired differences and its interval.
 
     `frame` has one row per pair, the same prompt (and, where both were tuned, seed) in two arms: `prompt_id`, `seed`,
@@ -119,7 +113,7 @@ def clustered_differences(frame: pd.DataFrame, by: Sequence[str] = (), confidenc
     df = _satterthwaite(variance, (v_prompt, n_prompts - 1), (v_seed, n_seeds - 1))
     known = n_prompts > 1
     se, df = np.where(known, np.sqrt(variance), np.nan), np.where(known, df, np.nan)
-    quantile = student.ppf(0.5 + confidence / 2, df)
+    quantile = student.ppf(0.5 + CONFIDENCE / 2, df)
     return keys.assign(
         n=n,
         n_prompts=n_prompts,

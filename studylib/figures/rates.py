@@ -237,12 +237,10 @@ def calibration_grid(grid: pd.DataFrame) -> Drawn:
     sns.despine(fig, left=True, bottom=True)
     style.colour_scale(fig, ax, "attack success rate (%)")
     tuned = table[(table["finetune_task"] != "none") & table["rate"].notna()]
-    same, trained = (
-        tuned["trained_style"] == tuned["style"],
-        table.loc[table["trained_style"] != "none", "trained_style"],
-    )
+    same = tuned["trained_style"] == tuned["style"]
     parts = {"the style of their tuning": tuned[same], "another style": tuned[~same]}
     by_style = {which: span(100 * part["rate"]) for which, part in parts.items() if len(part)}
+    trained = table.loc[table["trained_style"] != "none", "trained_style"]
     only = style.style_label(trained.iloc[0]) if trained.nunique() == 1 else ""
     return Drawn(fig, table, style.facts(table) | {"by_style": by_style, "only_style": only})
 
@@ -327,14 +325,8 @@ def judge_agreement(judges: pd.DataFrame) -> Drawn:
     drawn = table[table["kappa"].notna()]
     style.require(len(drawn) > 0, "judge_agreement", "no kappa is defined")
     names, sources = list(dict.fromkeys(table["judge"])), list(dict.fromkeys(table["source"]))
-    margins = {
-        "left": 0.3 + 0.062 * max(map(len, map(label, names))),
-        "top": 0.7,
-        "bottom": 0.5,
-        "right": 0.2,
-        "wspace": 0.15,
-    }
-    fig, axes = style.new_figure(1, len(sources), 0.25 + 0.19 * len(names), **margins)
+    margins = {"left": 0.3 + 0.062 * max(map(len, map(label, names))), "right": 0.2, "top": 0.7, "bottom": 0.5}
+    fig, axes = style.new_figure(1, len(sources), 0.25 + 0.19 * len(names), wspace=0.15, **margins)
     look = style.OURS | {"markersize": 3.5, "elinewidth": 1, "zorder": 3, "clip_on": False}
     for ax, source in zip(axes[0], sources, strict=True):
         for row in drawn[drawn["source"] == source].to_dict("records"):

@@ -143,16 +143,9 @@ def test_the_most_frequent_dose_is_kept_and_the_smaller_of_two():
     assert list(rates.one_dose(cells(0.2, 0.1))["safety_fraction"]) == [0, 0.1]
 
 
-def test_a_dose_that_is_asked_for_is_kept_or_missed_with_what_there_is():
-    assert list(rates.one_dose(cells(0.2, 0.1), 0.2)["safety_fraction"]) == [0, 0.2]
-    assert list(rates.one_dose(cells(0.1 + 0.2), 0.3)["safety_fraction"]) == [0, 0.1 + 0.2]
-    with pytest.raises(ValueError, match=r"no rows with safety fraction 0\.3: the table has 0\.1, 0\.2"):
-        rates.one_dose(cells(0.1, 0.2), 0.3)
-
-
 def test_a_table_without_safety_data_is_as_it_was():
     table = cells()
-    assert rates.one_dose(table, 0.1).equals(table)
+    assert rates.one_dose(table).equals(table)
     assert rates.one_dose(table.drop(columns="safety_fraction")).shape == (1, 5)
 
 
