@@ -71,7 +71,7 @@ def tables_of(stage, responses: pd.DataFrame, verdicts: pd.DataFrame) -> dict[st
         guarded = tables.guarded_attack_success(responses, verdicts, decisions)
         found["guarded_attack_success"] = tables.with_not_run(guarded, not_run)
     runs = zip(responses["base"], responses["seed"].where(responses["finetune_task"] != "none"), strict=True)
-    tried = responses[[grid.explores(stage.profile, *one) for one in runs]]  # where all of the grid is tried
+    tried = responses.loc[[grid.explores(stage.profile, *one) for one in runs]]  # where all of the grid is tried
     explored = rows[rows["response_id"].isin(tried["response_id"])]
     if len(across := stage.collect("across")):
         told = stage.collect("across_verdicts")
