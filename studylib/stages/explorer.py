@@ -19,6 +19,7 @@ MOST, WHOLE = 400, 5000  # characters of a text in the table, and in the explore
 KINDS = {"harmful": "harmful prompt", "twin": "benign twin", "sounds_harmful": "benign prompt that sounds harmful"}
 KINDS |= {"task": "task prompt", "general": "general request"}
 PLURALS = {name: f"{kind}s" for name, kind in KINDS.items()} | {"sounds_harmful": "benign prompts that sound harmful"}
+NOTHING = "There are no responses to show: no stage has left any yet."
 _ARM = ["finetune_task", "safety_data", "safety_fraction"]
 _TEXT = "text-align: left; vertical-align: top; min-width: 11em; padding: 0.4em 0.6em; line-height: 1.4; "
 _TEXT += "white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate"
@@ -40,8 +41,8 @@ def side_by_side(
     data and the rival arms, by dose. The prompts are no sample. First come those refused (benign ones: answered)
     untuned, answered after tuning and refused with some safety data; then those with the most pairs of arms that differ
     in verdict. The first judge decides. Cells are safe HTML, cut after MOST characters. `where`: style, system_prompt,
-    seed and model (the first ones unless named). `form` does not count for general requests. Raises StudyError for an
-    unknown word, model or seed, ValueError as `rates.judged`.
+    seed and model (the first ones unless named). `form` does not count for general requests. No rows where nothing has
+    run. Raises StudyError for an unknown word, model or seed, ValueError as `rates.judged`.
     """
     asked = _asked(_judged(responses, verdicts), task, form, prompt_set, **where)
     return _frame(asked, asked["prompt_id"].unique()[:n], redacted, MOST)
@@ -53,6 +54,8 @@ def in_words(
     """What `side_by_side` of the same arguments shows, what it chose from, and which arms have not run. Plain text."""
     rows = _judged(responses, verdicts)
     asked = _asked(rows, task, form, prompt_set, **where)
+    if rows.empty:
+        return NOTHING
     which = PLURALS[prompt_set] + (f" ({label(form)})" if prompt_set != "general" else "")
     calibration = calibration_label(where.get("style", "chat"), where.get("system_prompt", False))
     if asked.empty:
@@ -76,11 +79,13 @@ def in_words(
 def widget(responses: pd.DataFrame, verdicts: pd.DataFrame, redacted: bool, **start):
     """An ipywidgets box: a dropdown per argument of `side_by_side` and a slider over the prompts, one at a time.
 
-    `start` holds values to begin with, by the arguments' names.
+    `start` holds values to begin with, by the arguments' names. A sentence where there are no responses.
     """
     from ipywidgets import HTML, Dropdown, HBox, IntSlider, Layout, VBox
 
     rows, choices = _judged(responses, verdicts), {}
+    if rows.empty:
+        return VBox([HTML(NOTHING)])
     for name, known in _known(rows).items():
         said = {"system_prompt": ("off", "on").__getitem__, "seed": str, "model": str}.get(name, label)
         value = start.get(name) if start.get(name) in known else known[0]
@@ -117,10 +122,13 @@ def show(
     from IPython.display import display
 
     all_arms = _judged(responses, verdicts)
-    n_arms = all_arms.groupby("finetune_task", observed=True)["arm"].nunique()
-    task = task or max(_known(all_arms)["task"], key=lambda one: n_arms.get(one, 0))
-    form, rows = form or task, one_dose(all_arms[all_arms["safety_data"].isin(SAFETY_DATA)])
-    rows = rows.assign(arm=rows["arm"].cat.remove_unused_categories())
+    tasks = _known(all_arms)["task"] if len(all_arms) else list(TASKS)
+    n_arms = all_arms.groupby("finetune_task", observed=True)["arm"].nunique() if len(all_arms) else {}
+    task = task or max(tasks, key=lambda one: n_arms.get(one, 0))
+    form, rows = form or task, all_arms
+    if len(rows):
+        rows = one_dose(rows[rows["safety_data"].isin(SAFETY_DATA)])
+        rows = rows.assign(arm=rows["arm"].cat.remove_unused_categories())
     harmful = side_by_side(rows, verdicts, task, form, "harmful", n, redacted, **where)
     twins, parts = _asked(rows, task, form, "twin", **where), []
     for prompt_id in harmful.index:
@@ -128,20 +136,23 @@ def show(
         parts += [("harmful", harmful.loc[[prompt_id]]), ("twin", twin)]
     parts.append(("task", side_by_side(rows, verdicts, task, task, "task", 1, redacted, **where)))
     words = in_words(rows, verdicts, task, form, **where)
-    more = all_arms["arm"].nunique() - rows["arm"].nunique()
+    more = all_arms["arm"].nunique() - rows["arm"].nunique() if len(rows) else 0
     words += f" {more} rival arms and doses more where the notebook runs, below." if more else ""
     display({"text/html": f"<p>{html.escape(words)}</p>{_table(parts)}", "text/plain": words}, raw=True)
-    live = widget(all_arms, verdicts, redacted, task=task, form=form, **where)._repr_mimebundle_()
-    display(live | {"text/plain": "Where the notebook runs: all prompts, one at a time."}, raw=True)
+    if len(rows):
+        live = widget(all_arms, verdicts, redacted, task=task, form=form, **where)._repr_mimebundle_()
+        display(live | {"text/plain": "Where the notebook runs: all prompts, one at a time."}, raw=True)
 
 
 def _judged(responses: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The responses with the first judge's verdicts and their `arm`; unchanged if it is there.
+    """The responses in the tuning's style with the first judge's verdicts and their `arm`; unchanged if it is there.
 
     Of the first base, and of tuned models the `rates.usual` rows.
     """
-    if "arm" in responses:
+    if responses.empty or "arm" in responses:
         return responses
+    if "trained_style" in responses:
+        responses = responses[responses["trained_style"].fillna(responses["style"]) == responses["style"]]
     rows = rates.usual(rates.judged(responses, verdicts[verdicts["judge"].isin(verdicts["judge"].head(1))]))
     rows = rows[rows["base"] == rows["base"].min()]
     kinds = rows[_ARM].drop_duplicates().itertuples(index=False)
@@ -165,11 +176,15 @@ def _known(rows: pd.DataFrame) -> dict[str, list]:
 
 def _asked(rows, task, form, prompt_set, style="chat", seed=None, system_prompt=False, model="") -> pd.DataFrame:
     """The rows of `_judged` that `side_by_side` chooses from, in its order; `telling`: is it of its first kind?"""
-    known = _known(rows) | {"task": TASKS, "form": FORMS, "prompt_set": PROMPT_SETS, "style": STYLES}
+    known = {"task": TASKS, "form": FORMS, "prompt_set": PROMPT_SETS, "style": STYLES}
+    known = (_known(rows) if len(rows) else {}) | known
     given = {"task": task, "form": form, "prompt_set": prompt_set, "style": style, "seed": seed, "model": model or None}
     for word, value in given.items():
-        if value is not None and value not in known[word]:
+        if value is not None and value not in known.get(word, [value]):
             raise StudyError(f"Unknown {word} {value!r}: known are {', '.join(map(str, known[word]))}.")
+    if rows.empty:
+        columns = ["prompt_id", "prompt", "response", "verdict", "intent", "form", "harmful"]
+        return pd.DataFrame(columns=columns).assign(arm=pd.Categorical([]))
     wanted = (rows["model"] == (model or rows["model"].iloc[0])) & rows["finetune_task"].isin(["none", task])
     wanted &= (rows["style"] == style) & (rows["system_prompt"] == system_prompt) & (rows["prompt_set"] == prompt_set)
     rows = rows[wanted & ((rows["form"] == form) | (prompt_set == "general"))]

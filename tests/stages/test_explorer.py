@@ -168,6 +168,18 @@ def test_of_several_judges_the_first_that_comes_decides():
     assert "judged by rules" in explorer.in_words(rows, both, "code", "code")
 
 
+def test_answers_in_another_style_than_the_tunings_are_left_out():
+    rows, verdicts = grid({"1": "rarr"})
+    across, more = grid({"1": "rrrr"}, response="across")
+    across = across[across["finetune_task"] != "none"]
+    across = across.assign(response_id="x" + across["response_id"], trained_style="alpaca")
+    more = more.assign(response_id="x" + more["response_id"])
+    both = joined((rows, verdicts), (across, more[more["response_id"].isin(across["response_id"])]))
+    pd.testing.assert_frame_equal(
+        explorer.side_by_side(*both, "code", "code"), explorer.side_by_side(rows, verdicts, "code", "code")
+    )
+
+
 def test_general_requests_are_shown_whatever_the_form():
     rows, verdicts = grid({"1": "aaar"}, prompt_set="general", form="text_generation")
     assert len(explorer.side_by_side(rows, verdicts, "code", "classification", "general")) == 1
@@ -297,6 +309,17 @@ def test_a_prompt_that_one_arm_was_not_asked_says_so(displayed):
     frame = explorer.side_by_side(*grid({"1": "rar.", "2": "rarr"}), "code", "code")
     assert frame.loc["harmful-1", "multitask 10 %"] == "not asked"
     assert "<b>not asked</b>" in displayed(*grid({"1": "rar.", "2": "rarr"}), False)[0]["text/html"]
+
+
+@pytest.mark.parametrize("columns", [[], ["response_id", "model", "prompt_set", "seed"]])
+def test_empty_frames_give_a_sentence(columns, displayed):
+    rows, verdicts = pd.DataFrame(columns=columns), pd.DataFrame(columns=["response_id", "judge", "verdict", "reason"])
+    frame = explorer.side_by_side(rows, verdicts, "code", "code")
+    assert frame.empty and list(frame) == ["prompt"]
+    assert explorer.in_words(rows, verdicts, "code", "code") == explorer.NOTHING
+    (output,) = displayed(rows, verdicts, False)
+    assert output["text/plain"] == explorer.NOTHING and explorer.NOTHING in output["text/html"]
+    assert text_of(explorer.widget(rows, verdicts, False)).strip() == explorer.NOTHING
 
 
 def test_a_part_that_has_not_run_gives_a_sentence(displayed):
