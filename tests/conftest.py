@@ -23,30 +23,33 @@ ROOT = Path(__file__).resolve().parent.parent
 LINUX = "programs are run in a sandbox, which needs Linux"
 needs_sandbox = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)  # on Linux they are run or fail
 
-SLOW = ("test_rehearsal.py", "test_selfcheck.py")
-SMOKE = {path.name for path in (ROOT / "tests").rglob("test_*.py") if "smoke_" in path.read_text(encoding="utf-8")}
+LONG = ("test_rehearsal.py", "test_findings.py", "test_missing.py", "test_selfcheck.py")
+SMOKE = "@smoke"  # ends the name of a test that needs the smoke run, where several workers share the tests
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first: the files that share the smoke run, and SLOW.
+    """What takes longest begins first: the tests that share the smoke run, and the files of LONG.
 
     What needs that run, or a judge that is fitted anew (10 s), is slow.
     """
+    shared = {item for item in items if any(name.startswith("smoke_") for name in item.fixturenames)}
     for item in items:
-        if any(name.startswith("smoke_") or name == "own_weights" for name in item.fixturenames):
+        if item in shared or "own_weights" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: 0 if item.path.name in SMOKE else 1 if item.path.name in SLOW else 2)
+    items.sort(key=lambda item: 0 if item in shared else 1 if item.path.name in LONG else 2)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the scheduler below sees names alone
+        for item in shared:
+            item._nodeid += SMOKE
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Puts each file into one worker, and the files that share the smoke run into the same one: it is made once."""
+    """Puts each file into one worker, and all tests that share the smoke run into the same one: it is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            name = nodeid.split("::")[0].rsplit("/")[-1]
-            return "smoke" if name in SMOKE else name
+            return SMOKE if nodeid.endswith(SMOKE) else nodeid.split("::")[0]
 
     return ByFile(config, log)
 

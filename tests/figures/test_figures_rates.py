@@ -277,12 +277,11 @@ def test_two_judges_or_models_for_one_mark_are_refused(results):
 
 
 @pytest.mark.slow
-def test_of_several_doses_the_most_frequent_is_drawn_and_named(results):
-    attack = results[0]
+def test_of_several_doses_the_most_frequent_is_drawn_and_named(drawn):
+    of_one, attack = drawn["safety_data_comparison"]
     more = attack[(attack["safety_data"] == "generic") & (attack["style"] == "chat")]
     both = pd.concat([more.assign(safety_fraction=0.02, rate=0.9), attack])
-    drawn = figure("safety_data_comparison", both)
-    assert points(drawn.axes[0]) == points(figure("safety_data_comparison", attack).axes[0])
+    assert points(figure("safety_data_comparison", both).axes[0]) == points(of_one.axes[0])
     assert "Safety data: 10 % of the tuning rows." in texts("safety_data_comparison", both)[0]
 
 

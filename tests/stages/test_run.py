@@ -71,20 +71,19 @@ def test_the_summary_prints_the_attack_success_table_and_where_the_time_went(smo
 AFTER_DATA = [job for job in JOBS if not job.startswith("00")]
 
 
-def test_an_edited_module_runs_what_depends_on_it_and_no_more(smoke_project):
+def test_an_edited_module_runs_what_depends_on_it_and_reworded_lines_and_prose_nothing(smoke_project):
     """Two dry runs; `test_graph` has the table of every room, and a test below runs a figure and a judge for real."""
-    library = smoke_project / "studylib"
+    library, notebook = smoke_project / "studylib", smoke_project / "notebooks" / "05_helpfulness.ipynb"
     with edited(library / "scores" / "benign.py", lambda text: text + "\nX = 1\n"):
         assert planned(smoke_project) == ["05_helpfulness_all", "06_findings_all"]
     reworded = edited(library / "stages" / "cells.py", lambda text: text.replace('LOG.info("', 'LOG.info("Reworded: '))
-    with reworded, edited(library / "run.py", lambda text: text + "\nX = 1\n"):
+    prose = edited(notebook, lambda text: text.replace("**Question.**", "**The question.**"))
+    with reworded, prose, edited(library / "run.py", lambda text: text + "\nX = 1\n"):
         assert planned(smoke_project) == []
 
 
-def test_an_edited_notebook_runs_itself_and_what_follows_and_its_prose_nothing(smoke_project):
+def test_an_edited_notebook_runs_itself_and_what_follows(smoke_project):
     path = smoke_project / "notebooks" / "05_helpfulness.ipynb"
-    with edited(path, lambda text: text.replace("**Question.**", "**The question.**")):
-        assert planned(smoke_project) == []
     with edited(path, lambda text: text.replace("len(responses)", "len(responses) + 0")):
         assert planned(smoke_project) == ["05_helpfulness_all", "06_findings_all"]
 
@@ -152,7 +151,7 @@ def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs,
     """Twice: interrupted as by Ctrl-C, and killed."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
     content["name"] = "long"  # the same data and models, but work that is not over before it can be stopped
-    content["tuning"]["steps"], content["grid"]["seeds"] = 12, list(range(3))
+    content["base_seeds"], content["tuning"]["steps"], content["grid"]["seeds"] = [0, 1], 12, [0, 1]
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(content))
     run = tmp_path / "long"
     for part in ("data", "models"):  # what 00_prepare would make again, second for second
@@ -193,10 +192,10 @@ def test_a_stopped_run_leaves_no_orphan_and_goes_on_where_it_stopped(smoke_runs,
     goes_on_from(*left)
     made = list(run.glob("responses/rows/miniature-base*-code*.jsonl"))  # not of the untuned model, which judging needs
     across = [path for path in made if "-asked-" in path.stem]  # in the other style, harmful prompts alone
-    assert len(across) == 2 and len(made) - len(across) == 3 * 2 * 3 + 1  # bases, requests, seeds; Alpaca on one
+    assert len(across) == 2 and len(made) - len(across) == 2 * 2 * 2 + 1  # bases, requests, seeds; Alpaca on one
     assert {len(path.read_bytes().splitlines()) for path in across} == {48}
     n_asked = Counter(len(path.read_bytes().splitlines()) for path in made if path not in across)
-    assert n_asked == {68: 17, 136: 2}  # where all is tried with the system prompt too
+    assert n_asked == {68: 7, 136: 2}  # where all is tried with the system prompt too
 
 
 def test_two_runs_of_one_profile_do_not_get_into_each_others_way(smoke_runs):
@@ -283,7 +282,7 @@ def test_damaged_data_or_weights_are_named_before_a_kernel_starts(smoke_runs, tm
     ("change", "said"),
     [
         (lambda text: text.replace("lora:", "lorra:"), "unknown key 'lorra'"),
-        (lambda text: text.replace("steps: 40", "steps: many"), "'pretraining.steps'"),
+        (lambda text: text.replace("steps: 20", "steps: many"), "'pretraining.steps'"),
         (
             lambda text: text.replace("source: miniature", "source: /nowhere/model").replace("[0, 1, 2]", "[0]"),
             "There is no model folder /nowhere/model",
