@@ -1,5 +1,6 @@
 """Shared by all tests: figures without a screen, no network, and one real smoke run for those that need its files."""
 
+import ast
 import os
 import shutil
 import signal
@@ -24,7 +25,24 @@ LINUX = "programs are run in a sandbox, which needs Linux"
 needs_sandbox = pytest.mark.skipif(sys.platform != "linux", reason=LINUX)  # on Linux they are run or fail
 
 LONG = ("test_rehearsal.py", "test_findings.py", "test_missing.py", "test_selfcheck.py")
-SMOKE = "@smoke"  # ends the name of a test that needs the smoke run, where several workers share the tests
+
+
+def _need_smoke(source: str) -> set[str]:
+    """The tests and fixtures of a file that need the smoke run, by themselves or through another fixture of it."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    takes = {function.name: {argument.arg for argument in function.args.args} for function in functions}
+    found, more = set(), {"smoke_project", "smoke_runs"}
+    while more - found:
+        found |= more
+        more = {name for name, arguments in takes.items() if arguments & found}
+    return found
+
+
+SMOKE = {  # by file; the scheduler below, which knows tests by name alone, keeps them together
+    path.name: _need_smoke(source)
+    for path in (ROOT / "tests").rglob("test_*.py")
+    if "smoke_" in (source := path.read_text(encoding="utf-8"))
+}
 
 
 def pytest_collection_modifyitems(items):
@@ -37,9 +55,6 @@ def pytest_collection_modifyitems(items):
         if item in shared or "own_weights" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: 0 if item in shared else 1 if item.path.name in LONG else 2)
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the scheduler below sees names alone
-        for item in shared:
-            item._nodeid += SMOKE
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -49,7 +64,9 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return SMOKE if nodeid.endswith(SMOKE) else nodeid.split("::")[0]
+            path, test = nodeid.split("::", 1)
+            name = path.rsplit("/")[-1]
+            return "smoke" if test.split("[")[0] in SMOKE.get(name, ()) else name
 
     return ByFile(config, log)
 
