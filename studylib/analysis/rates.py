@@ -280,6 +280,8 @@ def one_dose(table: pd.DataFrame) -> pd.DataFrame:
     if "safety_fraction" not in table:
         return table
     plain = table["safety_data"] == "none"
+    if plain.all():
+        return table
     return table[plain | np.isclose(table["safety_fraction"], table.loc[~plain, "safety_fraction"].mode().min())]
 
 

@@ -252,3 +252,8 @@ def test_a_refused_general_prompt_has_no_score_and_is_counted_apart():
     found = {measure: part["value"].tolist() for measure, part in rows.groupby("measure", observed=True)}
     assert found["general_score"] == pytest.approx([np.nan, 0.5, 0.75, np.nan], nan_ok=True)
     assert found["general_refusal_rate"] == pytest.approx([1, 0, np.nan, 0], nan_ok=True)
+
+
+def test_a_table_without_a_row_of_safety_data_has_all_its_rows_at_one_dose():
+    for table in (cells(), cells().iloc[:0].astype({"safety_fraction": "category"})):
+        pd.testing.assert_frame_equal(rates.one_dose(table), table)
