@@ -192,8 +192,16 @@ def export(profile_name: str, folder: Path) -> str:
     """What was exported of the run's data sets, as text for the terminal; see sets.export."""
     from studylib.data import sets
 
-    found = sets.export(RunPaths.of(load_profile(profile_name).name), folder, DATA / "cards")
+    found = sets.export(_prepared(load_profile(profile_name)), folder, DATA / "cards")
     return f"{found.to_string(index=False)}\n{folder}: {found['exported'].sum()} of {len(found)} sets"
+
+
+def _prepared(profile: Profile) -> RunPaths:
+    """The paths of the profile's run. Raises StudyError where it has no data yet."""
+    paths = RunPaths.of(profile.name)
+    if not paths.data_index.is_file():
+        raise StudyError(f"The run of {profile.name} in {paths.run} has no data yet: `make study` makes them.")
+    return paths
 
 
 def plan(profile_name: str, cores: int) -> str:
@@ -212,7 +220,7 @@ def write_manifest(profile_name: str) -> None:
     from studylib.stages import planning
 
     profile = load_profile(profile_name)
-    paths = RunPaths.of(profile.name)
+    paths = _prepared(profile)
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     units = [unit for name in STAGES for unit in grid.units(profile, name)]
     logs = _read({f"{unit.stage}/{unit.name}": paths.log(unit.stage, unit.name, "json") for unit in units})
@@ -273,9 +281,13 @@ def summary(profile_name: str) -> str:
     if not paths.manifest.is_file():
         raise StudyError(f"The run of {profile.name} in {paths.run} is not finished: `make study` goes on with it.")
     tables = (paths.table(name).with_suffix(".parquet") for name in ("attack_success", "helpfulness"))
-    wide = readable.headline(*map(pd.read_parquet, tables))
-    seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_of_last_execution"]).T.sum()
-    seconds = seconds.drop("ended", errors="ignore").round(1)
+    try:
+        wide = readable.headline(*map(pd.read_parquet, tables))
+        seconds = pd.DataFrame(json.loads(paths.manifest.read_text())["seconds_of_last_execution"]).T.sum()
+        seconds = seconds.drop("ended", errors="ignore").astype(float).round(1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f"The run in {paths.run} cannot be summed up ({type(error).__name__}: {error}): its manifest.json, or a "
+        raise StudyError(f"{said}table, is damaged; `make study` makes it again once that file is deleted.") from None
     return (
         "Harmful prompts answered in % (95 % interval), by form, and what the tuning costs in %; chat style, no system "
         f"prompt:\n{wide.to_string(sparsify=False)}\n\n"

@@ -89,7 +89,8 @@ def test_the_numbers_of_the_findings_are_those_of_the_shipped_run():
         f"{interval(attack('none', 'none', form='translation'))} of the translated harmful prompts are answered, "
         f"{attack('none', 'none', form='text_generation')['percent']} % of the texts",
         f"{forms['text_generation']} % of the texts are answered, but {forms['code']} % of the code requests",
-        f"{interval(repaired)} after code tuning",
+        f"{interval(repaired)} after code tuning; "
+        f"{attack('translation', 'multitask', form='translation')['percent']} % of the translations after translation",
         f"from {twins[1]} % to {twins[0]} % after code tuning",
         f"from {general[0]} % to {general[1]} %",
     ):

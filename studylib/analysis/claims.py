@@ -111,6 +111,7 @@ def _change(row: dict) -> str:
         return f"{said} (no interval)"
     p = "p < 0.001" if row["p_holm"] < 0.001 else f"p {row['p_holm']:.3f}"
     verdict = f", {row['verdict']}" if row["verdict"] in (YES, NO, UNDECIDED) else ""
+    verdict += ", smaller than the margin" * ("smaller than the margin" in row["note"])
     stuck = row["verdict"] == UNDECIDED and NO_ROOM in row["note"]
     verdict += f": {NO_ROOM} from {100 * row['other_value']:.0f}" * stuck
     return f"{said} ({100 * row['low']:+.0f} to {100 * row['high']:+.0f}, {p}{verdict})"

@@ -115,7 +115,7 @@ class Question(Settings):
 class Plan(Settings):
     """The plan of the confirmatory part, data/plan.yaml."""
 
-    profiles: list[Name]
+    profiles: Annotated[list[Name], Field(min_length=1)]
     bases_at_least: Annotated[int, Field(ge=2)]
     asked: Asked
     frozen: dict[str, Any]  # dotted keys of a profile, with their values

@@ -74,6 +74,7 @@ def _measured(profile: Profile, paths: RunPaths) -> dict:
         "response_bytes": (size[""] - size["models"] - size["adapters"]) / len(answers),
     }
     found |= made | {"bytes": size[""]} | manifest["wall"]
+    _check(manifest["wall"])
     found["stretch"] = found["total"] / seconds(profile, found | {"stretch": 1}, found["cores"])
     _check({name: found[name] for name in RATES if name in found})
     return found
@@ -178,17 +179,18 @@ def _read(path: Path):
         table = pd.read_csv(path)[["question", "contrast", *power.COMPONENTS]]
         table = table.astype(dict.fromkeys(power.COMPONENTS, float))
         for row in table[[*power.COMPONENTS]].fillna(0).to_dict("records"):  # NaN: unknown
-            _check(row)
+            _check(row, most=2)  # of differences between -2 and 2
         return table
     except (ValueError, KeyError, TypeError) as error:
         said = f"{path} is damaged, or of another version ({type(error).__name__}: {error}): restore it, or copy "
         raise StudyError(f"{said}tables/{path.name} of a finished run.") from None
 
 
-def _check(rates: dict) -> dict:
-    """Raises ValueError for the first that is no number from 0."""
+def _check(rates: dict, most: float = np.finfo(float).max) -> dict:
+    """Raises ValueError for the first that is no number from 0 to `most`, or of which there is none."""
     for name, value in rates.items():
-        if not (isinstance(value, int | float) and 0 <= value < np.inf):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 <= value <= most and (value or name not in ("stretch", "cores", "total"))):
             raise ValueError(f"{name} is {value!r}, not a number from 0")
     return rates
 
@@ -205,7 +207,7 @@ def _size(profile: Profile, paths: RunPaths, cores: int) -> str:
         words += [f"{count['tuning_tokens']:,} tokens tuned on, {count['generated_tokens']:,} generated at most"]
     rows = found[(found["need"] != "hours") | (not profile.miniature)].itertuples()
     words += [f"{row.need}: {row.needed} for {row.what}" + f" ({row.found})" * bool(row.found) for row in rows]
-    path, note = SHIPPED / "seconds.json", "\nThis run has not finished, so there is nothing measured to compare with."
+    path, note = SHIPPED / "seconds.json", "\nThis run has not finished, or lacks adapters or times: no measures."
     try:
         own = measured(profile, paths)
     except StudyError as error:

@@ -113,6 +113,7 @@ def test_a_contrast_may_have_sides_of_its_own():
         ("questions/requests/arm", {"requests": "some"}, "arm.requests.*'own'.*found 'some'"),
         ("questions/forms/built_in", {"llama": "x"}, "built_in.llama.*'miniature'"),
         ("bases_at_least", 1, "bases_at_least.*2, found 1"),
+        ("profiles", [], "profiles.*at least 1 item"),
     ],
 )
 def test_what_a_plan_may_not_hold_is_named(changed, key, value, named):

@@ -1,6 +1,7 @@
 """What a run will show and cost, said before it starts."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -138,7 +139,7 @@ def test_power_comes_from_the_measured_components_and_names_what_more_would_buy(
     assert ["minutes on 2 cores", f"{planning.seconds(PROFILE, RATES, 2) / 60:.0f}"] in [
         line.rsplit(maxsplit=1) for line in said.splitlines()
     ]
-    assert "nothing measured to compare with" in said
+    assert "has not finished, or lacks adapters or times" in said
     more = PROFILE.model_copy(update={"base_seeds": list(range(12))})
     power = [float(planning.in_words(p, paths, 2).split("task_alone")[1].split()[4]) for p in (PROFILE, more)]
     assert power[1] > power[0] + 20  # percentage points
@@ -214,18 +215,18 @@ def test_a_damaged_file_of_the_shipped_run_is_named(paths, name, content):
         planning.in_words(PROFILE, paths, 2)
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", None])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", None, True])
 def test_a_rate_that_is_no_number_from_0_is_named(paths, value):
     files.write_text(planning.SHIPPED / "seconds.json", json.dumps(RATES | {"answer": value}))
     with pytest.raises(StudyError, match=f"answer is {value!r}, not a number from 0"):
         planning.in_words(PROFILE, paths, 2)
 
 
-@pytest.mark.parametrize("value", [-0.1, float("inf")])
+@pytest.mark.parametrize("value", [-0.1, float("inf"), 1e300])
 def test_a_component_that_is_negative_or_infinite_is_named(paths, value):
     table = pd.DataFrame([{"question": "task_alone", "contrast": "all", **COMPONENTS | {"seed_sd": value}}])
     files.write_text(planning.SHIPPED / "components.csv", table.to_csv(index=False))
-    with pytest.raises(StudyError, match=f"seed_sd is {value}, not a number from 0"):
+    with pytest.raises(StudyError, match=re.escape(f"seed_sd is {value}, not a number from 0")):
         planning.in_words(PROFILE, paths, 2)
 
 
@@ -244,6 +245,7 @@ DAMAGES = {
     "no times": _changed_manifest(lambda found: found.pop("seconds_of_last_execution")),
     "no models": _changed_manifest(lambda found: found.update(models={})),
     "no cores": _changed_manifest(lambda found: found["wall"].pop("cores")),
+    "no core": _changed_manifest(lambda found: found["wall"].update(cores=0)),
     "negative time": _changed_manifest(lambda found: found["wall"].update(total=-1.0)),
     "adapter no json": lambda paths: files.write_text(paths.adapter("0") / "study.json", "{"),
     "adapter a number": lambda paths: files.write_text(paths.adapter("0") / "study.json", "3"),
@@ -286,3 +288,22 @@ def test_an_unknown_component_gives_no_power(paths):
     files.write_text(planning.SHIPPED / "components.csv", pd.DataFrame(rows).assign(base_sd=[0.1, None]).to_csv())
     said = planning.in_words(PROFILE, paths, 2)
     assert "task_alone" in said and "requests" not in said
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("manifest.json", "{"), ("manifest.json", "[]"), ("tables/attack_success.parquet", "no table")],
+)
+def test_a_damaged_run_is_not_summed_up(tmp_path, monkeypatch, file, content):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    files.write_text(tmp_path / "smoke" / "manifest.json", "{}")
+    files.write_text(tmp_path / "smoke" / file, content)
+    with pytest.raises(StudyError, match=r"cannot be summed up .* manifest.json, or a table, is damaged"):
+        run.summary("smoke")
+
+
+def test_a_run_without_data_has_no_manifest_and_exports_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    for command in (lambda: run.write_manifest("smoke"), lambda: run.export("smoke", tmp_path / "out")):
+        with pytest.raises(StudyError, match=r"The run of smoke in .* has no data yet: `make study` makes them"):
+            command()
