@@ -287,7 +287,9 @@ def summary(profile_name: str) -> str:
         seconds = seconds.drop("ended", errors="ignore").astype(float).round(1)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"The run in {paths.run} cannot be summed up ({type(error).__name__}: {error}): its manifest.json, or a "
-        raise StudyError(f"{said}table, is damaged; `make study` makes it again once that file is deleted.") from None
+        raise StudyError(
+            f"{said}table, is damaged; delete its findings.md, and `make study` makes them again."
+        ) from None
     return (
         "Harmful prompts answered in % (95 % interval), by form, and what the tuning costs in %; chat style, no system "
         f"prompt:\n{wide.to_string(sparsify=False)}\n\n"

@@ -19,7 +19,7 @@ from studylib.analysis.stats import CONFIDENCE, POWER
 from studylib.figures import changes, planes, rates, style
 from studylib.study.files import read_yaml
 from studylib.study.paths import DATA
-from studylib.study.words import STYLES
+from studylib.study.words import STYLES, counted
 
 FIGURES = rates.FIGURES | changes.FIGURES | planes.FIGURES  # name: (function, *tables it draws from)
 LEVEL = f"{100 * CONFIDENCE:.0f} %"
@@ -96,7 +96,7 @@ def footer_of(
     if judge := next((column for column in ("judge", "metric") if column in rows), None):
         text.append(f"Judge: {words.get('judge') or listed(sorted(set(known[judge])))}.")
     if n := int(known["n_unjudged"].sum()) if "n_unjudged" in rows else 0:
-        text.append(f"Left out: {_counted(n, 'response')} that could not be judged.")
+        text.append(f"Left out: {counted(n, 'response')} that could not be judged.")
     text += _missing(rows, value, expected, mark, safety_styles) if expected else []
     wilson = f"Intervals: {LEVEL} Wilson, clustered by prompt and base or training run."
     text.append(wilson if intervals == "drawn" else intervals)
@@ -133,13 +133,9 @@ def _missing(rows: pd.DataFrame, value: str, expected: Sequence[str], mark: str,
     not_run = [f"{arm} safety data" for arm in expected if arm not in arms and arm != "none"]
     not_run += ["tuning without safety data"] if len(tuned) and "none" not in arms else []
     not_run += ["the aligned model"] if len(tuned) == len(rows) else []
-    not_run += [f"{_counted(absent, 'cell')}, left empty"] if absent else []
+    not_run += [f"{counted(absent, 'cell')}, left empty"] if absent else []
     text = [f"Not of the grid, or not run: {listed(not_run)}."] if not_run else []
-    return text + ([f"Nothing judged: {_counted(unknown, mark)}, left empty."] if unknown else [])
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return text + ([f"Nothing judged: {counted(unknown, mark)}, left empty."] if unknown else [])
 
 
 def listed(words) -> str:
@@ -155,4 +151,4 @@ def _by_arm(shares: dict, unit: str = "%") -> str:
 
 
 _ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # plain text, no page
-_ENVIRONMENT.filters |= {"listed": listed, "by_arm": _by_arm, "counted": _counted}
+_ENVIRONMENT.filters |= {"listed": listed, "by_arm": _by_arm, "counted": counted}

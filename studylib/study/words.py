@@ -35,7 +35,7 @@ Verdict = tuple[str, str]  # one of VERDICTS, and the reason in a few words
 
 def counted(n: int, word: str) -> str:
     """The number with its word, as in "1 seed" and "1,200 responses"."""
-    return f"{n:,} {word}{'s' * (n != 1)}"
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
 class StudyError(Exception):
